@@ -1,0 +1,41 @@
+"""The geometry that drafting, verifying and replaying share.
+
+A block is an anchor and K drafts. It sees the committed tokens strictly before its start, and itself: in both
+directions (DFlash's drafter) or causally (the target's own opinion of drafts, EAGLE-3). All blocks of a text are laid
+side by side as rows behind the text and go through one forward.
+"""
+
+import torch
+from torch import Tensor
+
+
+def gather_blocks(tokens: Tensor, anchors: Tensor, block_size: int, mask_token_id: int) -> Tensor:
+    """Drafter input [B, N, W]: the anchor token, then the mask token. tokens [B, T], anchors [B, N]."""
+    blocks = torch.full((*anchors.shape, block_size), mask_token_id, device=tokens.device)
+    blocks[..., 0] = tokens.gather(1, anchors)
+    return blocks
+
+
+def block_positions(anchors: Tensor, block_size: int) -> Tensor:
+    """[B, N, W] position of every slot; slot k stands where token anchor + k will."""
+    return anchors[..., None] + torch.arange(block_size, device=anchors.device)
+
+
+def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool) -> Tensor:
+    """Which of [text ‖ rows] each row may see: bool [B, 1, R, T + R], True = visible.
+
+    Args:
+        start: [B, R] first text position that the row does not see (its block's start).
+        block: [B, R] which block a row belongs to, rows of a block in order; -1 marks padding.
+        causal: a row sees only the rows of its block up to itself, else all of them.
+    """
+    text = torch.arange(text_length, device=start.device) < start[..., None]
+    rows = block[..., :, None] == block[..., None, :]
+    if causal:
+        rows = rows.tril()
+    return torch.cat([text, rows], dim=-1)[:, None]
+
+
+def causal_mask(positions: Tensor, length: int) -> Tensor:
+    """bool [B, 1, W, S]: a query at position p sees the slots 0..p of a cache whose slot is its position."""
+    return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]

@@ -1,0 +1,55 @@
+"""A key-value cache whose rows may have different lengths.
+
+A slot's index is its token's position. Every write starts at the row's own length and runs past it; what a shorter
+commit leaves behind is never visible (masks show slots up to the query's position) and is overwritten by the next
+write. So cropping costs nothing: it is a smaller number in `lengths`.
+"""
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+def write(buffer: Tensor, values: Tensor, lengths: Tensor) -> None:
+    """Puts values [B, W, ...] into buffer [B, S, ...] at slots lengths[b]..lengths[b] + W."""
+    slots = lengths[:, None] + torch.arange(values.shape[1], device=lengths.device)
+    rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+    buffer[rows, slots] = values.to(buffer.dtype)
+
+
+class RaggedCache(Cache):
+    """Keys and values [B, heads, S, head_dim] per layer, made on first use. Speaks transformers' `Cache`."""
+
+    def __init__(self, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(layers=[])
+        self.capacity = capacity
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.end = 0  # slots that the current forward can see
+        self.stores: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def begin(self, width: int) -> Tensor:
+        """Opens a forward of `width` tokens a row: their positions [B, width]."""
+        positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
+        self.end = int(self.lengths.max()) + width
+        if self.end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row, {self.end} are wanted")
+        return positions
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Writes [B, heads, W, head_dim] behind each row's length; gives all slots up to the longest row's end."""
+        if layer_idx not in self.stores:
+            rows, heads, _, dim = key_states.shape
+            shape = (rows, self.capacity, heads, dim)
+            self.stores[layer_idx] = (key_states.new_zeros(shape), value_states.new_zeros(shape))
+        stores = self.stores[layer_idx]
+        for store, states in zip(stores, (key_states, value_states), strict=True):
+            write(store, states.transpose(1, 2), self.lengths)
+        return tuple(store[:, : self.end].transpose(1, 2) for store in stores)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.end
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps only these rows (finished ones leave the batch)."""
+        self.lengths = self.lengths[rows]
+        self.stores = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.stores.items()}

@@ -1,0 +1,220 @@
+"""What watches a run: they read traces and modules, and log."""
+
+import math
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from draftopd import measure, pictures
+from draftopd.data import DraftDataModule, progress
+from draftopd.module import DraftModule
+from draftopd.trace import Trace
+
+PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
+
+
+def mlflow_logger(trainer: L.Trainer) -> MLFlowLogger | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+
+
+def data_of(trainer: L.Trainer) -> DraftDataModule:
+    assert isinstance(trainer.datamodule, DraftDataModule)  # type: ignore[attr-defined]
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+class Budget(L.Callback):
+    """Ends a run when its budget is spent, and lays the learning rate over it: linear warm-up, then a cosine to 0.
+
+    Args:
+        epochs, steps, flops: whichever is spent first ends the run. FLOPs are the ledger's training FLOPs: rollouts,
+            replay, drafter forward and backward; the target's own texts, made once for all runs, are not in them.
+        warmup: share of the budget.
+    """
+
+    def __init__(
+        self, epochs: float | None = None, steps: int | None = None, flops: float | None = None, warmup: float = 0.05
+    ) -> None:
+        self.epochs, self.steps, self.flops, self.warmup = epochs, steps, flops, warmup
+
+    def spent(self, trainer: L.Trainer, module: DraftModule, batch_idx: int) -> float:
+        """Share of the budget that is gone, 0..1 and above."""
+        shares = [0.0]
+        if self.epochs:
+            shares.append((trainer.current_epoch + batch_idx / float(trainer.num_training_batches)) / self.epochs)
+        if self.steps:
+            shares.append(trainer.global_step / self.steps)
+        if self.flops:
+            shares.append(module.ledger.training_flops / self.flops)
+        return max(shares)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DraftModule)
+        share = min(1.0, self.spent(trainer, pl_module, batch_idx))
+        rise = (share + 1e-3) / self.warmup if self.warmup else 1.0
+        factor = min(rise, 0.5 * (1 + math.cos(math.pi * share)))
+        for group in trainer.optimizers[0].param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * factor
+        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+        pl_module.log("train/budget_spent", share, prog_bar=True, batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DraftModule)
+        # the small slack: a sum of fractions may end just below 1
+        if self.spent(trainer, pl_module, batch_idx + 1) >= 1 - 1e-6:
+            trainer.should_stop = True
+
+
+class AcceptanceLength(L.Callback):
+    """Real rollouts on held-out prompts at every validation; keeps their traces for other callbacks.
+
+    Args:
+        limit: prompts of the validation split.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.traces: list[Trace] = []
+        self.history: list[tuple[float, float]] = []
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        if trainer.sanity_checking:
+            return
+        data = data_of(trainer)
+        prompts = data.encoded("val", self.limit)
+        with progress("validating", len(prompts)) as on_done, pl_module.ledger.timed("validate"):
+            self.traces = measure.roll(
+                pl_module.target, pl_module.drafter, [ids for _, ids in prompts], data.decoding, on_done
+            )
+        for name, values in measure.by_set(self.traces, [p.set for p, _ in prompts]).items():
+            prefix = f"val/{name}/" if name else "val/"
+            pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1, sync_dist=True)
+        pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
+        pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
+        self.history.append((pl_module.ledger.training_flops, values["acceptance_length"]))
+
+
+class Speedup(L.Callback):
+    """Tokens per second against plain decoding of the same target in the same process, when training ends.
+
+    Args:
+        prompts: validation prompts that are timed, one at a time; 0 = do not measure.
+    """
+
+    def __init__(self, prompts: int = 8) -> None:
+        self.prompts = prompts
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        if not self.prompts or pl_module.interrupted:
+            return
+        data = data_of(trainer)
+        prompts = [ids for _, ids in data.encoded("val", self.prompts)]
+        with progress("timing", len(prompts)) as on_done:
+            values = measure.speedup(pl_module.target, pl_module.drafter, prompts, data.decoding, on_done)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{name}": value for name, value in values.items()}, trainer.global_step)
+
+
+class TraceLog(L.Callback):
+    """Examples of traces in colour, and where drafts are rejected, as artifacts.
+
+    Args:
+        examples: traces of the last validation that are shown.
+    """
+
+    def __init__(self, examples: int = 8) -> None:
+        self.examples = examples
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        logger = mlflow_logger(trainer)
+        source = next((c for c in trainer.callbacks if isinstance(c, AcceptanceLength)), None)  # type: ignore[attr-defined]
+        if logger is None or source is None or not source.traces:
+            return
+        page = pictures.trace_page(source.traces[: self.examples], pl_module.target.tokenizer)
+        logger.experiment.log_text(logger.run_id, page, "traces/examples.html")
+        figure = pictures.rejections(source.traces)
+        logger.experiment.log_figure(logger.run_id, figure, "traces/rejections.png")
+        pictures.close(figure)
+
+
+class RunRecord(L.Callback):
+    """What a run was: resolved config, command, git commit, package versions, the target's fingerprint.
+
+    The config goes into MLflow and into every checkpoint, so that a checkpoint can rebuild its drafter.
+
+    Args:
+        config: the resolved configuration.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        logger = mlflow_logger(trainer)
+        if logger is None:
+            return
+        client, run = logger.experiment, logger.run_id
+        client.log_text(run, OmegaConf.to_yaml(OmegaConf.create(self.config)), "config.yaml")
+        client.log_dict(run, {name: version(name) for name in PACKAGES}, "versions.json")
+        tags = {
+            "target_fingerprint": pl_module.target.fingerprint,
+            "git_commit": git_commit(),
+            "command": " ".join(["python -m draftopd.fit", *sys.argv[1:]]),
+            "machine": f"{platform.platform()}, python {platform.python_version()}",
+        }
+        for name, value in tags.items():
+            client.set_tag(run, name, value)
+        for name in ("target", "drafter", "objective", "data", "prompts", "module", "budget", "seed"):
+            for key, value in _flat(name, self.config.get(name)):
+                client.log_param(run, key, str(value)[:500])
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ctrl-C: nothing is lost; `resume=<checkpoint>` goes on from here."""
+        assert isinstance(pl_module, DraftModule)
+        if isinstance(exception, KeyboardInterrupt):
+            pl_module.interrupted = True
+            if trainer.global_step:
+                trainer.save_checkpoint(Path(self.config["output_dir"]) / "checkpoints" / "last.ckpt")
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, with "+changes" where the tree differs; "unknown" outside a checkout."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}", inner)]
+    return [(prefix, value)]

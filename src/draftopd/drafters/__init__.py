@@ -1,0 +1,1 @@
+"""One file per drafter; they never import each other."""

@@ -1,0 +1,80 @@
+"""What every drafter offers: `forward` for training, `start` / `extend` / `draft` for decoding."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from draftopd.cache import RaggedCache
+from draftopd.target import Head
+from draftopd.trace import ReplayBatch
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class Drafter(nn.Module, ABC):
+    """A trainable model that proposes `num_draft_tokens` tokens behind an anchor.
+
+    Attributes:
+        block_size: W = anchor + drafts.
+        layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
+    """
+
+    block_size: int
+    hidden_size: int
+    layer_ids: tuple[int, ...]
+    d2t: Tensor | None
+
+    def __init__(
+        self, hidden_size: int, block_size: int, layer_ids: tuple[int, ...], draft_vocab_size: int | None
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.block_size = block_size
+        self.layer_ids = layer_ids
+        # offsets as in published checkpoints: target id = draft id + d2t[draft id]
+        offsets = None if draft_vocab_size is None else torch.zeros(draft_vocab_size, dtype=torch.long)
+        self.register_buffer("d2t", offsets)
+
+    @property
+    def num_draft_tokens(self) -> int:
+        return self.block_size - 1
+
+    @property
+    def vocabulary(self) -> Tensor | None:
+        """[V'] sorted target ids that the drafter can propose; None = all of them."""
+        return None if self.d2t is None else self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    def set_vocabulary(self, token_ids: Tensor) -> None:
+        """Fixes the draft vocabulary to these sorted ids [V']."""
+        assert self.d2t is not None and token_ids.shape == self.d2t.shape, "the draft vocabulary's size is fixed"
+        self.d2t.copy_(token_ids - torch.arange(len(token_ids), device=token_ids.device))
+
+    def head_weights(self, target_vocab_size: int) -> int:
+        """Multiply-adds of the output head for one row."""
+        return self.hidden_size * (target_vocab_size if self.d2t is None else len(self.d2t))
+
+    @abstractmethod
+    def context_flops(self, tokens: float) -> float:
+        """FLOPs of taking in the features of this many committed tokens."""
+
+    @abstractmethod
+    def block_flops(self, blocks: float, length: float) -> float:
+        """FLOPs of one forward of this many blocks behind texts of this mean length, without the head."""
+
+    @abstractmethod
+    def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
+        """Hidden states [B, N, K, D] of all draft slots of all blocks, from batch.features [B, T, F]."""
+
+    @abstractmethod
+    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
+        """An empty decoding state for a batch."""
+
+    @abstractmethod
+    def extend(self, state: RaggedCache, features: Tensor) -> None:
+        """Adds features [B, R, F] of committed tokens behind each row's length; the caller moves `state.lengths`."""
+
+    @abstractmethod
+    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head) -> Tensor:
+        """Proposes [B, K] tokens behind the anchor tokens [B], which stand at positions `state.lengths`."""

@@ -1,0 +1,204 @@
+"""DFlash (arXiv 2602.06036): one pass fills a whole block, conditioned on the target by key-value injection.
+
+The projected target features are extra keys and values in every layer; they are never updated by the layers. A block
+[anchor, mask, ..., mask] attends to the features strictly before its anchor and, in both directions, to itself; slot k
+predicts the token at its own position. Embedding and head are lent by the target. Parameter names are those of the
+published z-lab checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from draftopd.blocks import block_positions, branch_mask, gather_blocks
+from draftopd.cache import RaggedCache
+from draftopd.drafters.base import Drafter, Embed
+from draftopd.errors import DraftError
+from draftopd.target import Head, TargetShape
+from draftopd.trace import ReplayBatch
+
+
+def default_layer_ids(num_taps: int, target_layers: int) -> list[int]:
+    """z-lab's rule: the middle layer for one tap, else evenly spaced from 1 to L - 3 (0-based layer outputs)."""
+    if num_taps == 1:
+        return [target_layers // 2]
+    return [round(1 + i * (target_layers - 4) / (num_taps - 1)) for i in range(num_taps)]
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding, half-split layout as in Llama and Qwen."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, R, heads, head_dim] at positions [B, R]."""
+        half = self.head_dim // 2
+        steps = torch.arange(half, device=x.device, dtype=torch.float32) / half
+        angle = positions[..., None, None].float() * self.theta**-steps
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Attention(nn.Module):
+    def __init__(self, size: int, heads: int, kv_heads: int, head_dim: int, eps: float, theta: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(size, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(size, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(size, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, size, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim, eps)
+        self.k_norm = nn.RMSNorm(head_dim, eps)
+        self.rotary = Rotary(head_dim, theta)
+
+    def keys_values(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, R, kv_heads, head_dim] of rows [B, R, D], the same projections for text and block."""
+        keys = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
+        return self.rotary(keys, positions), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+
+    def forward(self, x: Tensor, positions: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
+        query = self.rotary(query, positions).transpose(1, 2)
+        pairs = zip(text, self.keys_values(x, positions), strict=True)
+        keys, values = (torch.cat(pair, 1).transpose(1, 2) for pair in pairs)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm = nn.RMSNorm(size, eps)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps)
+
+    def forward(self, x: Tensor, positions: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), positions, text, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DFlash(Drafter):
+    """The block drafter.
+
+    Args:
+        target: shapes of the target; sizes that are not given are the target's.
+        num_layers: decoder layers of the drafter.
+        block_size: W, anchor and drafts; at least 2.
+        layer_ids: features to read; default z-lab's rule with `num_taps` (default `num_layers`) layers.
+        draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
+    """
+
+    def __init__(
+        self,
+        target: TargetShape,
+        num_layers: int,
+        block_size: int,
+        layer_ids: list[int] | None = None,
+        num_taps: int | None = None,
+        draft_vocab_size: int | None = None,
+        num_attention_heads: int | None = None,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+    ) -> None:
+        if block_size < 2:
+            raise DraftError(f"drafter.block_size is {block_size}: it counts the anchor, so it must be at least 2")
+        ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)
+        if not ids or min(ids) < 0 or max(ids) >= target.num_layers:
+            raise DraftError(f"drafter.layer_ids {ids} must lie in 0..{target.num_layers - 1}, the target's layers")
+        if draft_vocab_size is not None and not 1 <= draft_vocab_size <= target.vocab_size:
+            raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
+        super().__init__(target.hidden_size, block_size, tuple(ids), draft_vocab_size)
+        self.mask_token_id = target.mask_token_id
+        size, eps = target.hidden_size, target.rms_norm_eps
+        self.fc = nn.Linear(len(ids) * size, size, bias=False)
+        self.hidden_norm = nn.RMSNorm(size, eps)
+        self.layers = nn.ModuleList(
+            Layer(
+                Attention(
+                    size,
+                    num_attention_heads or target.num_attention_heads,
+                    num_key_value_heads or target.num_key_value_heads,
+                    head_dim or target.head_dim,
+                    eps,
+                    target.rope_theta,
+                ),
+                MLP(size, intermediate_size or target.intermediate_size),
+                size,
+                eps,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.RMSNorm(size, eps)
+        self.apply(_init)
+
+    def context_flops(self, tokens: float) -> float:
+        attentions = [layer.self_attn for layer in self.layers]
+        weights = self.fc.weight.numel() + sum(a.k_proj.weight.numel() + a.v_proj.weight.numel() for a in attentions)
+        return 2.0 * weights * tokens
+
+    def block_flops(self, blocks: float, length: float) -> float:
+        rows = blocks * self.block_size
+        weights = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
+        queries = sum(layer.self_attn.q_proj.out_features for layer in self.layers)
+        return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size)
+
+    def _context(self, features: Tensor) -> Tensor:
+        return self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
+
+    def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
+        assert batch.features is not None, "replay the batch first"
+        text, (rows, width) = batch.tokens.shape[1], batch.anchors.shape
+        inputs = gather_blocks(batch.tokens, batch.anchors, self.block_size, self.mask_token_id)
+        positions = block_positions(batch.anchors, self.block_size).flatten(1)
+        start = batch.anchors[..., None].expand_as(inputs).flatten(1)
+        block = torch.arange(width, device=start.device).repeat_interleave(self.block_size).expand(rows, -1)
+        mask = branch_mask(start, block, text, causal=False)
+        context = self._context(batch.features)
+        text_positions = torch.arange(text, device=start.device).expand(rows, -1)
+        x = embed(inputs.flatten(1)).to(context.dtype)
+        for layer in self.layers:
+            x = layer(x, positions, layer.self_attn.keys_values(context, text_positions), mask)
+        return self.norm(x).unflatten(1, inputs.shape[1:])[:, :, 1:]
+
+    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
+        return RaggedCache(rows, capacity, device)
+
+    def extend(self, state: RaggedCache, features: Tensor) -> None:
+        context = self._context(features)
+        positions = state.begin(features.shape[1])
+        for i, layer in enumerate(self.layers):
+            keys, values = layer.self_attn.keys_values(context, positions)
+            state.update(keys.transpose(1, 2), values.transpose(1, 2), i)
+
+    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head) -> Tensor:
+        inputs = torch.full((len(anchors), self.block_size), self.mask_token_id, device=anchors.device)
+        inputs[:, 0] = anchors
+        positions = block_positions(state.lengths[:, None], self.block_size)[:, 0]
+        end = int(state.lengths.max())
+        block = torch.zeros_like(positions)
+        mask = branch_mask(state.lengths[:, None].expand_as(positions), block, end, causal=False)
+        x = embed(inputs).to(self.norm.weight.dtype)
+        for i, layer in enumerate(self.layers):
+            keys, values = state.stores[i]
+            x = layer(x, positions, (keys[:, :end], values[:, :end]), mask)
+        return head.tokens(head(self.norm(x[:, 1:])).argmax(-1))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)

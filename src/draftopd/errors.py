@@ -1,0 +1,5 @@
+"""One exception for mistakes a user can mend; the commands print it as one line."""
+
+
+class DraftError(Exception):
+    """Its message is one line: what is wrong, and what to do."""

@@ -1,0 +1,93 @@
+"""What training has cost: tokens, FLOPs and seconds per phase.
+
+FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for linear layers, 4 · heads · head_dim for
+each visible (query, key) pair of attention. A backward pass counts twice its forward.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from draftopd.drafters.base import Drafter
+from draftopd.target import Target
+from draftopd.trace import ReplayBatch
+
+
+def linear_weights(module: nn.Module) -> int:
+    """Multiply-adds that one row costs in the linear layers of a module."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+class Ledger:
+    """Adds up costs by phase: `prefill` and `verify` (target), `draft` (drafter, decoding), `train` (drafter), `replay`."""
+
+    def __init__(self) -> None:
+        self.flops: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @property
+    def training_flops(self) -> float:
+        """All phases but `texts`: the target's own texts are made once and shared by every run that reads them."""
+        return sum(flops for phase, flops in self.flops.items() if phase != "texts")
+
+    def take(self, other: "Ledger", phase: str) -> None:
+        """Adds everything that another ledger counted under one phase."""
+        self.flops[phase] += sum(other.flops.values())
+        self.tokens[phase] += sum(other.tokens.values())
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"flops": dict(self.flops), "tokens": dict(self.tokens), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        for name, values in state.items():
+            getattr(self, name).update(values)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def _target(self, phase: str, target: Target, tokens: float, pairs: float, heads: float) -> None:
+        config = target.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * pairs
+        head = 2 * target.head().weight.numel() * heads
+        self.flops[phase] += 2 * linear_weights(target.body) * tokens + attention + head
+        self.tokens[phase] += tokens
+
+    def prefill(self, target: Target, drafter: Drafter | None, tokens: int, length: int, rows: int) -> None:
+        self._target("prefill", target, tokens, tokens * length / 2, rows)
+        if drafter is not None:
+            self.flops["draft"] += drafter.context_flops(tokens)
+
+    def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: int) -> None:
+        self._target("verify", target, rows * width, rows * width * length, rows * width)
+        if drafter is not None:
+            self.flops["draft"] += drafter.context_flops(rows * width)
+            self.flops["draft"] += drafter.block_flops(rows, length)
+            self.flops["draft"] += 2 * drafter.head_weights(target.vocab_size) * rows * drafter.num_draft_tokens
+            self.tokens["draft"] += rows * drafter.num_draft_tokens
+
+    def replay(self, target: Target, batch: ReplayBatch) -> None:
+        tails = float((batch.drafted - batch.accepted - 1).clamp(min=0).sum())
+        text = float(batch.lengths.sum())
+        length = batch.tokens.shape[1]
+        self._target("replay", target, text + tails, text * length / 2 + tails * length, 0)
+
+    def train(self, target: Target, drafter: Drafter, batch: ReplayBatch, target_rows: bool) -> None:
+        """One forward and backward of the drafter over a batch, and the target's head where its logits are read."""
+        blocks = float((batch.drafted > 0).sum())
+        rows = float(batch.drafted.sum())
+        mean_length = float(batch.anchors.double().mean()) if blocks else 0.0
+        head = 2 * drafter.head_weights(target.vocab_size) * rows
+        forward = drafter.context_flops(float(batch.lengths.sum())) + drafter.block_flops(blocks, mean_length)
+        # the lent head is frozen: backward goes through it once, into the hidden states
+        self.flops["train"] += 3 * forward + 2 * head + (head if target_rows else 0)
+        self.tokens["train"] += rows

@@ -1,0 +1,162 @@
+"""The training step: a frozen target, a trainable drafter, an objective."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.ledger import Ledger
+from draftopd.losses import Objective, Rows
+from draftopd.target import Head, Target
+from draftopd.trace import ReplayBatch
+
+
+class DraftModule(L.LightningModule):
+    """Trains a drafter on replayed blocks; SFT and on-policy distillation differ in their data and objective alone.
+
+    One Lightning batch is one optimizer step: a list of micro-batches. Sums over micro-batches and processes come
+    first, the division after (METHOD: one normalisation over everything that one optimizer step sees).
+
+    Args:
+        optimizer: makes the optimizer from the drafter's parameters.
+        chunk_rows: rows whose logits [chunk_rows, V] exist at a time.
+        gradient_clip: largest norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        objective: Objective,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        chunk_rows: int = 4096,
+        gradient_clip: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the drafter, never the target
+        self.target, self.drafter, self.objective = target, drafter, objective
+        self.make_optimizer = optimizer
+        self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
+        self.ledger = Ledger()
+        self.interrupted = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.drafter.parameters())
+
+    def on_fit_start(self) -> None:
+        if self.drafter.d2t is not None and not self.drafter.d2t.any():
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
+
+    def draft_head(self) -> Head:
+        return self.target.head(self.drafter.vocabulary)
+
+    def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        head = self.draft_head()
+        index = self._head_index(head)
+        totals = self._sum([self.objective.weights(self._rows(micro, index)) for micro in batch])
+        summed = {name: torch.zeros((), device=self.device) for name in totals}
+        with self.ledger.timed("train"):
+            for micro in batch:
+                terms = self._terms(micro, head, index)
+                self.manual_backward(self._mix(terms, totals) * self.trainer.world_size)
+                summed = {name: value + terms[name].detach() for name, value in summed.items()}
+            self.clip_gradients(optimizer, self.gradient_clip, "norm")
+            optimizer.step()
+            optimizer.zero_grad()
+        self._log_step(batch, summed, totals)
+
+    def validation_step(self, batch: ReplayBatch, batch_idx: int) -> None:
+        """Loss and teacher-forced acceptance on a fixed grid of anchors."""
+        head = self.draft_head()
+        index = self._head_index(head)
+        batch = self._evidence(batch)
+        weights = self.objective.weights(self._rows(batch, index))
+        loss = self._mix(self._terms(batch, head, index), {name: w.sum() for name, w in weights.items()})
+        self.log("val/loss", loss, batch_size=len(batch.tokens), sync_dist=True)
+
+    def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
+        """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
+        if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
+            return batch
+        self.ledger.replay(self.target, batch)
+        return self.target.replay(batch, self.drafter.layer_ids)
+
+    def _head_index(self, head: Head) -> Tensor | None:
+        """[V] row of the draft head for each token id, -1 outside the draft vocabulary."""
+        if head.vocabulary is None:
+            return None
+        index = torch.full((self.target.vocab_size,), -1, device=self.device)
+        return index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
+
+    def _rows(self, batch: ReplayBatch, index: Tensor | None) -> Rows:
+        slots = torch.arange(1, batch.drafts.shape[2] + 1, device=batch.drafts.device).expand_as(batch.drafts)
+        labels = batch.drafts if index is None else index[batch.drafts]
+        valid = batch.valid
+        return Rows(labels[valid], slots[valid], (slots <= batch.accepted[..., None])[valid])
+
+    def _terms(self, batch: ReplayBatch, head: Head, index: Tensor | None) -> dict[str, Tensor]:
+        """Numerators of the objective's terms, summed over chunks of rows."""
+        batch = self._evidence(batch)
+        if self.training:
+            self.ledger.train(self.target, self.drafter, batch, self.objective.needs_target)
+        valid, rows = batch.valid, self._rows(batch, index)
+        hidden = self.drafter(batch, self.target.embed)[valid]
+        judged = batch.target_hidden[valid] if self.objective.needs_target else None
+
+        def terms(draft: Tensor, target: Tensor | None, part: Rows) -> dict[str, Tensor]:
+            losses = self.objective.losses(head(draft), None if target is None else head(target), part)
+            return {name: (weight * losses[name]).sum() for name, weight in self.objective.weights(part).items()}
+
+        sums: dict[str, Tensor] = {}
+        for at in range(0, max(len(rows), 1), self.chunk_rows):
+            part = slice(at, at + self.chunk_rows)
+            target = None if judged is None else judged[part]
+            # with several chunks the logits of each are computed again in the backward pass instead of kept
+            once = len(rows) <= self.chunk_rows
+            call = (hidden[part], target, rows[part])
+            chunk = terms(*call) if once else checkpoint(terms, *call, use_reentrant=False)
+            sums = {name: value + sums.get(name, 0) for name, value in chunk.items()}
+        return sums
+
+    def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
+        scale = sum(self.objective.coefficients.values())
+        parts = [
+            self.objective.coefficients[name] / scale * value / totals[name].clamp(min=1e-8)
+            for name, value in terms.items()
+        ]
+        return torch.stack(parts).sum()
+
+    def _sum(self, weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        local = {name: torch.stack([w[name].sum() for w in weights]).sum() for name in weights[0]}
+        return {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in local.items()}
+
+    def _log_step(self, batch: list[ReplayBatch], summed: dict[str, Tensor], totals: dict[str, Tensor]) -> None:
+        summed = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in summed.items()}
+        loss = self._mix(summed, totals)
+        values = {f"train/{name}": value / totals[name].clamp(min=1e-8) for name, value in summed.items()}
+        steps = torch.cat([micro.drafter_step for micro in batch]).float().mean()
+        values["train/staleness"] = (self.global_step - 1 - steps).clamp(min=0)
+        values["train/blocks"] = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
+        values["ledger/flops"] = torch.tensor(self.ledger.training_flops)
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log_dict(values, batch_size=1)
+        if not math.isfinite(float(loss)):
+            raise DraftError(f"the loss is {float(loss)} at step {self.global_step}: lower module.optimizer.lr")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("drafter.")}
+        checkpoint["ledger"] = self.ledger.state_dict()
+        checkpoint["target_fingerprint"] = self.target.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ledger.load_state_dict(checkpoint["ledger"])

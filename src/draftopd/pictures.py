@@ -1,0 +1,73 @@
+"""Figures and pages from traces and runs."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.rule import Rule
+
+from draftopd.metrics import Acceptance
+from draftopd.trace import Trace
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Acceptance length against training FLOPs of one stage."""
+
+    name: str
+    flops: list[float]
+    acceptance_length: list[float]
+
+
+def close(figure: Figure) -> None:
+    plt.close(figure)
+
+
+def trace_page(traces: Sequence[Trace], tokenizer) -> str:
+    """HTML page: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
+    console = Console(record=True, file=io.StringIO(), width=110)
+    console.print("accepted draft", style="green", end="   ")
+    console.print("target's own token", style="bold blue", end="   ")
+    console.print("rejected draft", style="red strike")
+    for trace in traces:
+        console.print(Rule(f"{trace.response_length} tokens, acceptance length {trace.acceptance_length:.2f}"))
+        console.print(trace.render(tokenizer))
+    return console.export_html()
+
+
+def rejections(traces: Sequence[Trace]) -> Figure:
+    """How many drafts a block kept, and acceptance by position: marginal and conditional."""
+    metric = Acceptance(traces[0].drafts.shape[1])
+    metric.update(traces)
+    values = metric.compute()
+    blocks = metric.histogram
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    left.bar(range(len(blocks)), (blocks / blocks.sum()).tolist(), color="tab:blue")
+    left.set(xlabel="accepted drafts of a block", ylabel="share of blocks", xticks=range(len(blocks)))
+    slots = range(1, len(blocks))
+    for key, label in (("accept_at", "first k drafts held"), ("accept_at_given", "draft k held, given k - 1 did")):
+        points = [(k, float(values[f"{key}/{k}"])) for k in slots if f"{key}/{k}" in values]
+        right.plot(*zip(*points, strict=True), marker="o", label=label)
+    right.set(xlabel="position k in the block", ylabel="share of blocks", ylim=(0, 1), xticks=slots)
+    right.legend(frameon=False)
+    length = float(values["acceptance_length"])
+    figure.suptitle(f"{len(traces)} responses, {int(blocks.sum())} blocks, acceptance length {length:.2f}")
+    return figure
+
+
+def curves(stages: Sequence[Curve], split: str = "validation") -> Figure:
+    """Acceptance length against training FLOPs; a continuation starts where the stage before it ended."""
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for number, stage in enumerate(stages):
+        petaflops = [value / 1e15 for value in stage.flops]
+        axis.plot(petaflops, stage.acceptance_length, marker="o", ms=4, color=f"C{number}", label=stage.name)
+    axis.set(xlabel="training PFLOPs", ylabel=f"acceptance length on {split} prompts (tokens per verification)")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    return figure

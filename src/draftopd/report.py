@@ -1,0 +1,164 @@
+"""What a run ends with: acceptance and speedup on held-out prompts as a table, a picture and JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+from rich.table import Table
+
+from draftopd import measure, pictures, stats
+from draftopd.callbacks import AcceptanceLength, git_commit
+from draftopd.data import DraftDataModule, progress
+from draftopd.module import DraftModule
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage reached on the test prompts."""
+
+    name: str
+    start: str | None
+    """name of the stage whose weights it started from"""
+    checkpoint: str
+    run_id: str | None
+    acceptance_lengths: list[float]
+    """one a prompt; NaN where the response was a single token"""
+    metrics: dict[str, float]
+    training_flops: float
+    seconds: float
+    curve: list[tuple[float, float]]
+    """(training FLOPs of this stage, acceptance length on the validation prompts) at each validation"""
+
+
+class Parent:
+    """The MLflow run above the stages' runs; does nothing where there is no MLflow logger."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.client: MlflowClient | None = None
+        self.run_id: str | None = None
+        if not config.logger:
+            return
+        self.client = MlflowClient(config.logger.tracking_uri)
+        experiment = self.client.get_experiment_by_name(config.logger.experiment_name)
+        experiment_id = experiment.experiment_id if experiment else None
+        if experiment_id is None:
+            location = config.logger.artifact_location
+            experiment_id = self.client.create_experiment(config.logger.experiment_name, location)
+        tags = {"git_commit": git_commit()}
+        self.run_id = self.client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id
+
+    def close(self, status: str) -> None:
+        if self.client:
+            self.client.set_terminated(self.run_id, status)
+
+
+def measure_stage(
+    name: str,
+    start: str | None,
+    checkpoint: str,
+    module: DraftModule,
+    data: DraftDataModule,
+    seconds: float,
+    test: DictConfig,
+) -> StageResult:
+    """Rolls out the test prompts once, and times some of them against plain decoding.
+
+    Args:
+        test: `prompts` to roll out and `speedup_prompts` to time (0 = none).
+    """
+    prompts = data.encoded("test", test.prompts)
+    with progress(f"testing {name}", len(prompts) + test.speedup_prompts) as on_done:
+        ids = [ids for _, ids in prompts]
+        traces = measure.roll(module.target, module.drafter, ids, data.decoding, on_done)
+        timed = ids[: test.speedup_prompts]
+        speed = measure.speedup(module.target, module.drafter, timed, data.decoding, on_done) if timed else {}
+    sets = measure.by_set(traces, [prompt.set for prompt, _ in prompts])
+    metrics = {f"{group}/{key}" if group else key: v for group, values in sets.items() for key, v in values.items()}
+    history = next((c.history for c in module.trainer.callbacks if isinstance(c, AcceptanceLength)), [])  # type: ignore[attr-defined]
+    logger = module.logger
+    run_id = None if logger is None else logger.run_id  # type: ignore[attr-defined]
+    result = StageResult(
+        name,
+        start,
+        checkpoint,
+        run_id,
+        [trace.acceptance_length for trace in traces],
+        {**metrics, **speed},
+        module.ledger.training_flops,
+        seconds,
+        history,
+    )
+    if logger is not None:
+        estimate = stats.bootstrap(result.acceptance_lengths)
+        values = {f"test/{key}": value for key, value in result.metrics.items()}
+        values |= {"test/acceptance_length_low": estimate.low, "test/acceptance_length_high": estimate.high}
+        logger.log_metrics(values, module.global_step)
+        logger.experiment.set_tag(run_id, "checkpoint", checkpoint)  # type: ignore[attr-defined]
+    return result
+
+
+def show(results: Sequence[StageResult], folder: Path, parent: Parent | None = None) -> None:
+    """Prints the table; writes results.json and the picture, and adds them to the parent's MLflow run."""
+    console = get_console()
+    console.print(_table(results))
+    lines = list(_differences(results))
+    for line in lines:
+        console.print(line)
+    document = {"stages": [asdict(r) for r in results], "differences": lines}
+    (folder / "results.json").write_text(json.dumps(document, indent=1))
+    figure = pictures.curves(_curves(results))
+    figure.savefig(folder / "acceptance_length.png", dpi=150)
+    pictures.close(figure)
+    if parent and parent.client:
+        for name in ("results.json", "acceptance_length.png"):
+            parent.client.log_artifact(parent.run_id, str(folder / name))
+    console.print(f"picture: {folder / 'acceptance_length.png'}", soft_wrap=True)
+    console.print(f"numbers: {folder / 'results.json'}", soft_wrap=True)
+
+
+def _table(results: Sequence[StageResult]) -> Table:
+    count = len(results[0].acceptance_lengths)
+    table = Table(title=f"{count} held-out prompts, greedy; acceptance length counts the bonus token")
+    for column in ("stage", "acceptance length [95 %]", "pooled", "speedup", "training PFLOPs", "minutes"):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    for r in results:
+        table.add_row(
+            r.name,
+            str(stats.bootstrap(r.acceptance_lengths)),
+            f"{r.metrics['acceptance_length_pooled']:.3f}",
+            f"{r.metrics['speedup']:.2f}x" if "speedup" in r.metrics else "-",
+            f"{_before(r, results) / 1e15:.2f} + {r.training_flops / 1e15:.2f}" if r.start else f"{r.training_flops / 1e15:.2f}",
+            f"{r.seconds / 60:.1f}",
+        )
+    return table
+
+
+def _differences(results: Sequence[StageResult]):
+    """Paired differences of stages that share a start, later minus earlier."""
+    for i, late in enumerate(results):
+        for early in results[:i]:
+            if late.start == early.start or late.start == early.name:
+                d = stats.paired(late.acceptance_lengths, early.acceptance_lengths)
+                yield f"{late.name} - {early.name}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p_value:.3f}, paired over {d.count} prompts"
+
+
+def _before(result: StageResult, results: Sequence[StageResult]) -> float:
+    """Training FLOPs of the stages that a stage started from."""
+    start = next((r for r in results if r.name == result.start), None)
+    return 0.0 if start is None else start.training_flops + _before(start, results)
+
+
+def _curves(results: Sequence[StageResult]) -> list[pictures.Curve]:
+    curves = []
+    for r in results:
+        points = [(flops + _before(r, results), length) for flops, length in r.curve]
+        start = next((s for s in results if s.name == r.start), None)
+        if start is not None and start.curve:
+            flops, length = start.curve[-1]
+            points.insert(0, (flops + _before(start, results), length))
+        curves.append(pictures.Curve(r.name, [f for f, _ in points], [length for _, length in points]))
+    return curves

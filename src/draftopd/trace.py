@@ -1,0 +1,159 @@
+"""What one rollout did, and the batch that replays it.
+
+Shape legend of the whole package: B batch, T committed tokens, N blocks, K drafts of a block, W = K + 1 (anchor and
+drafts), F features, D hidden, V vocabulary, M rows (flattened valid draft positions).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.text import Text
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One response and the blocks that were drafted on the way. Token ids and nothing else.
+
+    A text that was decoded without a drafter is a trace with N = 0.
+    """
+
+    tokens: Tensor
+    """[T] prompt and committed tokens"""
+    prompt_length: int
+    anchors: Tensor
+    """[N] index into tokens of each block's anchor: the last token committed when the block was drafted"""
+    drafts: Tensor
+    """[N, K] what the drafter proposed for the positions after the anchor"""
+    accepted: Tensor
+    """[N] how many leading drafts were kept, 0..K"""
+    drafter_step: int = 0
+    """optimizer step of the weights that drafted"""
+
+    @property
+    def response_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def drafted(self) -> Tensor:
+        """[N] drafts that the target judged: K, or fewer in a last block that a stop token or the length limit cut."""
+        drafted = torch.full_like(self.accepted, self.drafts.shape[1])
+        if len(drafted) and int(self.anchors[-1] + self.accepted[-1]) + 1 == len(self.tokens):
+            drafted[-1] = self.accepted[-1]
+        return drafted
+
+    @property
+    def committed(self) -> Tensor:
+        """[N] tokens that each block added, bonus token included."""
+        end = torch.cat([self.anchors[1:], torch.tensor([len(self.tokens) - 1])])[: len(self.anchors)]
+        return end - self.anchors
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens committed / verifications, bonus included (NaN when nothing was drafted)."""
+        return float(self.committed.double().mean())
+
+    def check(self) -> "Trace":
+        """Asserts the two invariants: blocks chain, and the text after an anchor opens with its accepted drafts."""
+        assert len(self.anchors) == len(self.drafts) == len(self.accepted), "one row per block"
+        if len(self.anchors):
+            steps = self.anchors[:-1] + self.accepted[:-1] + 1
+            assert torch.equal(self.anchors[1:], steps), "the next anchor is the bonus token"
+            end = int(self.anchors[-1] + self.accepted[-1])
+            assert end < len(self.tokens) <= end + 2, "the last block ends the text"
+        for anchor, drafts, kept in zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), strict=True):
+            text = self.tokens[anchor + 1 : anchor + 1 + kept]
+            assert torch.equal(text, drafts[:kept]), f"accepted drafts after {anchor} are the text"
+        return self
+
+    def render(self, tokenizer, prompt: bool = False) -> Text:
+        """The response with accepted drafts green, the target's own tokens bold and the cut drafts red and struck out."""
+
+        def words(ids: Tensor) -> str:
+            return tokenizer.decode(ids.tolist())
+
+        out = Text(words(self.tokens[: self.prompt_length]), style="dim") if prompt else Text()
+        first = int(self.anchors[0]) if len(self.anchors) else len(self.tokens) - 1
+        out.append(words(self.tokens[self.prompt_length : first + 1]), style="bold blue")
+        blocks = zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), self.drafted.tolist(), strict=True)
+        for anchor, drafts, kept, judged in blocks:
+            out.append(words(drafts[:kept]), style="green")
+            out.append(words(drafts[kept:judged]), style="red strike")
+            out.append(words(self.tokens[anchor + kept + 1 : anchor + kept + 2]), style="bold blue")
+        return out
+
+
+@dataclass(frozen=True)
+class ReplayBatch:
+    """Texts with blocks at given anchors, padded. SFT is the case in which every draft was right."""
+
+    tokens: Tensor
+    """[B, T] prompt and committed tokens"""
+    anchors: Tensor
+    """[B, N]"""
+    drafts: Tensor
+    """[B, N, K]"""
+    accepted: Tensor
+    """[B, N]"""
+    drafted: Tensor
+    """[B, N] supervised drafts of a block, 0..K; 0 marks a padding block"""
+    lengths: Tensor
+    """[B] committed tokens"""
+    drafter_step: Tensor
+    """[B] optimizer step of the weights that drafted"""
+    features: Tensor | None = None
+    """[B, T, F] the target's features of the committed tokens, when they are at hand"""
+    target_hidden: Tensor | None = None
+    """[B, N, K, D] the target's last hidden state that judges each draft, when it is at hand"""
+
+    @property
+    def valid(self) -> Tensor:
+        """[B, N, K] the draft slots that are supervised."""
+        slots = torch.arange(self.drafts.shape[2], device=self.drafts.device)
+        return slots < self.drafted[..., None]
+
+    def to(self, device: torch.device | str) -> "ReplayBatch":
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def collate(
+    traces: Sequence[Trace],
+    features: Sequence[Tensor] | None = None,
+    target_hidden: Sequence[Tensor] | None = None,
+) -> ReplayBatch:
+    """Pads traces, and what the target said of them where it was kept, to one batch."""
+
+    def pad(rows: Sequence[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+    return ReplayBatch(
+        tokens=pad([t.tokens for t in traces]),
+        anchors=pad([t.anchors for t in traces]),
+        drafts=pad([t.drafts for t in traces]),
+        accepted=pad([t.accepted for t in traces]),
+        drafted=pad([t.drafted for t in traces]),
+        lengths=torch.tensor([len(t.tokens) for t in traces]),
+        drafter_step=torch.tensor([t.drafter_step for t in traces]),
+        features=None if features is None else pad(features),
+        target_hidden=None if target_hidden is None else pad(target_hidden),
+    )
+
+
+def teach(
+    texts: Sequence[Trace], anchors: Sequence[Tensor], num_draft_tokens: int, features: Sequence[Tensor] | None = None
+) -> ReplayBatch:
+    """SFT's batch: at each anchor the drafts are the tokens that follow in the text, all accepted.
+
+    Args:
+        anchors: for each text, [N] indices with at least one token behind them.
+    """
+    traces = []
+    for text, at in zip(texts, anchors, strict=True):
+        index = at[:, None] + torch.arange(1, num_draft_tokens + 1)
+        drafts = text.tokens[index.clamp(max=len(text.tokens) - 1)]
+        kept = (len(text.tokens) - 1 - at).clamp(max=num_draft_tokens)
+        traces.append(replace(text, anchors=at, drafts=drafts, accepted=kept))
+    batch = collate(traces, features)
+    return replace(batch, drafted=batch.accepted)
