@@ -49,7 +49,27 @@ class RaggedCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
 
+    def open_with(self, prefix: "RaggedCache") -> None:
+        """Lets every row begin with the one row of another cache (a prefix that all prompts share)."""
+        rows, length = len(self.lengths), int(prefix.lengths[0])
+        for layer, stores in prefix.stores.items():
+            new = tuple(store.new_zeros(rows, self.capacity, *store.shape[2:]) for store in stores)
+            for store, source in zip(new, stores, strict=True):
+                store[:, :length] = source[:, :length]
+            self.stores[layer] = (new[0], new[1])
+        self.lengths = torch.full_like(self.lengths, length)
+
+    def put(self, rows: Tensor, other: "RaggedCache") -> None:
+        """Replaces rows by those of another cache of the same capacity (waiting prompts enter the batch)."""
+        self.lengths[rows] = other.lengths
+        for layer, stores in other.stores.items():
+            if layer not in self.stores:
+                shape = (len(self.lengths), *stores[0].shape[1:])
+                self.stores[layer] = (stores[0].new_zeros(shape), stores[1].new_zeros(shape))
+            for store, new in zip(self.stores[layer], stores, strict=True):
+                store[rows] = new
+
     def select(self, rows: Tensor) -> None:
-        """Keeps only these rows (finished ones leave the batch)."""
+        """Keeps only these rows."""
         self.lengths = self.lengths[rows]
         self.stores = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.stores.items()}

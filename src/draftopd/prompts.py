@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from draftopd.errors import DraftError
 
+log = logging.getLogger(__name__)
 Messages = tuple[dict[str, str], ...]
 Records = Iterable[tuple[str, Any]]  # each record after the place where it stands, for the error messages
 
@@ -139,7 +140,7 @@ class _Records(_Splits):
         for name, wanted in (("test", self.test), ("val", self.val)):
             if name not in sources:
                 if wanted > most:
-                    logging.warning("prompts.%s cut from %d to %d, to leave enough to train on", name, wanted, most)
+                    log.warning("prompts.%s cut from %d to %d, to leave enough to train on", name, wanted, most)
                 held = max(0, min(wanted, most))
                 splits[name], train = train[:held], train[held:]
         return splits | {"train": train}
@@ -157,7 +158,7 @@ class _Records(_Splits):
         if not read:
             raise DraftError(f"{source} is empty: give at least 3 prompts")
         if len(prompts) < len(read):
-            logging.warning("%s: dropped %d of %d, blank or repeated", source, len(read) - len(prompts), len(read))
+            log.warning("%s: dropped %d of %d, blank or repeated", source, len(read) - len(prompts), len(read))
         return prompts
 
     def _prompt(self, stem: str, where: str, record: Any) -> Prompt:
@@ -199,9 +200,10 @@ class HubPrompts(_Records):
     def _sources(self) -> dict[str, tuple[str, Records]]:
         try:
             load = importlib.import_module("datasets").load_dataset
-            rows = load(self.path, self.name, split=self.hub_split, revision=self.revision)
         except ImportError as error:
             raise DraftError("prompts=hub needs the datasets library: pip install draftopd[hub]") from error
+        try:
+            rows = load(self.path, self.name, split=self.hub_split, revision=self.revision)
         except (OSError, ValueError) as error:
             raise DraftError(f"cannot load {self.path} from the hub: {' '.join(str(error).split())}") from error
         return {"train": (self.path, ((f"{self.path} row {index}", row) for index, row in enumerate(rows)))}

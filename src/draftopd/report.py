@@ -122,8 +122,8 @@ def show(results: Sequence[StageResult], folder: Path, parent: Parent | None = N
 
 def _table(results: Sequence[StageResult]) -> Table:
     count = len(results[0].acceptance_lengths)
-    table = Table(title=f"{count} held-out prompts, greedy; acceptance length counts the bonus token")
-    for column in ("stage", "acceptance length [95 %]", "pooled", "speedup", "training PFLOPs", "minutes"):
+    table = Table(title=f"{count} held-out prompts, greedy; τ = acceptance length, bonus included")
+    for column in ("stage", "τ [95 %]", "pooled", "speedup", "PFLOPs", "minutes"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for r in results:
         table.add_row(
@@ -131,7 +131,7 @@ def _table(results: Sequence[StageResult]) -> Table:
             str(stats.bootstrap(r.acceptance_lengths)),
             f"{r.metrics['acceptance_length_pooled']:.3f}",
             f"{r.metrics['speedup']:.2f}x" if "speedup" in r.metrics else "-",
-            f"{_before(r, results) / 1e15:.2f} + {r.training_flops / 1e15:.2f}" if r.start else f"{r.training_flops / 1e15:.2f}",
+            (f"{_before(r, results) / 1e15:.3f} + " if r.start else "") + f"{r.training_flops / 1e15:.3f}",
             f"{r.seconds / 60:.1f}",
         )
     return table
@@ -143,7 +143,10 @@ def _differences(results: Sequence[StageResult]):
         for early in results[:i]:
             if late.start == early.start or late.start == early.name:
                 d = stats.paired(late.acceptance_lengths, early.acceptance_lengths)
-                yield f"{late.name} - {early.name}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p_value:.3f}, paired over {d.count} prompts"
+                yield (
+                    f"{late.name} - {early.name}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], "
+                    f"p = {d.p_value:.3f}, paired over {d.count} prompts"
+                )
 
 
 def _before(result: StageResult, results: Sequence[StageResult]) -> float:

@@ -39,15 +39,18 @@ class Head:
     on the drafter: the gradient of KL(q‖p) is unchanged, that of KL(p‖q) only loses the factor p(V').
     """
 
-    def __init__(self, linear: nn.Linear, softcap: float | None, vocabulary: Tensor | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear, scale: float = 1.0, softcap: float | None = None, vocabulary: Tensor | None = None
+    ) -> None:
         weight, bias = linear.weight.detach(), linear.bias
         self.weight = weight if vocabulary is None else weight[vocabulary]
         self.bias = None if bias is None else bias.detach() if vocabulary is None else bias.detach()[vocabulary]
-        self.softcap = softcap
+        self.scale, self.softcap = scale, softcap
         self.vocabulary = vocabulary
 
     def __call__(self, hidden: Tensor) -> Tensor:
         logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def tokens(self, index: Tensor) -> Tensor:
@@ -81,6 +84,8 @@ class Target(nn.Module):
                 "set target.mask_token_id to a token that never occurs in text"
             )
         self._refuse_unknown_attention()
+        if self.device.type != "meta":
+            self._refuse_unknown_head()
 
     def train(self, mode: bool = True) -> "Target":
         return super().train(False)  # frozen: no dropout, whatever Lightning asks for
@@ -92,6 +97,17 @@ class Target(nn.Module):
             raise DraftError(
                 f"the target's layers of type {', '.join(sorted(unknown))} cannot be rolled back after a rejected "
                 "draft; targets need full or sliding-window attention in every layer"
+            )
+
+    @torch.no_grad()
+    def _refuse_unknown_head(self) -> None:
+        """What the drafter borrows must be all that stands between the last hidden state and the logits."""
+        tokens = torch.tensor([[self.mask_token_id]], device=self.device)
+        ours, theirs = self.head()(self.read(tokens)[0]), self.model(tokens).logits.float()
+        if not torch.allclose(ours, theirs, atol=1e-2, rtol=1e-2):
+            raise DraftError(
+                f"{type(self.model).__name__} does more between its last hidden state and its logits than a linear "
+                "head, a scale and a soft cap: this family is not supported yet"
             )
 
     @property
@@ -145,7 +161,10 @@ class Target(nn.Module):
 
     def head(self, vocabulary: Tensor | None = None) -> Head:
         """The output head, restricted to a draft vocabulary [V'] of token ids where one is given."""
-        return Head(self.model.get_output_embeddings(), getattr(self.config, "final_logit_softcapping", None), vocabulary)
+        config = self.config  # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma caps
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(self.model.get_output_embeddings(), scale, softcap, vocabulary)
 
     def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
         """What transformers wants of a visibility mask: additive, and one per kind of layer where kinds are mixed."""

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,31 +15,11 @@ from torch import Tensor
 
 from draftopd.errors import DraftError
 from draftopd.ledger import Ledger
-from draftopd.rollout import Decoding, rollout
+from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.target import Target
 from draftopd.trace import Trace
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Texts and, where they were stored, the features of their tokens (read from disk on demand)."""
-
-    traces: list[Trace]
-    places: list[tuple[Path, int]] | None = None
-    """shard and first row of each text's features"""
-
-    def __len__(self) -> int:
-        return len(self.traces)
-
-    def features(self, index: int) -> Tensor | None:
-        """[T, F] in the stored precision; None when only ids are kept."""
-        if self.places is None:
-            return None
-        path, first = self.places[index]
-        with safe_open(path, "pt") as shard:
-            return shard.get_slice("features")[first : first + len(self.traces[index].tokens)]
 
 
 @dataclass(frozen=True)
@@ -55,92 +35,132 @@ class TextCache:
 
     folder: str
     features_dtype: str | None = "bfloat16"
-    shard_size: int = 64
+    shard_size: int = 256
 
-    def texts(
-        self,
-        target: Target,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        layer_ids: Sequence[int],
-        ledger: Ledger | None = None,
-        on_done: Callable[[int], None] = lambda finished: None,
-    ) -> Texts:
-        """One text per prompt, in order; only shards that are not there yet are written."""
-        layer_ids = layer_ids if self.features_dtype else ()
+    def open(
+        self, target: Target, prompts: Sequence[Sequence[int]], decoding: Decoding, layer_ids: Sequence[int]
+    ) -> "Texts":
+        """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
+        layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
             "format": FORMAT,
             "target": target.fingerprint,
             "prompts": hashlib.sha256(json.dumps([list(p) for p in prompts]).encode()).hexdigest()[:16],
             "max_new_tokens": decoding.max_new_tokens,
-            "layer_ids": list(layer_ids),
+            "layer_ids": layer_ids,
             "features_dtype": self.features_dtype,
             "shard_size": self.shard_size,
         }
         key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         folder = Path(self.folder).expanduser() / "texts" / key
-        shards = [
-            (folder / f"{at // self.shard_size:05d}.safetensors", prompts[at : at + self.shard_size])
-            for at in range(0, len(prompts), self.shard_size)
-        ]
-        missing = [part for path, part in shards if not path.exists()]
+        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._require_space(folder, missing, decoding, target.config.hidden_size * len(layer_ids))
+            texts.require_space()
             (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
-            for path, part in shards:
-                if not path.exists():
-                    self._write(path, target, part, decoding, layer_ids, ledger, on_done)
-                else:
-                    on_done(len(part))
         except OSError as error:
-            raise DraftError(f"cannot keep texts in {folder}: {error} (texts.folder names the cache)") from error
-        return self._load([path for path, _ in shards])
+            raise DraftError(f"cannot keep texts in {folder}: {error} (set cache_dir to another folder)") from error
+        return texts
 
-    def _require_space(self, folder: Path, missing: list, decoding: Decoding, width: int) -> None:
-        bytes_a_token = 4 + width * (torch.empty((), dtype=self._dtype).element_size() if self.features_dtype else 0)
-        tokens = sum(len(prompt) + decoding.max_new_tokens for part in missing for prompt in part)
-        need, free = tokens * bytes_a_token, shutil.disk_usage(folder).free
+
+@dataclass
+class Texts:
+    """Texts by index; the target writes what is not on disk yet."""
+
+    folder: Path
+    target: Target
+    prompts: Sequence[Sequence[int]]
+    decoding: Decoding
+    layer_ids: tuple[int, ...]
+    features_dtype: str | None
+    shard_size: int
+    ledger: Ledger = field(default_factory=Ledger)
+    """what writing has cost in this process"""
+    _loaded: dict[int, list[Trace]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Trace:
+        """The text as a trace without blocks."""
+        return self._shard(index // self.shard_size)[index % self.shard_size]
+
+    def features(self, index: int) -> Tensor | None:
+        """[T, F] in the stored precision, read from disk; None when ids alone are kept."""
+        if self.features_dtype is None:
+            return None
+        shard, place = divmod(index, self.shard_size)
+        traces = self._shard(shard)
+        first = sum(len(t.tokens) for t in traces[:place])
+        with safe_open(self._path(shard), "pt") as file:
+            return file.get_slice("features")[first : first + len(traces[place].tokens)]
+
+    def write(self, count: int, on_done: Callable[[int], None] = lambda finished: None) -> None:
+        """Makes sure that the first `count` texts exist; `on_done` gets the number of texts just finished."""
+        for shard in range(-(-count // self.shard_size)):
+            if self._path(shard).exists():
+                on_done(len(self._prompts(shard)))
+            else:
+                self._write(shard, on_done)
+
+    def require_space(self) -> None:
+        """Raises DraftError where the disk cannot hold what is still to be written."""
+        element = torch.empty((), dtype=self._dtype).element_size()
+        width = 8 + element * self.target.config.hidden_size * len(self.layer_ids)
+        shards = range(-(-len(self) // self.shard_size))
+        missing = [p for s in shards if not self._path(s).exists() for p in self._prompts(s)]
+        need = width * sum(len(prompt) + self.decoding.max_new_tokens for prompt in missing)
+        free = shutil.disk_usage(self.folder).free
         if need > free:
             raise DraftError(
-                f"the texts may need {need / 1e9:.2f} GB in {folder} and {free / 1e9:.2f} GB are free: set cache_dir to "
-                "another disk, or texts.features_dtype=null to keep token ids alone"
+                f"the texts may need {need / 1e9:.2f} GB in {self.folder} and {free / 1e9:.2f} GB are free: set "
+                "cache_dir to another disk, or texts.features_dtype=null to keep token ids alone"
             )
 
     @property
     def _dtype(self) -> torch.dtype:
         return getattr(torch, self.features_dtype or "float32")
 
-    def _write(self, path, target, prompts, decoding, layer_ids, ledger, on_done) -> None:
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.safetensors"
+
+    def _prompts(self, shard: int) -> Sequence[Sequence[int]]:
+        return self.prompts[shard * self.shard_size : (shard + 1) * self.shard_size]
+
+    def _write(self, shard: int, on_done: Callable[[int], None]) -> None:
         keep = self.features_dtype is not None
+        prompts, layer_ids, ledger = self._prompts(shard), self.layer_ids, self.ledger
         results = rollout(
-            target, None, prompts, decoding, keep=keep, layer_ids=layer_ids, ledger=ledger, on_done=on_done
+            self.target, None, prompts, self.decoding, keep=keep, layer_ids=layer_ids, ledger=ledger, on_done=on_done
         )
+        unfinished = self.folder / f"{shard:05d}.{os.getpid()}.tmp"
+        try:
+            save_file(self._state(results), unfinished)
+            os.replace(unfinished, self._path(shard))
+        except OSError as error:
+            raise DraftError(f"cannot keep texts in {self.folder}: {error} (set cache_dir to another disk)") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _state(self, results: list[Rollout]) -> dict[str, Tensor]:
         state = {
             "tokens": torch.cat([r.trace.tokens for r in results]).int(),
             "lengths": torch.tensor([len(r.trace.tokens) for r in results]),
             "prompt_lengths": torch.tensor([r.trace.prompt_length for r in results]),
         }
-        if keep:
-            state["features"] = torch.cat([r.features for r in results if r.features is not None]).to(self._dtype)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            save_file(state, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        features = [r.features for r in results if r.features is not None]
+        return {**state, "features": torch.cat(features).to(self._dtype)} if features else state
 
-    def _load(self, paths: list[Path]) -> Texts:
-        traces: list[Trace] = []
-        places: list[tuple[Path, int]] = []
-        nothing = torch.zeros(0, dtype=torch.long)
-        for path in paths:
-            with safe_open(path, "pt") as shard:
-                lengths = shard.get_tensor("lengths").tolist()
-                pieces = shard.get_tensor("tokens").long().split(lengths)
-                first = 0
-                for tokens, prompt_length in zip(pieces, shard.get_tensor("prompt_lengths").tolist(), strict=True):
-                    traces.append(Trace(tokens, prompt_length, nothing, nothing.view(0, 0), nothing))
-                    places.append((path, first))
-                    first += len(tokens)
-        return Texts(traces, places if self.features_dtype else None)
+    def _shard(self, shard: int) -> list[Trace]:
+        if shard not in self._loaded:
+            if not self._path(shard).exists():
+                self._write(shard, lambda finished: None)
+            nothing = torch.zeros(0, dtype=torch.long)
+            with safe_open(self._path(shard), "pt") as file:
+                pieces = file.get_tensor("tokens").long().split(file.get_tensor("lengths").tolist())
+                prompt_lengths = file.get_tensor("prompt_lengths").tolist()
+            self._loaded[shard] = [
+                Trace(tokens, length, nothing, nothing.view(0, 0), nothing, drafter_step=-1)
+                for tokens, length in zip(pieces, prompt_lengths, strict=True)
+            ]
+        return self._loaded[shard]

@@ -29,7 +29,7 @@ class Trace:
     accepted: Tensor
     """[N] how many leading drafts were kept, 0..K"""
     drafter_step: int = 0
-    """optimizer step of the weights that drafted"""
+    """optimizer step of the weights that drafted; -1 = no drafter was there"""
 
     @property
     def response_length(self) -> int:

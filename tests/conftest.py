@@ -1,0 +1,87 @@
+"""One tiny pair for all tests: a random target over characters and a random drafter."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from draftopd import fit, load
+from draftopd.drafters.dflash import DFlash
+from draftopd.rollout import Decoding
+from draftopd.target import Target
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+}
+FAMILIES = {
+    "llama": SIZES,
+    "qwen3": {**SIZES, "head_dim": 8},
+    "qwen2": SIZES,
+    "mistral": {**SIZES, "sliding_window": 8},
+    "gemma3_text": {
+        **SIZES,
+        "head_dim": 8,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "granite": {**SIZES, "logits_scaling": 3.0},
+}
+PROMPTS = [[5 + i * 3 % 80 for i in range(length)] for length in (7, 4, 11, 9, 5)]
+
+
+@pytest.fixture(scope="session")
+def target() -> Target:
+    return load.tiny({"model_type": "llama", **SIZES})
+
+
+@pytest.fixture
+def drafter(target: Target) -> DFlash:
+    torch.manual_seed(1)
+    return DFlash(target.shape, num_layers=2, block_size=5)
+
+
+@pytest.fixture(scope="session")
+def eager_drafter(target: Target) -> DFlash:
+    """A drafter that copies the target's own next tokens often enough for every length of acceptance to occur."""
+    return overfit(target, PROMPTS, Decoding(max_new_tokens=24))
+
+
+def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash:
+    from draftopd.rollout import rollout
+    from draftopd.trace import teach
+
+    torch.manual_seed(2)
+    drafter = DFlash(target.shape, num_layers=1, block_size=5)
+    results = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
+    traces = [r.trace for r in results]
+    anchors = [torch.arange(t.prompt_length, len(t.tokens) - 1) for t in traces]
+    batch = teach(traces, anchors, 4, [r.features for r in results if r.features is not None])
+    optimizer = torch.optim.Adam(drafter.parameters(), 3e-3)
+    for _ in range(steps):
+        logits = target.head()(drafter(batch, target.embed)[batch.valid])
+        loss = torch.nn.functional.cross_entropy(logits, batch.drafts[batch.valid])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return drafter
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `python -m draftopd.fit ...` in this process, in an empty folder; gives back the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["fit", f"cache_dir={tmp_path}/cache", *words])
+        try:
+            fit.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run

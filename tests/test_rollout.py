@@ -1,0 +1,89 @@
+"""Lossless, and honest about what happened on the way."""
+
+import pytest
+import torch
+from conftest import PROMPTS
+
+from draftopd.drafters.dflash import DFlash
+from draftopd.rollout import Decoding, rollout
+from draftopd.target import Target
+from draftopd.trace import collate
+
+
+def texts(results) -> list[list[int]]:
+    return [r.trace.tokens.tolist() for r in results]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("limit", [1, 2, 7, 24])
+def test_speculative_text_equals_plain_text(target: Target, eager_drafter: DFlash, batch_size: int, limit: int):
+    decoding = Decoding(max_new_tokens=limit, batch_size=batch_size)
+    plain, speculative = (rollout(target, d, PROMPTS, decoding) for d in (None, eager_drafter))
+    assert texts(speculative) == texts(plain)
+    for result in speculative:
+        assert 1 <= result.trace.check().response_length <= limit
+
+
+def test_the_batch_size_changes_neither_texts_nor_traces(target: Target, eager_drafter: DFlash):
+    one, many = (rollout(target, eager_drafter, PROMPTS, Decoding(24, batch_size)) for batch_size in (1, 4))
+    for a, b in zip(one, many, strict=True):
+        assert torch.equal(a.trace.anchors, b.trace.anchors)
+        assert torch.equal(a.trace.drafts, b.trace.drafts)
+        assert torch.equal(a.trace.accepted, b.trace.accepted)
+
+
+def test_the_trained_drafter_exercises_every_length_of_acceptance(target: Target, eager_drafter: DFlash):
+    accepted = torch.cat([r.trace.accepted for r in rollout(target, eager_drafter, PROMPTS, Decoding(24))])
+    assert {0, 4} <= set(accepted.tolist())
+
+
+def test_a_stop_token_inside_a_block_ends_the_response_there(target: Target, eager_drafter: DFlash):
+    plain = rollout(target, None, PROMPTS, Decoding(24))[0].trace
+    stop = plain.tokens[plain.prompt_length + 6]
+    first = plain.prompt_length + plain.tokens[plain.prompt_length :].tolist().index(int(stop))
+    before = target.stop_tokens
+    target.__dict__["stop_tokens"] = stop[None]
+    try:
+        trace = rollout(target, eager_drafter, PROMPTS, Decoding(24))[0].trace.check()
+    finally:
+        target.__dict__["stop_tokens"] = before
+    assert trace.tokens.tolist() == plain.tokens[: first + 1].tolist()
+
+
+def test_the_training_forward_drafts_what_decoding_drafted(target: Target, eager_drafter: DFlash):
+    """The best single check of every index convention: replay with unchanged weights gives back the drafts."""
+    results = rollout(target, eager_drafter, PROMPTS, Decoding(24, 2))
+    batch = target.replay(collate([r.trace for r in results]), eager_drafter.layer_ids)
+    head = target.head(eager_drafter.vocabulary)
+    with torch.no_grad():
+        drafted = head.tokens(head(eager_drafter(batch, target.embed)).argmax(-1))
+    assert torch.equal(drafted[batch.valid], batch.drafts[batch.valid])
+
+
+def test_the_targets_row_at_the_first_rejection_holds_the_bonus_token(target: Target, eager_drafter: DFlash):
+    trace = rollout(target, eager_drafter, PROMPTS[:1], Decoding(24))[0].trace
+    batch = target.replay(collate([trace]), eager_drafter.layer_ids)
+    choices = target.head()(batch.target_hidden[0]).argmax(-1)
+    rejected = trace.accepted < trace.drafted
+    assert rejected.any()
+    for n in rejected.nonzero()[:, 0].tolist():
+        bonus = trace.tokens[trace.anchors[n] + trace.accepted[n] + 1]
+        assert choices[n, trace.accepted[n]] == bonus
+
+
+def test_a_reduced_vocabulary_drafts_its_own_tokens_and_stays_lossless(target: Target):
+    torch.manual_seed(3)
+    drafter = DFlash(target.shape, 1, 4, draft_vocab_size=10)
+    drafter.set_vocabulary(torch.arange(20, 40, 2))
+    results = rollout(target, drafter, PROMPTS, Decoding(16))
+    assert texts(results) == texts(rollout(target, None, PROMPTS, Decoding(16)))
+    drafted = torch.cat([r.trace.drafts.flatten() for r in results])
+    assert set(drafted.tolist()) <= set(range(20, 40, 2))
+
+
+def test_modes_are_restored(target: Target, drafter: DFlash):
+    drafter.train()
+    rollout(target, drafter, PROMPTS[:1], Decoding(4))
+    assert drafter.training
+    assert not target.model.training
+    assert torch.is_grad_enabled()

@@ -1,0 +1,80 @@
+from collections import namedtuple
+
+import pytest
+import torch
+from conftest import PROMPTS
+
+from draftopd import texts as texts_module
+from draftopd.errors import DraftError
+from draftopd.rollout import Decoding, rollout
+from draftopd.target import Target
+from draftopd.texts import TextCache
+
+DECODING = Decoding(max_new_tokens=12)
+
+
+def cache(folder, dtype: str | None = "float32") -> TextCache:
+    return TextCache(str(folder), features_dtype=dtype, shard_size=2)
+
+
+def test_texts_are_the_targets_own_and_bring_its_features(target: Target, tmp_path):
+    texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1, 3))
+    expected = rollout(target, None, PROMPTS, DECODING, keep=True, layer_ids=(1, 3))
+    for i, result in enumerate(expected):
+        assert torch.equal(texts[i].tokens, result.trace.tokens)
+        torch.testing.assert_close(texts.features(i), result.features, atol=1e-4, rtol=1e-3)
+
+
+def test_a_second_process_reads_what_the_first_wrote(target: Target, tmp_path, monkeypatch):
+    first = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+    first.write(len(PROMPTS))
+    monkeypatch.setattr(texts_module, "rollout", lambda *a, **k: pytest.fail("written again"))
+    again = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+    assert [again[i].tokens.tolist() for i in range(5)] == [first[i].tokens.tolist() for i in range(5)]
+
+
+def test_an_interrupted_shard_leaves_nothing_and_the_rest_is_kept(target: Target, tmp_path, monkeypatch):
+    texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+    texts.write(2)
+    monkeypatch.setattr(texts_module, "save_file", lambda state, path: (path.write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        texts.write(4)
+    assert sorted(p.name for p in texts.folder.iterdir()) == ["00000.safetensors", "recipe.json"]
+    monkeypatch.undo()
+    done = []
+    cache(tmp_path).open(target, PROMPTS, DECODING, (1,)).write(5, done.append)
+    assert sum(done) == 5
+
+
+@pytest.mark.parametrize("change", ["prompts", "length", "layers", "dtype"])
+def test_another_recipe_gets_another_folder(target: Target, tmp_path, change):
+    base = cache(tmp_path).open(target, PROMPTS, DECODING, (1,)).folder
+    other = {
+        "prompts": lambda: cache(tmp_path).open(target, PROMPTS[:-1], DECODING, (1,)),
+        "length": lambda: cache(tmp_path).open(target, PROMPTS, Decoding(max_new_tokens=13), (1,)),
+        "layers": lambda: cache(tmp_path).open(target, PROMPTS, DECODING, (2,)),
+        "dtype": lambda: cache(tmp_path, "bfloat16").open(target, PROMPTS, DECODING, (1,)),
+    }[change]()
+    assert other.folder != base
+
+
+def test_ids_alone_keep_no_features(target: Target, tmp_path):
+    texts = cache(tmp_path, None).open(target, PROMPTS, DECODING, (1,))
+    assert texts.features(0) is None
+    assert texts[0].response_length > 0
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(target: Target, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(texts_module.shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    with pytest.raises(DraftError, match=r"0\.00 GB are free.*cache_dir"):
+        cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+
+
+def test_a_disk_that_fills_up_while_writing_is_one_clear_error(target: Target, tmp_path, monkeypatch):
+    def full(state, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(texts_module, "save_file", full)
+    with pytest.raises(DraftError, match="No space left"):
+        cache(tmp_path).open(target, PROMPTS, DECODING, (1,)).write(2)
