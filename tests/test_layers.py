@@ -10,7 +10,7 @@ FLOORS = [
     {"cache", "target", "smollm2", "load", "drafters", "prompts"},
     {"ledger", "rollout", "texts", "measure", "pictures"},
     {"module", "data", "callbacks", "checkpoints"},
-    {"command", "report", "stages", "fit"},
+    {"command", "report", "stages", "restore", "fit", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}
 SOURCES = sorted(Path(draftopd.__file__).parent.rglob("*.py"))

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from test_trace import WHOLE, trace
 
 from draftopd import measure
 from draftopd.metrics import Acceptance, Speedup
+from test_trace import WHOLE, trace
 
 OTHER = trace([9, 1, 2, 3, 4, 5], 1, [1], [[2, 3, 4]], [3])  # everything held: 4 committed in one block
 

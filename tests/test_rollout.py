@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import PROMPTS
 
+from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, PROMPTS, SIZES, overfit
 
+from conftest import FAMILIES, PROMPTS, SIZES, overfit
 from draftopd import load
 from draftopd.cache import RaggedCache
 from draftopd.drafters.dflash import DFlash
@@ -21,9 +21,7 @@ def any_target(request) -> Target:
 def test_plain_decoding_equals_generate(any_target: Target):
     results = rollout(any_target, None, PROMPTS, Decoding(max_new_tokens=16, batch_size=3))
     for prompt, result in zip(PROMPTS, results, strict=True):
-        expected = any_target.model.generate(
-            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0
-        )
+        expected = any_target.model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0)
         assert torch.equal(result.trace.tokens, expected[0])
 
 
@@ -43,9 +41,7 @@ def test_replay_equals_what_each_verification_saw(any_target: Target):
     assert (batch.accepted > 0).any()
     assert (batch.drafted - batch.accepted > 1).any()
     replayed = any_target.replay(batch, drafter.layer_ids)
-    kept = collate(
-        [r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results]
-    )
+    kept = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
     read = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None] - 1
     torch.testing.assert_close(replayed.features[read], kept.features[read], atol=1e-4, rtol=1e-4)
     valid = batch.valid

@@ -2,8 +2,8 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import PROMPTS
 
+from conftest import PROMPTS
 from draftopd import texts as texts_module
 from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout

@@ -206,9 +206,7 @@ class RunRecord(L.Callback):
             if trainer.global_step:
                 trainer.save_checkpoint(Path(self.config["output_dir"]) / "checkpoints" / "last.ckpt")
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
 

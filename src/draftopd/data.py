@@ -194,7 +194,9 @@ class SFTDataModule(DraftDataModule):
         texts, size = self.texts("train"), self.batching.batch_size
         epoch = self.trainer.current_epoch if self.trainer else 0
         # the first epoch goes through the texts in order, so that training starts while the target still writes
-        order = torch.randperm(len(texts), generator=generator(self.seed, epoch)).tolist() if epoch else range(len(texts))
+        order = (
+            torch.randperm(len(texts), generator=generator(self.seed, epoch)).tolist() if epoch else range(len(texts))
+        )
 
         def build(step: int) -> list[ReplayBatch]:
             draw = generator(self.seed, epoch, step)

@@ -119,5 +119,10 @@ def quiet() -> None:
     """Silences what would drown the progress bars and is of no use to a reader; warnings of our own stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic", "transformers", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for words in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*log_every_n_steps.*", ".*in eval mode at the start.*"):
+    for words in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*log_every_n_steps.*",
+        ".*in eval mode at the start.*",
+    ):
         warnings.filterwarnings("ignore", words)

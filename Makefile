@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ready := $(VENV)/.ready
+
+.PHONY: quickstart smoke test slow lint ui notebooks
+
+quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
+	$(BIN)/python -m draftopd.fit experiment=quickstart
+
+smoke: $(ready) ## the same path on a tiny random pair, under a minute
+	$(BIN)/python -m draftopd.fit experiment=smoke
+
+test: $(ready) ## fast tests: no network, no GPU
+	$(BIN)/python -m pytest
+
+slow: $(ready) ## tests on the real target
+	$(BIN)/python -m pytest -m slow
+
+lint: $(ready)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
+	$(BIN)/python -m draftopd.ui
+
+# torch first: CPU machines keep the CPU build that the pin finds
+$(ready): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

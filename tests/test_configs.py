@@ -1,0 +1,78 @@
+"""Every shipped experiment composes; the paper-scale ones build on the meta device with the published sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from draftopd import load
+from draftopd.command import CONFIG_DIR
+
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONFIG_DIR / "experiment").with_suffix(""))
+    for path in (CONFIG_DIR / "experiment").rglob("*.yaml")
+)
+
+
+def composed(*words: str):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("fit", overrides=list(words))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_says_its_question(name: str):
+    config = composed(f"experiment={name}", "output_dir=out")
+    OmegaConf.resolve(config)
+    assert not OmegaConf.missing_keys(config)
+    text = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# Question: ")
+    for stage in (config.stages or {}).values():
+        assert stage.experiment in EXPERIMENTS
+        assert stage.init_from is None or stage.init_from in config.stages
+
+
+@pytest.mark.parametrize("group", ["target", "drafter", "objective", "data", "prompts", "trainer", "logger"])
+def test_every_choice_of_a_group_composes(group: str):
+    for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
+        if path.stem != "common":
+            assert group in composed(f"{group}={path.stem}")
+
+
+QWEN3 = {
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rope_theta": 1_000_000,
+}
+PUBLISHED = {  # target sizes and parameters of the drafter: METHOD 5.1
+    "qwen3_4b": ({"hidden_size": 2560, "intermediate_size": 9728}, 537_427_200),
+    "qwen3_8b": ({"hidden_size": 4096, "intermediate_size": 12_288}, 1_048_626_432),
+}
+
+
+@pytest.mark.parametrize("kind", ["sft", "opd"])
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str):
+    sizes, parameters = PUBLISHED[model]
+    config = composed(f"experiment={model}_{kind}", "output_dir=out")
+    target = load.blank({**QWEN3, **sizes}, config.target.mask_token_id)
+    with torch.device("meta"):
+        drafter = instantiate(config.drafter)(target=target.shape)
+    assert sum(p.numel() for p in drafter.parameters()) == parameters
+    assert list(drafter.layer_ids) == [1, 9, 17, 25, 33]
+    assert drafter.block_size == 16
+    module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
+    assert module.configure_optimizers().param_groups[0]["lr"] == {"sft": 6.0e-4, "opd": 3.0e-4}[kind]
+
+
+def test_defaults_stay_in_one_place():
+    """The wheel and a checkout read the same files."""
+    assert (Path(CONFIG_DIR).parent / "mlflow.yaml").is_file()
+    config = composed()
+    assert config.logger.experiment_name == "draftopd"

@@ -1,0 +1,164 @@
+"""The command, from its words to its files; each in an empty folder."""
+
+import json
+import signal
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from draftopd.data import OnPolicyDataModule
+
+
+def outputs(folder: Path) -> Path:
+    return max((p.parent for p in folder.rglob("results.json")), key=lambda p: p.stat().st_mtime)
+
+
+def runs(folder: Path, **tags: str):
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("draftopd")
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    return [r for r in found if all(r.data.tags.get(k) == v for k, v in tags.items())]
+
+
+def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, capsys):
+    assert command("experiment=smoke") == 0
+    folder = outputs(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert [s["name"] for s in results["stages"]] == ["sft", "draft_opd"]
+    assert (folder / "acceptance_length.png").stat().st_size > 10_000
+    assert "draft_opd - sft" in capsys.readouterr().out
+
+    (parent,) = runs(tmp_path, **{"mlflow.runName": "smoke"})
+    children = runs(tmp_path, **{"mlflow.parentRunId": parent.info.run_id})
+    assert {c.info.run_name for c in children} == {"sft", "draft_opd"}
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert {"git_commit", "target_fingerprint", "command", "checkpoint"} <= child.data.tags.keys()
+        names = child.data.metrics.keys()
+        wanted = {"val/acceptance_length", "val/speedup", "val/loss", "train/loss", "test/acceptance_length"}
+        assert wanted | {"val/tiny/accept_at/1", "test/acceptance_length_low"} <= names
+        artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
+        assert {"config.yaml", "versions.json", "traces"} <= artifacts
+    (opd,) = [c for c in children if c.info.run_name == "draft_opd"]
+    assert {"train/accepted", "train/rejected", "train/staleness"} <= opd.data.metrics.keys()
+
+
+def test_the_checkpoint_holds_the_drafter_and_never_the_target(command, tmp_path):
+    assert command("experiment=smoke/sft", "budget.epochs=1", "logger=null") == 0
+    checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(name.startswith("drafter.") for name in checkpoint["state_dict"])
+    assert len(checkpoint["target_fingerprint"]) == 16
+    assert checkpoint["config"]["drafter"]["block_size"] == 4
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_path):
+    weights = []
+    for seed in (0, 0, 1):
+        assert command("experiment=smoke/sft", "budget.epochs=2", f"seed={seed}", "logger=null") == 0
+        state = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        weights.append(state["drafter.fc.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("experiment", ["smoke/sft", "smoke/draft_opd"])
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, experiment):
+    """Same epochs, same learning rates: the budget is the same, the first run is only cut short."""
+    words = (f"experiment={experiment}", "budget.epochs=2", "logger=null", "seed=3")
+    assert command(*words) == 0
+    whole = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert command(*words, "trainer.max_epochs=1") == 0
+    half = outputs(tmp_path) / "checkpoints" / "last.ckpt"
+    assert command(*words, f"resume={half}") == 0
+    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"] > torch.load(half, weights_only=True)["global_step"]
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, atol=1e-6, rtol=1e-5)
+    assert resumed["ledger"]["flops"] == pytest.approx(whole["ledger"]["flops"])
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, tmp_path, monkeypatch, capsys):
+    def interrupt(self):
+        if self.trainer.global_step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    original = OnPolicyDataModule.train_dataloader
+    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert command("experiment=smoke") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    statuses = {r.info.run_name: r.info.status for r in runs(tmp_path)}
+    assert statuses == {"smoke": "KILLED", "sft": "FINISHED", "draft_opd": "KILLED"}
+    (last,) = tmp_path.rglob("draft_opd/checkpoints/last.ckpt")
+    assert str(last).endswith(capsys.readouterr().out.split("last checkpoint: ")[1].split()[0])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command("experiment=smoke/draft_opd", f"init_from={last}", "budget.epochs=1", "logger=null") == 0
+
+
+def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
+    assert command("experiment=smoke/sft", "budget.epochs=1", "name=first") == 0
+    (run,) = runs(tmp_path, **{"mlflow.runName": "first"})
+    words = ("experiment=smoke/draft_opd", "budget.epochs=1", f"init_from={run.info.run_id}")
+    assert command(*words) == 0
+
+
+def test_a_budget_in_flops_ends_a_run(command, tmp_path):
+    assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e7", "logger=null") == 0
+    (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]
+    assert 2e7 <= stage["training_flops"] < 4e7
+
+
+BAD = {
+    "unknown experiment": (["experiment=nothing"], "nothing"),
+    "unknown key": (["experiment=smoke/sft", "drafter.layers=3"], "layers"),
+    "unknown choice": (["target=nothing"], "nothing"),
+    "missing value": (["prompts=jsonl"], "prompts.path must be given"),
+    "missing prompt file": (["experiment=smoke/sft", "prompts=jsonl", "prompts.path=none.jsonl"], "none.jsonl"),
+    "malformed line": (["experiment=smoke/sft", "prompts=jsonl", "prompts.path=bad.jsonl"], "bad.jsonl:2"),
+    "no prompts left": (["experiment=smoke/sft", "data.batching.max_prompt_length=2"], "no prompts left"),
+    "missing target": (["experiment=smoke/sft", "target=hf", "target.path=nowhere"], "no target at 'nowhere'"),
+    "block size 1": (["experiment=smoke/sft", "drafter.block_size=1"], "at least 2"),
+    "missing checkpoint": (["experiment=smoke/sft", "init_from=none.ckpt"], "none.ckpt"),
+    "not a checkpoint": (["experiment=smoke/sft", "init_from=bad.jsonl"], "not a checkpoint"),
+    "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot keep texts"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(command, tmp_path, capsys, case):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n{"prompt": "c"}\n')
+    words, expected = BAD[case]
+    assert command(*words) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert expected in errors[0]
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not [r for r in runs(tmp_path) if r.info.status not in ("FAILED", "KILLED")]
+
+
+def test_a_drafter_for_another_target_is_refused(command, tmp_path, capsys):
+    assert command("experiment=smoke/sft", "budget.epochs=1", "logger=null") == 0
+    last = outputs(tmp_path) / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    assert command("experiment=smoke/sft", f"init_from={last}", "target.seed=1", "logger=null") == 2
+    assert "works with its own target only" in capsys.readouterr().err
+    assert command("experiment=smoke/sft", f"init_from={last}", "drafter.num_layers=2", "logger=null") == 2
+    assert "another shape" in capsys.readouterr().err
+
+
+def test_lightning_is_told_one_step_per_batch(command, tmp_path):
+    """16 prompts in steps of 8, two epochs of on-policy data: four optimizer steps."""
+    assert command("experiment=smoke/draft_opd", "budget.epochs=2", "logger=null") == 0
+    checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert checkpoint["pytorch-lightning_version"] == L.__version__

@@ -1,0 +1,35 @@
+"""Notebooks run from their first cell to their last, here on the tiny pair."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def execute(name: str, folder: Path, parameters: str) -> nbformat.NotebookNode:
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source = parameters
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def test_the_trace_notebook_renders_traces(command, tmp_path):
+    assert command("experiment=smoke/sft", "budget.epochs=2") == 0
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    done = execute("trace.ipynb", tmp_path, f'CHECKPOINT = "{checkpoint}"\nTRACKING_URI = None\nPROMPTS = 2')
+    outputs = [o for c in done.cells if c.cell_type == "code" for o in c.outputs]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert any("accepted" in str(o) for o in outputs)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_committed_notebooks_are_executed_and_define_nothing_long(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert "def " not in cell.source or len(cell.source.splitlines()) <= 6
+            assert cell.execution_count
