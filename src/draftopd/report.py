@@ -11,9 +11,10 @@ from rich import get_console
 from rich.table import Table
 
 from draftopd import measure, pictures, stats
-from draftopd.callbacks import AcceptanceLength, git_commit
-from draftopd.data import DraftDataModule, progress
+from draftopd.callbacks import AcceptanceLength
+from draftopd.datamodule import DraftDataModule, progress
 from draftopd.module import DraftModule
+from draftopd.record import git_commit
 
 
 @dataclass(frozen=True)

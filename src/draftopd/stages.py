@@ -14,11 +14,11 @@ from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd import report
-from draftopd.callbacks import RunRecord
 from draftopd.checkpoints import find_checkpoint, load_drafter
-from draftopd.data import DraftDataModule
+from draftopd.datamodule import DraftDataModule
 from draftopd.drafters.base import Drafter
 from draftopd.module import DraftModule
+from draftopd.record import RunRecord
 from draftopd.target import Target
 
 

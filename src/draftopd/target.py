@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -10,52 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from draftopd.blocks import branch_mask, causal_mask
+from draftopd.blocks import Tails, branch_mask, causal_mask
 from draftopd.cache import RaggedCache
 from draftopd.errors import DraftError
+from draftopd.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
-
-
-@dataclass(frozen=True)
-class TargetShape:
-    """What a drafter must know of its target to be built."""
-
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    vocab_size: int
-    mask_token_id: int
-
-
-class Head:
-    """The target's output head as lent to a drafter: [..., D] -> [..., V'] over all tokens or some of them.
-
-    Restricting softmax(p) to a draft vocabulary divides it by the mass p(V') of that vocabulary, which does not depend
-    on the drafter: the gradient of KL(q‖p) is unchanged, that of KL(p‖q) only loses the factor p(V').
-    """
-
-    def __init__(
-        self, linear: nn.Linear, scale: float = 1.0, softcap: float | None = None, vocabulary: Tensor | None = None
-    ) -> None:
-        weight, bias = linear.weight.detach(), linear.bias
-        self.weight = weight if vocabulary is None else weight[vocabulary]
-        self.bias = None if bias is None else bias.detach() if vocabulary is None else bias.detach()[vocabulary]
-        self.scale, self.softcap = scale, softcap
-        self.vocabulary = vocabulary
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
-        logits = logits if self.scale == 1.0 else logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def tokens(self, index: Tensor) -> Tensor:
-        """Token ids of rows of the head."""
-        return index if self.vocabulary is None else self.vocabulary[index]
 
 
 class Target(nn.Module):
@@ -245,7 +204,7 @@ class Target(nn.Module):
         """
         length = batch.tokens.shape[1]
         start = batch.anchors + batch.accepted + 1  # position of the first rejected draft
-        tail = _tails(batch)
+        tail = Tails(batch)
         tokens = torch.cat([batch.tokens, tail.tokens], 1)
         text = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
         positions = torch.cat([text, tail.positions], 1)
@@ -258,27 +217,3 @@ class Target(nn.Module):
         index = index.clamp(max=hidden.shape[1] - 1)  # slots that are not supervised point anywhere
         picked = hidden.gather(1, index.flatten(1)[..., None].expand(-1, -1, hidden.shape[-1]))
         return replace(batch, features=features[:, :length], target_hidden=picked.unflatten(1, index.shape[1:]))
-
-
-class _tails:
-    """Drafts d[r+1..K-1] of every block, packed: the inputs whose rows judge the drafts behind a first rejection."""
-
-    def __init__(self, batch: ReplayBatch) -> None:
-        slots = torch.arange(1, batch.drafts.shape[2] + 1, device=batch.drafts.device)
-        wanted = (slots > batch.accepted[..., None]) & (slots < batch.drafted[..., None])  # [B, N, K]
-        flat = wanted.flatten(1)
-        rank = flat.cumsum(1) - 1
-        width = int(flat.sum(1).max()) if flat.numel() else 0
-        shape = (len(flat), width)
-        where = torch.where(flat, rank, width)
-
-        def pack(values: Tensor, fill: int) -> Tensor:
-            out = torch.full((shape[0], width + 1), fill, device=flat.device)
-            return out.scatter(1, where, values.expand(wanted.shape).flatten(1))[:, :width]
-
-        self.tokens = pack(batch.drafts, 0)
-        self.positions = pack(batch.anchors[..., None] + slots, 0)
-        self.block = pack(torch.arange(wanted.shape[1], device=flat.device)[:, None], -1)
-        # slot k (1-based) is judged by the row of draft k - 1
-        before = F.pad(rank.unflatten(1, wanted.shape[1:]), (1, 0))[..., :-1]
-        self.row_of = before.clamp(min=0, max=max(width - 1, 0))

@@ -68,7 +68,7 @@ class Trace:
         return self
 
     def render(self, tokenizer, prompt: bool = False) -> Text:
-        """The response with accepted drafts green, the target's own tokens bold and the cut drafts red and struck out."""
+        """The response: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
 
         def words(ids: Tensor) -> str:
             return tokenizer.decode(ids.tolist())
@@ -82,6 +82,17 @@ class Trace:
             out.append(words(drafts[kept:judged]), style="red strike")
             out.append(words(self.tokens[anchor + kept + 1 : anchor + kept + 2]), style="bold blue")
         return out
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A trace and what the verifications computed on the way, when it was asked for."""
+
+    trace: Trace
+    features: Tensor | None = None
+    """[T, F] features of the committed tokens; the last token's were never computed and are zero"""
+    target_hidden: Tensor | None = None
+    """[N, K, D] the hidden state that judged each draft: what `Target.replay` would compute again"""
 
 
 @dataclass(frozen=True)

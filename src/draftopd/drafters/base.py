@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from draftopd.cache import RaggedCache
-from draftopd.target import Head
+from draftopd.head import Head
 from draftopd.trace import ReplayBatch
 
 Embed = Callable[[Tensor], Tensor]
@@ -48,7 +48,8 @@ class Drafter(nn.Module, ABC):
 
     def set_vocabulary(self, token_ids: Tensor) -> None:
         """Fixes the draft vocabulary to these sorted ids [V']."""
-        assert self.d2t is not None and token_ids.shape == self.d2t.shape, "the draft vocabulary's size is fixed"
+        assert self.d2t is not None, "this drafter has the whole vocabulary"
+        assert token_ids.shape == self.d2t.shape, "the draft vocabulary's size is fixed"
         self.d2t.copy_(token_ids - torch.arange(len(token_ids), device=token_ids.device))
 
     def head_weights(self, target_vocab_size: int) -> int:

@@ -14,7 +14,7 @@ from draftopd.blocks import block_positions, branch_mask, gather_blocks
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter, Embed
 from draftopd.errors import DraftError
-from draftopd.target import Head, TargetShape
+from draftopd.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
 

@@ -1,0 +1,191 @@
+"""Responses that are decoded together: the state of a rollout, and one step of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from draftopd.cache import RaggedCache, write
+from draftopd.drafters.base import Drafter
+from draftopd.ledger import Ledger
+from draftopd.sampling import accept, choose, cut_at_stop
+from draftopd.target import Target
+from draftopd.trace import Rollout, Trace
+
+
+@dataclass
+class _Row:
+    """What one response has gathered so far."""
+
+    prompt: int
+    prompt_length: int
+    tokens: list[int]
+    anchors: list[int] = field(default_factory=list)
+    drafts: list[Tensor] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+class DecodingBatch:
+    """Responses that are decoded together, in a fixed number of rows; `cache.lengths` are their anchors' positions.
+
+    A row whose response is complete idles until a waiting prompt takes it, or until the batch is made smaller.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        width: int,
+        layer_ids: tuple[int, ...],
+        limit: int,
+        longest_prompt: int,
+        keep: bool,
+        drafter_step: int,
+        ledger: Ledger | None,
+    ) -> None:
+        self.target, self.drafter, self.layer_ids, self.ledger = target, drafter, layer_ids, ledger
+        self.limit, self.keep, self.drafter_step = limit, keep, drafter_step
+        self.num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
+        self.capacity = longest_prompt + limit + self.num_draft_tokens + 1
+        device = target.device
+        self.head = target.head()
+        self.draft_head = None if drafter is None else target.head(drafter.vocabulary)
+        self.stop = target.stop_tokens.to(device)
+        self.rows: list[_Row | None] = [None] * width
+        self.cache = RaggedCache(width, self.capacity, device)
+        self.state = None if drafter is None else drafter.start(width, self.capacity, device)
+        self.kept: Tensor | None = None  # features by position
+        self.tokens = torch.zeros(width, dtype=torch.long, device=device)  # of the anchors
+        self.room = torch.zeros(width, dtype=torch.long, device=device)  # tokens still allowed
+        self.done = torch.ones(width, dtype=torch.bool, device=device)
+
+    def free(self) -> list[int]:
+        return [i for i, row in enumerate(self.rows) if row is None]
+
+    def join(self, prompts: dict[int, Sequence[int]]) -> None:
+        """Reads new prompts into free rows and commits each response's first token, which the target writes alone."""
+        device = self.target.device
+        lengths = torch.tensor([len(p) for p in prompts.values()], device=device)
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts.values()], batch_first=True)
+        cache, hidden, features = self._prefill(padded.to(device), int(lengths.min()))
+        last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
+        tokens = choose(self.head(last))[:, 0]
+        taken = self.free()[: len(prompts)]
+        rows = torch.tensor(taken, device=device)
+        cache.lengths = lengths
+        self.cache.put(rows, cache)
+        if self.drafter is not None and self.state is not None:
+            state = self.drafter.start(len(prompts), self.capacity, device)
+            self.drafter.extend(state, features)
+            state.lengths = lengths
+            self.state.put(rows, state)
+        if self.keep:
+            if self.kept is None:
+                self.kept = features.new_zeros(len(self.rows), self.capacity, features.shape[-1])
+            self.kept[rows, : features.shape[1]] = features
+        self.tokens[rows], self.room[rows] = tokens, self.limit - 1
+        self.done[rows] = torch.isin(tokens, self.stop) | (self.limit <= 1)
+        for row, (i, prompt), token in zip(taken, prompts.items(), tokens.tolist(), strict=True):
+            self.rows[row] = _Row(i, len(prompt), [*prompt, token])
+
+    def _prefill(self, tokens: Tensor, shortest: int) -> tuple[RaggedCache, Tensor, Tensor]:
+        """Cache, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]; their common prefix is read once."""
+        rows = len(tokens)
+        same = (tokens == tokens[:1]).all(0)[: shortest - 1].long().cumprod(0).sum()
+        prefix = int(same) if rows > 1 else 0
+        cache = RaggedCache(rows, self.capacity, tokens.device)
+        if not prefix:
+            return cache, *self._read(tokens, cache)
+        shared = RaggedCache(1, prefix, tokens.device)
+        first = self._read(tokens[:1, :prefix], shared)
+        shared.lengths += prefix
+        cache.open_with(shared)
+        rest = self._read(tokens[:, prefix:], cache)
+        hidden, features = (torch.cat([a.expand(rows, -1, -1), b], 1) for a, b in zip(first, rest, strict=True))
+        return cache, hidden, features
+
+    def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:
+        result = self.target.step(tokens, cache, self.layer_ids)
+        if self.ledger:
+            self.ledger.prefill(self.target, self.drafter, tokens.shape[0], tokens.shape[1], cache.end)
+        return result
+
+    def step(self) -> None:
+        """One block for every row: draft, verify, accept, commit."""
+        drafts = self.tokens[:, None][:, :0]
+        if self.drafter is not None:
+            assert self.state is not None
+            assert self.draft_head is not None
+            drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head)
+        block = torch.cat([self.tokens[:, None], drafts], 1)
+        hidden, features = self.target.step(block, self.cache, self.layer_ids)
+        if self.ledger:
+            self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
+        if self.drafter is not None and self.state is not None:
+            self.drafter.extend(self.state, features)
+        if self.kept is not None:
+            write(self.kept, features, self.cache.lengths)
+        kept, bonus = accept(drafts, choose(self.head(hidden)))
+        committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
+        counts, ended = cut_at_stop(committed, kept + 1, self.stop, self.room)
+        self._record(drafts, torch.minimum(kept, counts), committed, counts, hidden[:, :-1])
+        self.room = self.room - counts
+        self.tokens = bonus
+        self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + kept + 1)
+        self.done = self.done | ended
+        if self.state is not None:
+            self.state.lengths = self.cache.lengths
+
+    def _record(self, drafts: Tensor, kept: Tensor, committed: Tensor, counts: Tensor, hidden: Tensor) -> None:
+        """Bookkeeping in ids only; no model runs here."""
+        drafts, committed = drafts.cpu(), committed.cpu()
+        for i, (row, accepted, count) in enumerate(zip(self.rows, kept.tolist(), counts.tolist(), strict=True)):
+            if row is None:
+                continue
+            if self.num_draft_tokens:
+                row.anchors.append(len(row.tokens) - 1)
+                row.drafts.append(drafts[i])
+                row.accepted.append(accepted)
+                if self.keep:
+                    row.hidden.append(hidden[i].clone())
+            row.tokens += committed[i, :count].tolist()
+
+    def finished(self) -> dict[int, Rollout]:
+        """The responses that are complete; their rows are free from now on."""
+        results = {}
+        for i, done in enumerate(self.done.tolist()):
+            row = self.rows[i]
+            if done and row is not None:
+                results[row.prompt] = self._result(i, row)
+                self.rows[i] = None
+        return results
+
+    def compact(self) -> None:
+        """Drops the free rows: nobody waits for them."""
+        stay = (~self.done).nonzero()[:, 0]
+        self.rows = [row for row in self.rows if row is not None]
+        self.tokens, self.room, self.done = self.tokens[stay], self.room[stay], self.done[stay]
+        self.cache.select(stay)
+        self.kept = None if self.kept is None else self.kept[stay]
+        if self.state is not None:
+            self.state.select(stay)
+            self.state.lengths = self.cache.lengths
+
+    def _result(self, index: int, row: _Row) -> Rollout:
+        empty = torch.zeros(0, self.num_draft_tokens, dtype=torch.long)
+        trace = Trace(
+            tokens=torch.tensor(row.tokens),
+            prompt_length=row.prompt_length,
+            anchors=torch.tensor(row.anchors, dtype=torch.long),
+            drafts=torch.stack(row.drafts) if row.drafts else empty,
+            accepted=torch.tensor(row.accepted, dtype=torch.long),
+            drafter_step=self.drafter_step,
+        )
+        if self.kept is None:
+            return Rollout(trace)
+        features = self.kept[index, : len(row.tokens)].clone()
+        features[-1] = 0
+        hidden = torch.stack(row.hidden) if row.hidden else features.new_zeros(0, self.num_draft_tokens, 0)
+        return Rollout(trace, features.cpu(), hidden.cpu())

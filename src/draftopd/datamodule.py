@@ -1,0 +1,166 @@
+"""What SFT and OPD data share: encoded prompts, the target's texts, the validation grid."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from rich import get_console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from draftopd.errors import DraftError
+from draftopd.module import DraftModule
+from draftopd.prompts import Prompt, Prompts, encode
+from draftopd.rollout import Decoding
+from draftopd.texts import TextCache, Texts
+from draftopd.trace import ReplayBatch, Trace, teach
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for long work; yields the function that moves it on."""
+    columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=get_console(), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda finished: bar.advance(task, finished)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator for each (seed, epoch, ...), so that any draw can be made again."""
+    state = 0
+    for part in key:
+        state = (state * 1_000_003 + part + 1) % (2**63 - 1)
+    return torch.Generator().manual_seed(state)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How texts become batches.
+
+    Args:
+        batch_size: texts of one optimizer step.
+        micro_batch_size: texts of one forward; changes memory and speed, not results.
+        val_anchors: anchors of a text on the fixed validation grid.
+        max_prompt_length: longer prompts are left out, in tokens.
+        enable_thinking: handed to chat templates that know it.
+        vocabulary_texts: training texts whose tokens are counted for a reduced draft vocabulary.
+    """
+
+    batch_size: int = 16
+    micro_batch_size: int = 8
+    val_anchors: int = 16
+    max_prompt_length: int = 512
+    enable_thinking: bool | None = None
+    vocabulary_texts: int = 512
+
+
+class Steps(Dataset):
+    """The optimizer steps of one epoch, built when they are asked for."""
+
+    def __init__(self, build: Callable[[int], list[ReplayBatch]], steps: int) -> None:
+        self.build, self.steps = build, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[ReplayBatch]:
+        if step >= self.steps:
+            raise IndexError(step)
+        return self.build(step)
+
+
+class DraftDataModule(L.LightningDataModule):
+    def __init__(
+        self, prompts: Prompts, texts: TextCache, decoding: Decoding, batching: Batching, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.prompts, self.cache, self.decoding, self.batching = prompts, texts, decoding, batching
+        self.seed = seed
+        self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}
+        self._texts: dict[str, Texts] = {}
+
+    @property
+    def module(self) -> DraftModule:
+        assert self.trainer is not None
+        assert isinstance(self.trainer.lightning_module, DraftModule)
+        return self.trainer.lightning_module
+
+    def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
+        """Prompts of a split with their token ids.
+
+        Raises:
+            DraftError: none is short enough.
+        """
+        if split not in self._encoded:
+            prompts, longest = self.prompts.split(split), self.batching.max_prompt_length
+            tokenizer, thinking = self.module.target.tokenizer, self.batching.enable_thinking
+            pairs = [(p, encode(p, tokenizer, thinking, longest)) for p in prompts]
+            self._encoded[split] = [(p, ids) for p, ids in pairs if ids is not None]
+            if not self._encoded[split]:
+                raise DraftError(
+                    f"no prompts left in split '{split}': each of the {len(prompts)} is longer than "
+                    f"data.batching.max_prompt_length={longest} tokens"
+                )
+        return self._encoded[split][:limit]
+
+    def texts(self, split: str) -> Texts:
+        """The target's greedy texts of a split; they are written as they are needed."""
+        if split not in self._texts:
+            ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
+            self._texts[split] = self.cache.open(self.module.target, ids, self.decoding, layer_ids)
+            self.module.ledger.watch(self._texts[split].ledger)
+        return self._texts[split]
+
+    def written(self, split: str, count: int | None = None) -> Texts:
+        """Texts of which the first `count` (default all) are on disk."""
+        texts = self.texts(split)
+        count = min(len(texts), count or len(texts))
+        with progress(f"target writes {split} texts", count) as on_done:
+            texts.write(count, on_done)
+        return texts
+
+    def draft_vocabulary(self, size: int) -> Tensor:
+        """The `size` tokens that occur most in the target's training texts, sorted; stop tokens always.
+
+        Tokens that do not occur follow in the order of their ids, which for byte-pair vocabularies is roughly that of
+        their frequency in general text.
+        """
+        target, texts = self.module.target, self.written("train", self.batching.vocabulary_texts)
+        counts = torch.zeros(target.vocab_size)
+        for i in range(min(len(texts), self.batching.vocabulary_texts)):
+            counts += torch.bincount(texts[i].tokens[texts[i].prompt_length :], minlength=len(counts))
+        counts[target.stop_tokens] = counts.max() + 1
+        return counts.sort(descending=True, stable=True).indices[:size].sort().values
+
+    def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
+        stored = [f for f in (texts.features(i) for i in index) if f is not None]
+        return teach([texts[i] for i in index], anchors, self.module.drafter.num_draft_tokens, stored or None)
+
+    def micro(self, members: Sequence) -> Iterator[Sequence]:
+        size = self.batching.micro_batch_size
+        return (members[at : at + size] for at in range(0, len(members), size))
+
+    def val_dataloader(self) -> DataLoader:
+        """The same anchors every time: spread evenly over each response."""
+        texts = self.written("val")
+        parts = list(self.micro([i for i in range(len(texts)) if candidates(texts[i]).numel()]))
+        if not parts:
+            raise DraftError("no validation text has two tokens of response: nothing can be drafted")
+
+        def grid(text: Trace) -> Tensor:
+            places = candidates(text)
+            count = min(self.batching.val_anchors, len(places))
+            return places[torch.linspace(0, len(places) - 1, count).round().long()]
+
+        def build(step: int) -> list[ReplayBatch]:
+            return [self.replay(texts, parts[step], [grid(texts[i]) for i in parts[step]])]
+
+        return DataLoader(Steps(build, len(parts)), batch_size=None)
+
+
+def candidates(text: Trace) -> Tensor:
+    """Positions of the response that can be an anchor: at least one token follows."""
+    return torch.arange(text.prompt_length, len(text.tokens) - 1)

@@ -1,0 +1,81 @@
+"""What a run was, written into MLflow and into every checkpoint."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from draftopd.callbacks import mlflow_logger
+from draftopd.module import DraftModule
+
+PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
+
+
+class RunRecord(L.Callback):
+    """What a run was: resolved config, command, git commit, package versions, the target's fingerprint.
+
+    The config goes into MLflow and into every checkpoint, so that a checkpoint can rebuild its drafter.
+
+    Args:
+        config: the resolved configuration.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        logger = mlflow_logger(trainer)
+        if logger is None:
+            return
+        client, run = logger.experiment, logger.run_id
+        client.log_text(run, OmegaConf.to_yaml(OmegaConf.create(self.config)), "config.yaml")
+        client.log_dict(run, {name: version(name) for name in PACKAGES}, "versions.json")
+        tags = {
+            "target_fingerprint": pl_module.target.fingerprint,
+            "git_commit": git_commit(),
+            "command": " ".join(["python -m draftopd.fit", *sys.argv[1:]]),
+            "machine": f"{platform.platform()}, python {platform.python_version()}",
+        }
+        for name, value in tags.items():
+            client.set_tag(run, name, value)
+        for name in ("target", "drafter", "objective", "data", "prompts", "module", "budget", "seed"):
+            for key, value in _flat(name, self.config.get(name)):
+                client.log_param(run, key, str(value)[:500])
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ctrl-C: nothing is lost; `resume=<checkpoint>` goes on from here."""
+        assert isinstance(pl_module, DraftModule)
+        if isinstance(exception, KeyboardInterrupt):
+            pl_module.interrupted = True
+            if trainer.global_step:
+                trainer.save_checkpoint(Path(self.config["output_dir"]) / "checkpoints" / "last.ckpt")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, with "+changes" where the tree differs; "unknown" outside a checkout."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}", inner)]
+    return [(prefix, value)]

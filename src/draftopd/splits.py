@@ -1,0 +1,80 @@
+"""What a prompt is, and the dealing out of prompts into train, val and test."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle, islice
+from typing import Any, Protocol
+
+from draftopd.errors import DraftError
+
+Messages = tuple[dict[str, str], ...]
+
+SPLITS = ("test", "val", "train")  # in the order of dealing out: test stays the same whatever the size of train
+STALE = 1000  # this many repeats in a row: a task has no more questions to give
+
+
+@dataclass(frozen=True)
+class Prompt:
+    id: str
+    set: str
+    messages: Messages
+    answer: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What tells two prompts apart."""
+        return json.dumps([(message["role"], message["content"].strip()) for message in self.messages])
+
+
+class Prompts(Protocol):
+    def split(self, name: str) -> list[Prompt]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Splits:
+    def _deal(self) -> dict[str, list[Prompt]]:
+        raise NotImplementedError
+
+    @cached_property
+    def _dealt(self) -> dict[str, list[Prompt]]:
+        return self._deal()
+
+    def split(self, name: str) -> list[Prompt]:
+        if name not in SPLITS:
+            raise DraftError(f"there is no split {name!r}: it is train, val or test")
+        if not self._dealt[name]:
+            sizes = ", ".join(f"{split} {len(self._dealt[split])}" for split in SPLITS)
+            raise DraftError(f"no prompts in split {name} ({sizes}): raise prompts.{name} or give more prompts")
+        return list(self._dealt[name])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the prompts themselves, so that every setting that changes them counts, and no other."""
+        return digest([[(p.id, p.set, p.messages, p.answer) for p in self._dealt[name]] for name in SPLITS])
+
+
+def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:
+    seen: set[str] = set()
+    splits: dict[str, list[Prompt]] = {name: [] for name in counts}
+    turns = cycle(streams.items())
+    for split in (name for name, size in counts.items() for _ in range(size)):
+        name, stream = next(turns)
+        prompt = next((prompt for prompt in islice(stream, STALE) if prompt.text not in seen), None)
+        if prompt is None:
+            raise DraftError(f"{name} has no more different prompts: lower prompts.train or change the task's options")
+        seen.add(prompt.text)
+        splits[split].append(prompt)
+    return splits
+
+
+def ask(question: str) -> Messages:
+    return ({"role": "user", "content": question},)
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
