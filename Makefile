@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ready := $(VENV)/.ready
 
-.PHONY: quickstart smoke test slow lint ui notebooks
+.PHONY: quickstart smoke test slow lint ui
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart

@@ -53,14 +53,14 @@ def eager_drafter(target: Target) -> DFlash:
 
 def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash:
     from draftopd.rollout import rollout
-    from draftopd.trace import teach
+    from draftopd.trace import text_blocks
 
     torch.manual_seed(2)
     drafter = DFlash(target.shape, num_layers=1, block_size=5)
     results = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
     traces = [r.trace for r in results]
     anchors = [torch.arange(t.prompt_length, len(t.tokens) - 1) for t in traces]
-    batch = teach(traces, anchors, 4, [r.features for r in results if r.features is not None])
+    batch = text_blocks(traces, anchors, 4, [r.features for r in results if r.features is not None])
     optimizer = torch.optim.Adam(drafter.parameters(), 3e-3)
     for _ in range(steps):
         logits = target.head()(drafter(batch, target.embed)[batch.valid])

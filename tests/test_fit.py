@@ -48,7 +48,7 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
 
 
 def test_the_checkpoint_holds_the_drafter_and_never_the_target(command, tmp_path):
-    assert command("experiment=smoke/sft", "budget.epochs=1", "logger=null") == 0
+    assert command("experiment=smoke/sft", "budget.epochs=1", "logger=none") == 0
     checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(name.startswith("drafter.") for name in checkpoint["state_dict"])
     assert len(checkpoint["target_fingerprint"]) == 16
@@ -59,7 +59,7 @@ def test_the_checkpoint_holds_the_drafter_and_never_the_target(command, tmp_path
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_path):
     weights = []
     for seed in (0, 0, 1):
-        assert command("experiment=smoke/sft", "budget.epochs=2", f"seed={seed}", "logger=null") == 0
+        assert command("experiment=smoke/sft", "budget.epochs=2", f"seed={seed}", "logger=none") == 0
         state = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         weights.append(state["drafter.fc.weight"])
     assert torch.equal(weights[0], weights[1])
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_
 @pytest.mark.parametrize("experiment", ["smoke/sft", "smoke/draft_opd"])
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, experiment):
     """Same epochs, same learning rates: the budget is the same, the first run is only cut short."""
-    words = (f"experiment={experiment}", "budget.epochs=2", "logger=null", "seed=3")
+    words = (f"experiment={experiment}", "budget.epochs=2", "logger=none", "seed=3")
     assert command(*words) == 0
     whole = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
     assert command(*words, "trainer.max_epochs=1") == 0
@@ -101,7 +101,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, t
     assert str(last).endswith(capsys.readouterr().out.split("last checkpoint: ")[1].split()[0])
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert command("experiment=smoke/draft_opd", f"init_from={last}", "budget.epochs=1", "logger=null") == 0
+    assert command("experiment=smoke/draft_opd", f"init_from={last}", "budget.epochs=1", "logger=none") == 0
 
 
 def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
@@ -112,7 +112,7 @@ def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
 
 
 def test_a_budget_in_flops_ends_a_run(command, tmp_path):
-    assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e7", "logger=null") == 0
+    assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e7", "logger=none") == 0
     (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]
     assert 2e7 <= stage["training_flops"] < 4e7
 
@@ -129,6 +129,12 @@ BAD = {
     "block size 1": (["experiment=smoke/sft", "drafter.block_size=1"], "at least 2"),
     "missing checkpoint": (["experiment=smoke/sft", "init_from=none.ckpt"], "none.ckpt"),
     "not a checkpoint": (["experiment=smoke/sft", "init_from=bad.jsonl"], "not a checkpoint"),
+    "resume from nothing": (["experiment=smoke/sft", "resume=none.ckpt"], "none.ckpt"),
+    "resume with stages": (["experiment=smoke", "resume=bad.jsonl"], "stages of its own"),
+    "no budget": (["experiment=smoke/sft", "budget.epochs=null"], "no budget"),
+    "unknown type": (["experiment=smoke/sft", "texts.features_dtype=bf16"], "bf16"),
+    "wrong option": (["experiment=smoke/sft", "prompts=reasoning_gym", "+prompts.words=3"], "words"),
+    "two devices": (["experiment=smoke/sft", "trainer.devices=2"], "trainer.devices=1"),
     "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot keep texts"),
 }
 
@@ -147,18 +153,52 @@ def test_bad_input_is_one_clear_line(command, tmp_path, capsys, case):
 
 
 def test_a_drafter_for_another_target_is_refused(command, tmp_path, capsys):
-    assert command("experiment=smoke/sft", "budget.epochs=1", "logger=null") == 0
+    assert command("experiment=smoke/sft", "budget.epochs=1", "logger=none") == 0
     last = outputs(tmp_path) / "checkpoints" / "last.ckpt"
     capsys.readouterr()
-    assert command("experiment=smoke/sft", f"init_from={last}", "target.seed=1", "logger=null") == 2
+    assert command("experiment=smoke/sft", f"init_from={last}", "target.seed=1", "logger=none") == 2
     assert "works with its own target only" in capsys.readouterr().err
-    assert command("experiment=smoke/sft", f"init_from={last}", "drafter.num_layers=2", "logger=null") == 2
+    assert command("experiment=smoke/sft", f"init_from={last}", "drafter.num_layers=2", "logger=none") == 2
     assert "another shape" in capsys.readouterr().err
 
 
 def test_lightning_is_told_one_step_per_batch(command, tmp_path):
     """16 prompts in steps of 8, two epochs of on-policy data: four optimizer steps."""
-    assert command("experiment=smoke/draft_opd", "budget.epochs=2", "logger=null") == 0
+    assert command("experiment=smoke/draft_opd", "budget.epochs=2", "logger=none") == 0
     checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     assert checkpoint["pytorch-lightning_version"] == L.__version__
+
+
+def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]:
+    assert (
+        command(*words, "budget.epochs=2", "logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0") == 0
+    )
+    return torch.load(outputs(folder) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "change"),
+    [
+        ("smoke/draft_opd", "data.batching.micro_batch_size=3"),
+        ("smoke/draft_opd", "module.chunk_rows=7"),
+        ("smoke/draft_opd", "data.decoding.batch_size=3"),
+        ("smoke/sft", "data.batching.micro_batch_size=3"),
+        ("smoke/sft", "texts.features_dtype=null"),
+    ],
+)
+def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):
+    """Micro-batches share one normalisation, chunks are recomputed exactly, features kept equal features recomputed."""
+    same = ["texts.features_dtype=float32", "data.batching.micro_batch_size=8"]
+    base = final_weights(command, tmp_path, f"experiment={experiment}", *same)
+    name = change.split("=")[0]
+    rest = [word for word in same if not word.startswith(name)]
+    changed = final_weights(command, tmp_path, f"experiment={experiment}", *rest, change)
+    for key, value in base.items():
+        torch.testing.assert_close(changed[key], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["qwen3", "gemma3_text"])
+def test_other_families_train_by_the_same_command(command, target):
+    words = (f"target.architecture.model_type={target}", "+target.architecture.head_dim=8")
+    assert command("experiment=smoke/draft_opd", *words, "budget.epochs=1", "logger=none") == 0

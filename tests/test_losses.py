@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 
-from draftopd.losses import CrossEntropy, DraftOPD, Rows, forward_kl, reverse_kl
+from draftopd.losses import CrossEntropy, DraftOPD, Rows, kl
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
+
+
+def forward_kl(target_logits, draft_logits):
+    return kl(target_logits.log_softmax(-1), draft_logits.log_softmax(-1))
+
+
+def reverse_kl(target_logits, draft_logits):
+    return kl(draft_logits.log_softmax(-1), target_logits.log_softmax(-1))
 
 
 def rows(labels, slot, accepted) -> Rows:

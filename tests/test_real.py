@@ -12,7 +12,7 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.prompts import encode
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
-from draftopd.trace import collate, teach
+from draftopd.trace import collate, text_blocks
 
 pytestmark = pytest.mark.slow
 DECODING = Decoding(max_new_tokens=48, batch_size=8)
@@ -41,7 +41,7 @@ def trained(smollm2: Target, prompts: list[list[int]]) -> DFlash:
     drafter.set_vocabulary(counts.sort(descending=True, stable=True).indices[:2048].sort().values)
     texts = [r.trace for r in results]
     anchors = [torch.arange(t.prompt_length, len(t.tokens) - 1) for t in texts]
-    batch = teach(texts, anchors, 5, [r.features for r in results if r.features is not None])
+    batch = text_blocks(texts, anchors, 5, [r.features for r in results if r.features is not None])
     head = smollm2.head(drafter.vocabulary)
     labels = torch.searchsorted(drafter.vocabulary, batch.drafts[batch.valid])
     optimizer = torch.optim.AdamW(drafter.parameters(), 2e-3)

@@ -81,6 +81,18 @@ def test_a_reduced_vocabulary_drafts_its_own_tokens_and_stays_lossless(target: T
     assert set(drafted.tolist()) <= set(range(20, 40, 2))
 
 
+@pytest.mark.parametrize("limit", [5, 6, 7, 8, 9])
+def test_rows_that_idle_beside_waiting_prompts_stay_inside_the_cache(target: Target, eager_drafter: DFlash, limit: int):
+    """More prompts than rows, all of the longest length: finished rows idle until enough of them are free."""
+    prompts = [[5 + (i * 7 + j * 3) % 80 for j in range(9)] for i in range(20)] + [PROMPTS[3]] * 20
+    decoding = Decoding(max_new_tokens=limit, batch_size=16)
+    results = rollout(target, eager_drafter, prompts, decoding, keep=True)
+    assert texts(results) == texts(rollout(target, None, prompts, decoding))
+    batch = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+    again = target.replay(batch, eager_drafter.layer_ids)
+    torch.testing.assert_close(batch.target_hidden[batch.valid], again.target_hidden[batch.valid], atol=1e-4, rtol=1e-3)
+
+
 def test_modes_are_restored(target: Target, drafter: DFlash):
     drafter.train()
     rollout(target, drafter, PROMPTS[:1], Decoding(4))

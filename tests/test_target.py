@@ -34,12 +34,14 @@ def test_features_are_the_outputs_of_the_chosen_layers(any_target: Target):
     torch.testing.assert_close(any_target.head()(hidden), theirs.logits, atol=1e-5, rtol=1e-5)
 
 
-def test_replay_equals_what_each_verification_saw(any_target: Target):
+def test_rollouts_are_lossless_and_replay_equals_what_each_verification_saw(any_target: Target):
     drafter = overfit(any_target, PROMPTS[:2], Decoding(max_new_tokens=16), steps=80)
     results = rollout(any_target, drafter, PROMPTS, Decoding(max_new_tokens=16, batch_size=2), keep=True)
     batch = collate([r.trace for r in results])
     assert (batch.accepted > 0).any()
     assert (batch.drafted - batch.accepted > 1).any()
+    plain = rollout(any_target, None, PROMPTS, Decoding(max_new_tokens=16))
+    assert [r.trace.tokens.tolist() for r in results] == [r.trace.tokens.tolist() for r in plain]
     replayed = any_target.replay(batch, drafter.layer_ids)
     kept = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
     read = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None] - 1

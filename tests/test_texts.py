@@ -1,4 +1,5 @@
 from collections import namedtuple
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -41,9 +42,16 @@ def test_an_interrupted_shard_leaves_nothing_and_the_rest_is_kept(target: Target
         texts.write(4)
     assert sorted(p.name for p in texts.folder.iterdir()) == ["00000.safetensors", "recipe.json"]
     monkeypatch.undo()
-    done = []
-    cache(tmp_path).open(target, PROMPTS, DECODING, (1,)).write(5, done.append)
-    assert sum(done) == 5
+    shown = []
+
+    @contextmanager
+    def bar(count):
+        shown.append(count)
+        yield shown.append
+
+    cache(tmp_path).open(target, PROMPTS, DECODING, (1,), bar).write(5)
+    assert shown[0] == 3  # the finished shard is not written again
+    assert sum(shown[1:]) == 3
 
 
 @pytest.mark.parametrize("change", ["prompts", "length", "layers", "dtype"])

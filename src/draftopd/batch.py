@@ -133,8 +133,8 @@ class DecodingBatch:
         self._record(drafts, torch.minimum(kept, counts), committed, counts, hidden[:, :-1])
         self.room = self.room - counts
         self.tokens = bonus
-        self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + kept + 1)
         self.done = self.done | ended
+        self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + kept + 1)
         if self.state is not None:
             self.state.lengths = self.cache.lengths
 

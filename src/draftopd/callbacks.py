@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd import measure, pictures
 from draftopd.datamodule import DraftDataModule, progress
+from draftopd.errors import DraftError
 from draftopd.module import DraftModule
 from draftopd.trace import Trace
 
@@ -39,13 +40,20 @@ class Budget(L.Callback):
     Args:
         epochs, steps, flops: whichever is spent first ends the run. FLOPs are the ledger's training FLOPs: rollouts,
             replay, drafter forward and backward; the target's own texts, made once for all runs, are not in them.
-        warmup: share of the budget.
+        warmup_steps: optimizer steps of the rise.
     """
 
     def __init__(
-        self, epochs: float | None = None, steps: int | None = None, flops: float | None = None, warmup: float = 0.05
+        self,
+        epochs: float | None = None,
+        steps: int | None = None,
+        flops: float | None = None,
+        warmup_steps: int = 0,
     ) -> None:
-        self.epochs, self.steps, self.flops, self.warmup = epochs, steps, flops, warmup
+        if not any(limit and limit > 0 for limit in (epochs, steps, flops)):
+            raise DraftError("no budget: give budget.epochs, budget.steps or budget.flops a number above 0")
+        self.epochs, self.steps, self.flops, self.warmup_steps = epochs, steps, flops, warmup_steps
+        self.flops_at_epoch_end, self.rollout_flops = 0.0, 0.0
 
     def spent(self, trainer: L.Trainer, module: DraftModule, batch_idx: int) -> float:
         """Share of the budget that is gone, 0..1 and above."""
@@ -58,13 +66,17 @@ class Budget(L.Callback):
             shares.append(module.ledger.training_flops / self.flops)
         return max(shares)
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        self.rollout_flops = pl_module.ledger.training_flops - self.flops_at_epoch_end
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DraftModule)
         share = min(1.0, self.spent(trainer, pl_module, batch_idx))
-        rise = (share + 1e-3) / self.warmup if self.warmup else 1.0
-        factor = min(rise, 0.5 * (1 + math.cos(math.pi * share)))
+        rise = (trainer.global_step + 1) / max(1, self.warmup_steps)
+        factor = min(1.0, rise) * 0.5 * (1 + math.cos(math.pi * share))
         for group in trainer.optimizers[0].param_groups:
             group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["initial_lr"] * factor
@@ -75,9 +87,14 @@ class Budget(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DraftModule)
-        # the small slack: a sum of fractions may end just below 1
-        if self.spent(trainer, pl_module, batch_idx + 1) >= 1 - 1e-6:
+        share = self.spent(trainer, pl_module, batch_idx + 1)
+        if self.flops and batch_idx + 1 == trainer.num_training_batches:
+            # a rollout phase that would spend the rest leaves nothing to train on it
+            self.flops_at_epoch_end = pl_module.ledger.training_flops
+            share = max(share, (self.flops_at_epoch_end + self.rollout_flops) / self.flops)
+        if share >= 1 - 1e-6:  # a sum of fractions may end just below 1
             trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1  # what a run ends with is always validated
 
 
 class AcceptanceLength(L.Callback):
@@ -123,7 +140,7 @@ class Speedup(L.Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
-        if not self.prompts or pl_module.interrupted:
+        if not self.prompts:
             return
         data = data_of(trainer)
         prompts = [ids for _, ids in data.encoded("val", self.prompts)]

@@ -1,5 +1,6 @@
 """Reading drafters back: a checkpoint holds drafter, optimizer, config and the fingerprint of its target."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def find_checkpoint(name: str, logger: DictConfig | None) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    if logger is not None and len(name) == 32 and "/" not in name:
+    if logger and len(name) == 32 and "/" not in name:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -40,14 +41,16 @@ def load_drafter(drafter: Drafter, path: Path, fingerprint: str) -> None:
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state, trained_for = checkpoint["state_dict"], checkpoint["target_fingerprint"]
-    except (OSError, KeyError, RuntimeError, ValueError, EOFError) as error:
+        state, trained_for, reads = (checkpoint[key] for key in ("state_dict", "target_fingerprint", "reads"))
+    except (OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DraftError(f"{path} is not a checkpoint of draftopd: {str(error).splitlines()[0]}") from error
     if trained_for != fingerprint:
         raise DraftError(
             f"the drafter in {path} was trained for the target {trained_for} and this target is {fingerprint}: "
             "a drafter works with its own target only"
         )
+    if reads != drafter.reads:
+        raise DraftError(f"the drafter in {path} reads {reads}, the config's drafter {drafter.reads}")
     weights = {name.removeprefix("drafter."): value for name, value in state.items() if name.startswith("drafter.")}
     try:
         drafter.load_state_dict(weights)

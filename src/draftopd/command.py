@@ -1,5 +1,6 @@
 """What the commands share: where the configuration lies, and one clear line for what a user can mend."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,17 +34,21 @@ def run_command(command: Callable[[], None], config_name: str) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """User mistakes become `error: ...` on stderr and exit code 2, Ctrl-C exit code 130."""
+    """What a user can mend becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130.
+
+    Hydra's own switch for whole tracebacks, HYDRA_FULL_ERROR=1, is kept.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
     try:
         yield
     except DraftError as error:
         _fail(str(error))
     except InstantiationException as error:
         cause = error.__cause__
-        if not isinstance(cause, DraftError):
-            raise
-        _fail(str(cause))
-    except (HydraException, OmegaConfBaseException) as error:
+        _fail(str(cause) if isinstance(cause, DraftError) else _one_line(error))
+    except (HydraException, OmegaConfBaseException, MisconfigurationException, MlflowException, OSError) as error:
         _fail(_one_line(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -52,8 +59,11 @@ def _check_overrides(config_name: str) -> None:
     words = sys.argv[1:]
     if any(word.startswith("-") for word in words):
         return  # Hydra's own flags, --multirun among them
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = compose(config_name, overrides=words)
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            config = compose(config_name, overrides=words)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise DraftError(_one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise DraftError(f"{missing[0]} must be given: add {missing[0]}=... to the command")

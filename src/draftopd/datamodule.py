@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import lightning as L
 import torch
@@ -16,7 +17,7 @@ from draftopd.module import DraftModule
 from draftopd.prompts import Prompt, Prompts, encode
 from draftopd.rollout import Decoding
 from draftopd.texts import TextCache, Texts
-from draftopd.trace import ReplayBatch, Trace, teach
+from draftopd.trace import ReplayBatch, Trace, text_blocks
 
 
 @contextmanager
@@ -110,16 +111,15 @@ class DraftDataModule(L.LightningDataModule):
         """The target's greedy texts of a split; they are written as they are needed."""
         if split not in self._texts:
             ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
-            self._texts[split] = self.cache.open(self.module.target, ids, self.decoding, layer_ids)
+            bar = partial(progress, f"target writes {split} texts")
+            self._texts[split] = self.cache.open(self.module.target, ids, self.decoding, layer_ids, bar)
             self.module.ledger.watch(self._texts[split].ledger)
         return self._texts[split]
 
     def written(self, split: str, count: int | None = None) -> Texts:
         """Texts of which the first `count` (default all) are on disk."""
         texts = self.texts(split)
-        count = min(len(texts), count or len(texts))
-        with progress(f"target writes {split} texts", count) as on_done:
-            texts.write(count, on_done)
+        texts.write(min(len(texts), count or len(texts)))
         return texts
 
     def draft_vocabulary(self, size: int) -> Tensor:
@@ -137,7 +137,7 @@ class DraftDataModule(L.LightningDataModule):
 
     def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
         stored = [f for f in (texts.features(i) for i in index) if f is not None]
-        return teach([texts[i] for i in index], anchors, self.module.drafter.num_draft_tokens, stored or None)
+        return text_blocks([texts[i] for i in index], anchors, self.module.drafter.num_draft_tokens, stored or None)
 
     def micro(self, members: Sequence) -> Iterator[Sequence]:
         size = self.batching.micro_batch_size

@@ -35,9 +35,11 @@ class Ledger:
         """Everything but writing the target's own texts, which is done once for all runs that read them."""
         return sum(self.flops.values())
 
-    @property
-    def text_flops(self) -> float:
-        return sum(ledger.training_flops for ledger in self._texts)
+    def metrics(self) -> dict[str, float]:
+        """Costs by phase, and what writing texts has cost in this process."""
+        phases = {"flops": self.flops, "tokens": self.tokens, "seconds": self.seconds}
+        out = {f"ledger/{kind}/{phase}": v for kind, values in phases.items() for phase, v in values.items()}
+        return {**out, "ledger/flops/texts": sum(ledger.training_flops for ledger in self._texts)}
 
     def watch(self, texts: "Ledger") -> None:
         """The ledger of a set of texts, reported beside this one."""
@@ -90,7 +92,7 @@ class Ledger:
         """One forward and backward of the drafter over a batch, and the target's head where its logits are read."""
         blocks = float((batch.drafted > 0).sum())
         rows = float(batch.drafted.sum())
-        mean_length = float(batch.anchors.double().mean()) if blocks else 0.0
+        mean_length = float(batch.anchors[batch.drafted > 0].double().mean()) if blocks else 0.0
         head = 2 * drafter.head_weights(target.vocab_size) * rows
         forward = drafter.context_flops(float(batch.lengths.sum())) + drafter.block_flops(blocks, mean_length)
         # the lent head is frozen: backward goes through it once, into the hidden states

@@ -48,15 +48,9 @@ class Objective(Protocol):
         """loss [M] of each term; logits [M, V]. Rows whose weight is 0 may hold anything finite."""
 
 
-def forward_kl(target_logits: Tensor, draft_logits: Tensor) -> Tensor:
-    """KL(p‖q) [M] over the whole vocabulary, p the target, q the drafter, logits [M, V]."""
-    log_p, log_q = target_logits.log_softmax(-1), draft_logits.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def reverse_kl(target_logits: Tensor, draft_logits: Tensor) -> Tensor:
-    """KL(q‖p) [M] over the whole vocabulary."""
-    return forward_kl(draft_logits, target_logits)
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a‖b) = sum_v a(v) (log a(v) - log b(v)) of each row, [M], from log-probabilities [M, V]."""
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
 
 
 class CrossEntropy:
@@ -103,9 +97,8 @@ class DraftOPD:
 
     def losses(self, draft_logits: Tensor, target_logits: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         assert target_logits is not None
-        # both divergences share the two log-softmaxes; each row needs one of them
         log_p, log_q = target_logits.log_softmax(-1), draft_logits.log_softmax(-1)
-        gap = log_p - log_q
-        weight = torch.where(rows.accepted[:, None], log_p, log_q).exp()
-        loss = (weight * gap).sum(-1)
-        return {"accepted": loss, "rejected": -loss}
+        # a row needs one divergence: KL(p‖q) where accepted, KL(q‖p) where rejected
+        accepted = rows.accepted[:, None]
+        loss = kl(torch.where(accepted, log_p, log_q), torch.where(accepted, log_q, log_p))
+        return {"accepted": loss, "rejected": loss}

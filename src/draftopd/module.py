@@ -22,7 +22,7 @@ class DraftModule(L.LightningModule):
     """Trains a drafter on replayed blocks; SFT and on-policy distillation differ in their data and objective alone.
 
     One Lightning batch is one optimizer step: a list of micro-batches. Sums over micro-batches and processes come
-    first, the division after (METHOD: one normalisation over everything that one optimizer step sees).
+    first, the division after: one normalisation over everything that one optimizer step sees (arXiv 2605.29343).
 
     Args:
         optimizer: makes the optimizer from the drafter's parameters.
@@ -46,14 +46,16 @@ class DraftModule(L.LightningModule):
         self.make_optimizer = optimizer
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
         self.ledger = Ledger()
-        self.interrupted = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(self.drafter.parameters())
 
     def on_fit_start(self) -> None:
+        """Says now what is wrong with the held-out prompts, and fixes the draft vocabulary of a new drafter."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split in ("val", "test"):
+            data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
 
     def draft_head(self) -> Head:
@@ -162,6 +164,7 @@ class DraftModule(L.LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("drafter.")}
         checkpoint["ledger"] = self.ledger.state_dict()
         checkpoint["target_fingerprint"] = self.target.fingerprint
+        checkpoint["reads"] = self.drafter.reads
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ledger.load_state_dict(checkpoint["ledger"])

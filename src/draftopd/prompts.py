@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from draftopd.errors import DraftError
@@ -73,7 +74,9 @@ class JsonlPrompts(RecordPrompts):
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
         paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
-        return {name: (str(path), read_lines(Path(path))) for name, path in paths.items() if path is not None}
+        return {
+            name: (str(path), read_lines(Path(path).expanduser())) for name, path in paths.items() if path is not None
+        }
 
 
 @dataclass
@@ -108,5 +111,8 @@ def encode(
     else:
         # Only when asked for: some templates have a default of their own.
         options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
+        try:
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
+        except TemplateError as error:
+            raise DraftError(f"the target's chat template refuses prompt {prompt.id}: {error}") from error
     return cast(list[int], ids) if max_length is None or len(ids) <= max_length else None

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from draftopd.callbacks import mlflow_logger
+from draftopd.datamodule import DraftDataModule
 from draftopd.module import DraftModule
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
@@ -28,6 +29,7 @@ class RunRecord(L.Callback):
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
+        self.last = Path(config["output_dir"]) / "checkpoints" / "last.ckpt"
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -41,34 +43,47 @@ class RunRecord(L.Callback):
         tags = {
             "target_fingerprint": pl_module.target.fingerprint,
             "git_commit": git_commit(),
-            "command": " ".join(["python -m draftopd.fit", *sys.argv[1:]]),
+            "command": command(),
+            "checkpoint": str(self.last.resolve()),
             "machine": f"{platform.platform()}, python {platform.python_version()}",
         }
+        if isinstance(data := trainer.datamodule, DraftDataModule):  # type: ignore[attr-defined]
+            tags["prompts_fingerprint"] = data.prompts.fingerprint
         for name, value in tags.items():
             client.set_tag(run, name, value)
         for name in ("target", "drafter", "objective", "data", "prompts", "module", "budget", "seed"):
             for key, value in _flat(name, self.config.get(name)):
                 client.log_param(run, key, str(value)[:500])
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ctrl-C: nothing is lost; `resume=<checkpoint>` goes on from here."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The final weights, and what each phase has cost."""
         assert isinstance(pl_module, DraftModule)
-        if isinstance(exception, KeyboardInterrupt):
-            pl_module.interrupted = True
-            if trainer.global_step:
-                trainer.save_checkpoint(Path(self.config["output_dir"]) / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(self.last)
+        for logger in trainer.loggers:
+            logger.log_metrics(pl_module.ledger.metrics(), trainer.global_step)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ctrl-C: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step:
+            trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+
+
+def command() -> str:
+    return " ".join(["python -m draftopd.fit", *sys.argv[1:]])
 
 
 def git_commit() -> str:
     """Commit of the code that runs, with "+changes" where the tree differs; "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return "unknown"
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -51,7 +51,7 @@ class RecordPrompts(Splits):
         read = list(islice(records, self.limit if split == "train" else None))
         prompts: list[Prompt] = []
         for where, record in read:
-            prompt = self._prompt(Path(source).stem, where, record)
+            prompt = self._prompt(split, Path(source).stem, where, record)
             if prompt.text not in seen and prompt.messages[-1]["content"].strip():
                 if prompt.id in seen:
                     raise DraftError(f"{where}: id {prompt.id} is taken: make ids unique or set prompts.id_field=null")
@@ -63,7 +63,7 @@ class RecordPrompts(Splits):
             log.warning("%s: dropped %d of %d, blank or repeated", source, len(read) - len(prompts), len(read))
         return prompts
 
-    def _prompt(self, stem: str, where: str, record: Any) -> Prompt:
+    def _prompt(self, split: str, stem: str, where: str, record: Any) -> Prompt:
         if not isinstance(record, Mapping):
             raise DraftError(f"{where} is not an object: write one with the field {self.prompt_field!r}")
         if "{prompt}" not in self.template:
@@ -73,8 +73,9 @@ class RecordPrompts(Splits):
             messages = ask(self.template.replace("{prompt}", _text(where, record, "prompt_field", self.prompt_field)))
         else:
             messages = _conversation(where, turns)
+        source = stem if split == "train" else f"{stem}/{split}"
         return Prompt(
-            id=f"{stem}/{digest(messages) if label is None else label}",
+            id=f"{source}/{digest(messages) if label is None else label}",
             set=_text(where, record, "set_field", self.set_field) if self.set_field else stem,
             messages=messages,
             answer=None if answer is None else str(answer),

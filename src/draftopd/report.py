@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from rich.table import Table
 
@@ -14,7 +16,7 @@ from draftopd import measure, pictures, stats
 from draftopd.callbacks import AcceptanceLength
 from draftopd.datamodule import DraftDataModule, progress
 from draftopd.module import DraftModule
-from draftopd.record import git_commit
+from draftopd.record import command, git_commit
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,29 @@ class Parent:
         if experiment_id is None:
             location = config.logger.artifact_location
             experiment_id = self.client.create_experiment(config.logger.experiment_name, location)
-        tags = {"git_commit": git_commit()}
+        tags = {"git_commit": git_commit(), "command": command()}
         self.run_id = self.client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id
+        self.client.log_text(self.run_id, OmegaConf.to_yaml(config), "config.yaml")
 
     def close(self, status: str) -> None:
         if self.client:
             self.client.set_terminated(self.run_id, status)
 
 
-def measure_stage(
-    name: str,
-    start: str | None,
-    checkpoint: str,
-    module: DraftModule,
-    data: DraftDataModule,
-    seconds: float,
-    test: DictConfig,
-) -> StageResult:
-    """Rolls out the test prompts once, and times some of them against plain decoding.
+@dataclass(frozen=True)
+class System:
+    """Everything that one stage trains with."""
 
-    Args:
-        test: `prompts` to roll out and `speedup_prompts` to time (0 = none).
-    """
+    config: DictConfig
+    module: DraftModule
+    data: DraftDataModule
+    trainer: L.Trainer
+    logger: MLFlowLogger | None
+
+
+def measure_stage(name: str, start: str | None, checkpoint: str, system: System, seconds: float) -> StageResult:
+    """Rolls out the test prompts once, times some of them against plain decoding, and logs both."""
+    module, data, test = system.module, system.data, system.config.test
     prompts = data.encoded("test", test.prompts)
     with progress(f"testing {name}", len(prompts) + test.speedup_prompts) as on_done:
         ids = [ids for _, ids in prompts]
@@ -79,27 +82,24 @@ def measure_stage(
         speed = measure.speedup(module.target, module.drafter, timed, data.decoding, on_done) if timed else {}
     sets = measure.by_set(traces, [prompt.set for prompt, _ in prompts])
     metrics = {f"{group}/{key}" if group else key: v for group, values in sets.items() for key, v in values.items()}
-    history = next((c.history for c in module.trainer.callbacks if isinstance(c, AcceptanceLength)), [])  # type: ignore[attr-defined]
-    logger = module.logger
-    run_id = None if logger is None else logger.run_id  # type: ignore[attr-defined]
-    result = StageResult(
-        name,
-        start,
-        checkpoint,
-        run_id,
-        [trace.acceptance_length for trace in traces],
-        {**metrics, **speed},
-        module.ledger.training_flops,
-        seconds,
-        history,
+    lengths = [trace.acceptance_length for trace in traces]
+    if system.logger is not None:
+        estimate = stats.bootstrap(lengths)
+        interval = {"acceptance_length_low": estimate.low, "acceptance_length_high": estimate.high}
+        values = {f"test/{key}": value for key, value in (metrics | speed | interval).items()}
+        system.logger.log_metrics(values, module.global_step)
+    watcher = next((c for c in system.trainer.callbacks if isinstance(c, AcceptanceLength)), None)  # type: ignore[attr-defined]
+    return StageResult(
+        name=name,
+        start=start,
+        checkpoint=checkpoint,
+        run_id=None if system.logger is None else system.logger.run_id,
+        acceptance_lengths=lengths,
+        metrics=metrics | speed,
+        training_flops=module.ledger.training_flops,
+        seconds=seconds,
+        curve=[] if watcher is None else watcher.history,
     )
-    if logger is not None:
-        estimate = stats.bootstrap(result.acceptance_lengths)
-        values = {f"test/{key}": value for key, value in result.metrics.items()}
-        values |= {"test/acceptance_length_low": estimate.low, "test/acceptance_length_high": estimate.high}
-        logger.log_metrics(values, module.global_step)
-        logger.experiment.set_tag(run_id, "checkpoint", checkpoint)  # type: ignore[attr-defined]
-    return result
 
 
 def show(results: Sequence[StageResult], folder: Path, parent: Parent | None = None) -> None:

@@ -17,7 +17,7 @@ __all__ = ["Decoding", "Rollout", "rollout"]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is made; part of every cache key. Greedy."""
+    """How text is made: greedily. `batch_size` changes speed and memory, not texts."""
 
     max_new_tokens: int = 128
     batch_size: int = 16

@@ -3,38 +3,28 @@
 import logging
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd import report
 from draftopd.checkpoints import find_checkpoint, load_drafter
-from draftopd.datamodule import DraftDataModule
 from draftopd.drafters.base import Drafter
-from draftopd.module import DraftModule
+from draftopd.errors import DraftError
 from draftopd.record import RunRecord
+from draftopd.report import System
 from draftopd.target import Target
-
-
-@dataclass
-class System:
-    """Everything that one stage trains with."""
-
-    module: DraftModule
-    data: DraftDataModule
-    trainer: L.Trainer
-    logger: MLFlowLogger | None
 
 
 def run_stages(config: DictConfig) -> None:
     """Runs the stages of a config, or the config itself as the only one, then reports."""
     quiet()
+    if config.stages and (config.init_from or config.resume):
+        raise DraftError(f"{config.name} has stages of its own: init_from and resume go with one stage's experiment")
     folder = Path(HydraConfig.get().runtime.output_dir)
     if not config.stages:
         config.output_dir = str(folder)
@@ -79,18 +69,21 @@ def build(config: DictConfig) -> System:
     """
     OmegaConf.resolve(config)
     OmegaConf.set_readonly(config, True)
-    L.seed_everything(config.seed, verbose=False)
     target: Target = instantiate(config.target)
+    L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
     drafter: Drafter = instantiate(config.drafter)(target=target.shape)
-    if config.init_from:
-        load_drafter(drafter, find_checkpoint(config.init_from, config.logger), target.fingerprint)
+    for name in (config.init_from, config.resume):
+        if name:
+            load_drafter(drafter, find_checkpoint(name, config.logger), target.fingerprint)
     module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
     data = instantiate(config.data)(prompts=instantiate(config.prompts), texts=instantiate(config.texts))
-    callbacks = list(instantiate(config.callbacks, _convert_="all").values())
-    callbacks.append(RunRecord(OmegaConf.to_container(config)))  # type: ignore[arg-type]
+    record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    callbacks = [record, *instantiate(config.callbacks, _convert_="all").values()]
     logger = instantiate(config.logger, _convert_="all") if config.logger else None
     trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
-    return System(module, data, trainer, logger)
+    if trainer.world_size > 1:
+        raise DraftError("more than one process is not supported yet: set trainer.devices=1")
+    return System(config, module, data, trainer, logger)
 
 
 def run_stage(config: DictConfig, start: str | None = None) -> report.StageResult:
@@ -100,19 +93,26 @@ def run_stage(config: DictConfig, start: str | None = None) -> report.StageResul
         KeyboardInterrupt: the user stopped it; its MLflow run ends as KILLED, its last checkpoint is usable.
     """
     system = build(config)
+    trainer, module, data = system.trainer, system.module, system.data
     checkpoint = Path(config.output_dir) / "checkpoints" / "last.ckpt"
+    resume = str(find_checkpoint(config.resume, config.logger)) if config.resume else None
     began = time.perf_counter()
+    status = "FAILED"
     try:
-        system.trainer.fit(system.module, datamodule=system.data, ckpt_path=config.resume, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        seconds = time.perf_counter() - began
+        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        result = report.measure_stage(config.name, start, str(checkpoint.resolve()), system, seconds)
+        status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
-        if system.logger:
-            system.logger.experiment.set_terminated(system.logger.run_id, "KILLED")
-        print(f"\nstopped at step {system.trainer.global_step}; last checkpoint: {checkpoint}")
+        status = "KILLED"
+        place = f"; last checkpoint: {checkpoint}" if checkpoint.exists() else ""
+        print(f"\nstopped at step {trainer.global_step}{place}")
         raise KeyboardInterrupt from None
-    seconds = time.perf_counter() - began
-    return report.measure_stage(
-        config.name, start, str(checkpoint.resolve()), system.module, system.data, seconds, config.test
-    )
+    finally:
+        if system.logger:
+            system.logger.experiment.set_terminated(system.logger.run_id, status)
+    return result
 
 
 def quiet() -> None:

@@ -34,6 +34,10 @@ class Target(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.body = model.get_decoder()
+        if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
+            raise DraftError(f"{type(model).__name__} keeps its decoder layers where they are not found: not supported")
+        if model.config._attn_implementation not in ("sdpa", "eager"):
+            raise DraftError("target.attention must be sdpa or eager: replay needs masks of its own")
         self.config = model.config.get_text_config()
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
         rows = model.get_input_embeddings().weight.shape[0]
@@ -85,7 +89,7 @@ class Target(nn.Module):
             num_attention_heads=heads,
             num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta", 10000.0),
             vocab_size=self.vocab_size,

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from draftopd.target import Target
 from draftopd.trace import Trace
 
 FORMAT = 1
+Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def no_bar(count: int) -> Iterator[Callable[[int], None]]:
+    yield lambda finished: None
 
 
 @dataclass(frozen=True)
@@ -38,22 +45,32 @@ class TextCache:
     shard_size: int = 256
 
     def open(
-        self, target: Target, prompts: Sequence[Sequence[int]], decoding: Decoding, layer_ids: Sequence[int]
+        self,
+        target: Target,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        layer_ids: Sequence[int],
+        bar: Bar = no_bar,
     ) -> "Texts":
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
+        if self.features_dtype is not None and not isinstance(getattr(torch, self.features_dtype, None), torch.dtype):
+            raise DraftError(
+                f"texts.features_dtype={self.features_dtype} is no type of torch: bfloat16, float32 or null"
+            )
         layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
             "format": FORMAT,
             "target": target.fingerprint,
             "prompts": hashlib.sha256(json.dumps([list(p) for p in prompts]).encode()).hexdigest()[:16],
             "max_new_tokens": decoding.max_new_tokens,
+            "stop_tokens": target.stop_tokens.tolist(),
             "layer_ids": layer_ids,
             "features_dtype": self.features_dtype,
             "shard_size": self.shard_size,
         }
         key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         folder = Path(self.folder).expanduser() / "texts" / key
-        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size)
+        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size, bar)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             texts.require_space()
@@ -74,6 +91,8 @@ class Texts:
     layer_ids: tuple[int, ...]
     features_dtype: str | None
     shard_size: int
+    bar: Bar = no_bar
+    """shows the writing of so many texts"""
     ledger: Ledger = field(default_factory=Ledger)
     """what writing has cost in this process"""
     _loaded: dict[int, list[Trace]] = field(default_factory=dict)
@@ -95,13 +114,13 @@ class Texts:
         with safe_open(self._path(shard), "pt") as file:
             return file.get_slice("features")[first : first + len(traces[place].tokens)]
 
-    def write(self, count: int, on_done: Callable[[int], None] = lambda finished: None) -> None:
-        """Makes sure that the first `count` texts exist; `on_done` gets the number of texts just finished."""
-        for shard in range(-(-count // self.shard_size)):
-            if self._path(shard).exists():
-                on_done(len(self._prompts(shard)))
-            else:
-                self._write(shard, on_done)
+    def write(self, count: int) -> None:
+        """Makes sure that the first `count` texts exist."""
+        missing = [s for s in range(-(-count // self.shard_size)) if not self._path(s).exists()]
+        if missing:
+            with self.bar(sum(len(self._prompts(s)) for s in missing)) as on_done:
+                for shard in missing:
+                    self._write(shard, on_done)
 
     def require_space(self) -> None:
         """Raises DraftError where the disk cannot hold what is still to be written."""
@@ -154,7 +173,8 @@ class Texts:
     def _shard(self, shard: int) -> list[Trace]:
         if shard not in self._loaded:
             if not self._path(shard).exists():
-                self._write(shard, lambda finished: None)
+                with self.bar(len(self._prompts(shard))) as on_done:
+                    self._write(shard, on_done)
             nothing = torch.zeros(0, dtype=torch.long)
             with safe_open(self._path(shard), "pt") as file:
                 pieces = file.get_tensor("tokens").long().split(file.get_tensor("lengths").tolist())

@@ -152,7 +152,7 @@ def collate(
     )
 
 
-def teach(
+def text_blocks(
     texts: Sequence[Trace], anchors: Sequence[Tensor], num_draft_tokens: int, features: Sequence[Tensor] | None = None
 ) -> ReplayBatch:
     """SFT's batch: at each anchor the drafts are the tokens that follow in the text, all accepted.

@@ -22,6 +22,7 @@ class Drafter(nn.Module, ABC):
     """
 
     block_size: int
+    mask_token_id: int
     hidden_size: int
     layer_ids: tuple[int, ...]
     d2t: Tensor | None
@@ -36,6 +37,11 @@ class Drafter(nn.Module, ABC):
         # offsets as in published checkpoints: target id = draft id + d2t[draft id]
         offsets = None if draft_vocab_size is None else torch.zeros(draft_vocab_size, dtype=torch.long)
         self.register_buffer("d2t", offsets)
+
+    @property
+    def reads(self) -> dict[str, list[int]]:
+        """What weights alone do not tell: the layers it reads and the mask token it was trained with."""
+        return {"layer_ids": list(self.layer_ids), "mask_token_id": [self.mask_token_id]}
 
     @property
     def num_draft_tokens(self) -> int:

@@ -1,0 +1,73 @@
+"""The budget: when a run ends, and the learning rate on the way."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from draftopd.callbacks import Budget
+from draftopd.errors import DraftError
+from draftopd.ledger import Ledger
+from draftopd.module import DraftModule
+
+
+class Run:
+    """A trainer and a module that only keep count."""
+
+    def __init__(self, batches: int) -> None:
+        self.module = DraftModule.__new__(DraftModule)
+        self.module.__dict__.update(ledger=Ledger(), log=lambda *args, **options: None)
+        self.trainer = SimpleNamespace(
+            current_epoch=0,
+            global_step=0,
+            num_training_batches=batches,
+            should_stop=False,
+            check_val_every_n_epoch=4,
+            optimizers=[SimpleNamespace(param_groups=[{"lr": 1.0}])],
+        )
+
+    def step(self, budget: Budget, flops: float = 0.0) -> float:
+        trainer = self.trainer
+        index = trainer.global_step % trainer.num_training_batches
+        if index == 0:
+            budget.on_train_epoch_start(trainer, self.module)
+        budget.on_train_batch_start(trainer, self.module, None, index)
+        self.module.ledger.flops["train"] += flops
+        trainer.global_step += 1
+        budget.on_train_batch_end(trainer, self.module, None, None, index)
+        trainer.current_epoch = trainer.global_step // trainer.num_training_batches
+        return trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
+    run, budget = Run(batches=5), Budget(epochs=2, warmup_steps=2)
+    rates = []
+    while not run.trainer.should_stop:
+        rates.append(run.step(budget))
+    expected = [min(1, (n + 1) / 2) * 0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
+    assert rates == pytest.approx(expected)
+    assert run.trainer.check_val_every_n_epoch == 1  # the end is validated
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"), [({"steps": 7}, 7), ({"flops": 50.0}, 5), ({"epochs": 0.5, "steps": 9}, 2)]
+)
+def test_whichever_limit_is_spent_first_ends_the_run(limits, steps):
+    run, budget = Run(batches=4), Budget(**limits)
+    while not run.trainer.should_stop:
+        run.step(budget, flops=10.0)
+    assert run.trainer.global_step == steps
+
+
+def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun():
+    run, budget = Run(batches=2), Budget(flops=100.0)
+    while not run.trainer.should_stop:
+        if run.trainer.global_step % 2 == 0:
+            run.module.ledger.flops["verify"] += 30.0
+        run.step(budget, flops=1.0)
+    assert run.module.ledger.training_flops == 96.0  # three phases; a fourth rollout would pass 100
+
+
+def test_a_run_without_a_budget_is_refused():
+    with pytest.raises(DraftError, match=r"budget\.epochs"):
+        Budget(epochs=0)
