@@ -75,6 +75,8 @@ def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `python -m draftopd.fit ...` in this process, in an empty folder; gives back the exit code."""
     monkeypatch.chdir(tmp_path)
+    # MLflow keeps one connection a URI in a process: a relative one would stay in the first test's folder
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["fit", f"cache_dir={tmp_path}/cache", *words])

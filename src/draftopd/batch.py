@@ -187,5 +187,9 @@ class DecodingBatch:
             return Rollout(trace)
         features = self.kept[index, : len(row.tokens)].clone()
         features[-1] = 0
-        hidden = torch.stack(row.hidden) if row.hidden else features.new_zeros(0, self.num_draft_tokens, 0)
+        hidden = (
+            torch.stack(row.hidden)
+            if row.hidden
+            else features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
+        )
         return Rollout(trace, features.cpu(), hidden.cpu())

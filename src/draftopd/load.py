@@ -27,6 +27,8 @@ def hf(
     """
     _quiet()
     folder = Path(path).expanduser()
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise DraftError(f"no target at '{path}' (target.path): there is no such folder")
     source = str(folder) if folder.exists() else path
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:

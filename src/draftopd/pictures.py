@@ -29,6 +29,14 @@ def close(figure: Figure) -> None:
     plt.close(figure)
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as a picture for notebooks; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def trace_page(traces: Sequence[Trace], tokenizer) -> str:
     """HTML page: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
     console = Console(record=True, file=io.StringIO(), width=110)
