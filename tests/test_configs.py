@@ -1,5 +1,9 @@
 """Every shipped experiment composes; the paper-scale ones build on the meta device with the published sizes."""
 
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -71,8 +75,32 @@ def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str)
     assert module.configure_optimizers().param_groups[0]["lr"] == {"sft": 6.0e-4, "opd": 3.0e-4}[kind]
 
 
-def test_defaults_stay_in_one_place():
-    """The wheel and a checkout read the same files."""
-    assert (Path(CONFIG_DIR).parent / "mlflow.yaml").is_file()
-    config = composed()
-    assert config.logger.experiment_name == "draftopd"
+def test_the_tracking_facts_come_from_mlflow_yaml(monkeypatch):
+    facts = OmegaConf.load(CONFIG_DIR.parent / "mlflow.yaml")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert composed().logger.tracking_uri == facts.tracking_uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert composed().logger.tracking_uri == "http://elsewhere"
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_from_another_folder(tmp_path):
+    """Built and unpacked, it carries conf/ and mlflow.yaml and finds them."""
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = "import draftopd, runpy; assert 'site' in draftopd.__file__; runpy.run_module('draftopd.fit', None, '__main__')"
+    words = ["experiment=smoke/sft", "budget.epochs=1", "test.speedup_prompts=0"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (elsewhere / "mlflow.db").exists()

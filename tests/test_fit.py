@@ -17,6 +17,8 @@ def outputs(folder: Path) -> Path:
 
 
 def runs(folder: Path, **tags: str):
+    if not (folder / "mlflow.db").exists():
+        return []
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("draftopd")
     found = client.search_runs([experiment.experiment_id]) if experiment else []

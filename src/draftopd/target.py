@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class Target(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.body = model.get_decoder()
+        self.body: Any = model.get_decoder()
         if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
             raise DraftError(f"{type(model).__name__} keeps its decoder layers where they are not found: not supported")
         if model.config._attn_implementation not in ("sdpa", "eager"):

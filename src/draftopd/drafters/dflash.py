@@ -6,6 +6,8 @@ predicts the token at its own position. Embedding and head are lent by the targe
 published z-lab checkpoints.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,15 +148,19 @@ class DFlash(Drafter):
         self.norm = nn.RMSNorm(size, eps)
         self.apply(_init)
 
+    @property
+    def _stack(self) -> list[Layer]:
+        return cast(list[Layer], self.layers)
+
     def context_flops(self, tokens: float) -> float:
-        attentions = [layer.self_attn for layer in self.layers]
+        attentions = [layer.self_attn for layer in self._stack]
         weights = self.fc.weight.numel() + sum(a.k_proj.weight.numel() + a.v_proj.weight.numel() for a in attentions)
         return 2.0 * weights * tokens
 
     def block_flops(self, blocks: float, length: float) -> float:
         rows = blocks * self.block_size
         weights = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
-        queries = sum(layer.self_attn.q_proj.out_features for layer in self.layers)
+        queries = sum(layer.self_attn.q_proj.out_features for layer in self._stack)
         return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size)
 
     def _context(self, features: Tensor) -> Tensor:
@@ -171,7 +177,7 @@ class DFlash(Drafter):
         context = self._context(batch.features)
         text_positions = torch.arange(text, device=start.device).expand(rows, -1)
         x = embed(inputs.flatten(1)).to(context.dtype)
-        for layer in self.layers:
+        for layer in self._stack:
             x = layer(x, positions, layer.self_attn.keys_values(context, text_positions), mask)
         return self.norm(x).unflatten(1, inputs.shape[1:])[:, :, 1:]
 
@@ -181,7 +187,7 @@ class DFlash(Drafter):
     def extend(self, state: RaggedCache, features: Tensor) -> None:
         context = self._context(features)
         positions = state.begin(features.shape[1])
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self._stack):
             keys, values = layer.self_attn.keys_values(context, positions)
             state.update(keys.transpose(1, 2), values.transpose(1, 2), i)
 
@@ -193,7 +199,7 @@ class DFlash(Drafter):
         block = torch.zeros_like(positions)
         mask = branch_mask(state.lengths[:, None].expand_as(positions), block, end, causal=False)
         x = embed(inputs).to(self.norm.weight.dtype)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self._stack):
             keys, values = state.stores[i]
             x = layer(x, positions, (keys[:, :end], values[:, :end]), mask)
         return head.tokens(head(self.norm(x[:, 1:])).argmax(-1))
