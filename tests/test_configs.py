@@ -93,7 +93,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    code = "import draftopd, runpy; assert 'site' in draftopd.__file__; runpy.run_module('draftopd.fit', None, '__main__')"
+    code = "import draftopd, draftopd.fit; assert 'site' in draftopd.__file__; draftopd.fit.main()"
     words = ["experiment=smoke/sft", "budget.epochs=1", "test.speedup_prompts=0"]
     run = subprocess.run(
         [sys.executable, "-c", code, *words],

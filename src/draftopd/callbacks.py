@@ -109,6 +109,12 @@ class AcceptanceLength(L.Callback):
         self.traces: list[Trace] = []
         self.history: list[tuple[float, float]] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
         if trainer.sanity_checking:
