@@ -11,6 +11,8 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.rollout import Decoding
 from draftopd.target import Target
 
+torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and two test processes share two cores
+
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 4,

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class Target(nn.Module):
             raise DraftError("target.attention must be sdpa or eager: replay needs masks of its own")
         self.config = model.config.get_text_config()
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = self.embed_rows
         if not 0 <= self.mask_token_id < rows:
             raise DraftError(
                 f"mask token {self.mask_token_id} is outside the target's embedding table of {rows} rows: "
@@ -73,6 +73,10 @@ class Target(nn.Module):
                 f"{type(self.model).__name__} does more between its last hidden state and its logits than a linear "
                 "head, a scale and a soft cap: this family is not supported yet"
             )
+
+    @property
+    def embed_rows(self) -> int:
+        return cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
 
     @property
     def device(self) -> torch.device:
