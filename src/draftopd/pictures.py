@@ -75,7 +75,7 @@ def curves(stages: Sequence[Curve], split: str = "validation") -> Figure:
     for number, stage in enumerate(stages):
         petaflops = [value / 1e15 for value in stage.flops]
         axis.plot(petaflops, stage.acceptance_length, marker="o", ms=4, color=f"C{number}", label=stage.name)
-    axis.set(xlabel="training PFLOPs", ylabel=f"acceptance length on {split} prompts (tokens per verification)")
+    axis.set(xlabel="training PFLOPs", ylabel=f"τ on {split} prompts (tokens a verification)")
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
     return figure

@@ -132,7 +132,7 @@ def _table(results: Sequence[StageResult]) -> Table:
             str(stats.bootstrap(r.acceptance_lengths)),
             f"{r.metrics['acceptance_length_pooled']:.3f}",
             f"{r.metrics['speedup']:.2f}x" if "speedup" in r.metrics else "-",
-            (f"{_before(r, results) / 1e15:.3f} + " if r.start else "") + f"{r.training_flops / 1e15:.3f}",
+            (f"{_before(r, results) / 1e15:.3f}+" if r.start else "") + f"{r.training_flops / 1e15:.3f}",
             f"{r.seconds / 60:.1f}",
         )
     return table
@@ -144,9 +144,10 @@ def _differences(results: Sequence[StageResult]):
         for early in results[:i]:
             if late.start == early.start or late.start == early.name:
                 d = stats.paired(late.acceptance_lengths, early.acceptance_lengths)
+                p_value = f"= {d.p_value:.3f}" if d.p_value >= 0.001 else "< 0.001"
                 yield (
                     f"{late.name} - {early.name}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], "
-                    f"p = {d.p_value:.3f}, paired over {d.count} prompts"
+                    f"p {p_value}, paired over {d.count} prompts"
                 )
 
 

@@ -17,7 +17,7 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Estimate:
