@@ -2,6 +2,7 @@
 
 import json
 import logging
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -29,9 +30,9 @@ class RecordPrompts(Splits):
     limit: int | None = None
     seed: int = 0
 
+    @abstractmethod
     def _sources(self) -> dict[str, tuple[str, Records]]:
         """Name and records of train, and of val and test where they need not be held out of train."""
-        raise NotImplementedError
 
     def _deal(self) -> dict[str, list[Prompt]]:
         sources, seen = self._sources(), set[str]()

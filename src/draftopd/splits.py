@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,9 +37,9 @@ class Prompts(Protocol):
     def fingerprint(self) -> str: ...
 
 
-class Splits:
-    def _deal(self) -> dict[str, list[Prompt]]:
-        raise NotImplementedError
+class Splits(ABC):
+    @abstractmethod
+    def _deal(self) -> dict[str, list[Prompt]]: ...
 
     @cached_property
     def _dealt(self) -> dict[str, list[Prompt]]:
