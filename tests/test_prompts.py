@@ -1,13 +1,10 @@
-import json
-import logging
+"""The classes that give prompts, their configurations, and encoding; what records become: test_records.py."""
+
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -15,10 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from draftopd.errors import DraftError
 from draftopd.prompts import HubPrompts, JsonlPrompts, Prompt, Prompts, ReasoningGymPrompts, TinyPrompts, encode
+from prompt_sources import SPLITS, asked, config, install_datasets, questions, texts, write
 
-CONF = Path(__file__).parents[1] / "conf" / "prompts"
 TASKS: dict[str, dict[str, Any] | None] = {"gcd": {"max_value": 200}, "lcm": None, "chain_sum": {}}
-SPLITS = ("train", "val", "test")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
     "{% if enable_thinking is defined %}{{ 'think ' if enable_thinking else 'direct ' }}{% endif %}"
@@ -26,38 +22,13 @@ TEMPLATE = (
 )
 
 
-def texts(prompts: Prompts, split: str) -> list[str]:
-    return [prompt.text for prompt in prompts.split(split)]
-
-
-def asked(prompts: Prompts, split: str = "train") -> list[str]:
-    return [prompt.messages[-1]["content"] for prompt in prompts.split(split)]
-
-
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-def questions(number: int) -> list[Any]:
-    return [{"prompt": f"question {index}", "answer": index} for index in range(number)]
-
-
-def config(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(str(CONF), version_base=None):
-        return instantiate(compose(name, overrides=list(overrides)))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> str:
-    return write(tmp_path / "mine.jsonl", questions(20))
-
-
 # What holds for every source
 
 
 @pytest.mark.parametrize("source", ["gym", "tiny", "jsonl"])
-def test_splits_are_deterministic_disjoint_and_have_unique_ids(source: str, file: str) -> None:
+def test_splits_are_deterministic_disjoint_and_have_unique_ids(source: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.jsonl", questions(20))
+
     def make() -> Prompts:
         if source == "gym":
             return ReasoningGymPrompts(TASKS, train=40, val=6, test=9)
@@ -136,148 +107,19 @@ def test_wrong_tasks(tasks: dict[str, dict[str, Any] | None], message: str) -> N
         ReasoningGymPrompts(tasks, train=1, val=1, test=1).split("train")
 
 
-# JSON Lines
-
-
-def test_a_prompt_becomes_one_user_message(tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.jsonl", [{"id": index, "prompt": f"q{index}", "answer": 0} for index in range(3)])
-    prompts = JsonlPrompts(path)
-    (prompt,) = prompts.split("train")
-    number = prompt.id.removeprefix("mine/")
-    assert prompt == Prompt(f"mine/{number}", "mine", ({"role": "user", "content": f"q{number}"},), "0")
-    assert len(prompts.split("val")) == len(prompts.split("test")) == 1
-
-
-def test_a_last_assistant_turn_is_left_for_the_target(tmp_path: Path) -> None:
-    turns = [{"role": role, "content": role, "name": "x"} for role in ("system", "user", "assistant")]
-    path = write(tmp_path / "chat.jsonl", [{"messages": turns}, *questions(3)])
-    found = [prompt.messages for split in SPLITS for prompt in JsonlPrompts(path).split(split)]
-    assert ({"role": "system", "content": "system"}, {"role": "user", "content": "user"}) in found
-
-
-def test_fields_sets_and_template(tmp_path: Path) -> None:
-    rows = [{"text": f"{{t}} {index}", "topic": "ab"[index % 2], "gold": f"g{index}"} for index in range(8)]
-    path = write(tmp_path / "mine.jsonl", rows)
-    prompts = JsonlPrompts(
-        path,
-        prompt_field="text",
-        set_field="topic",
-        answer_field="gold",
-        template="Solve {prompt} in {}",
-        val=1,
-        test=1,
-    )
-    train = prompts.split("train")
-    assert {prompt.set for prompt in train} == {"a", "b"}
-    assert all(prompt.messages[0]["content"].startswith("Solve {t} ") for prompt in train)
-    assert all(prompt.answer and prompt.answer.startswith("g") for prompt in train)
-
-
-def test_counts_are_cut_so_that_train_keeps_most(file: str, caplog: pytest.LogCaptureFixture) -> None:
-    prompts = JsonlPrompts(file)
-    assert [len(prompts.split(split)) for split in SPLITS] == [10, 5, 5]
-    assert "prompts.val cut from 64 to 5" in caplog.text
-
-
-def test_held_out_prompts_do_not_depend_on_the_order_of_lines(file: str, tmp_path: Path) -> None:
-    other = write(tmp_path / "other.jsonl", questions(20)[::-1])
-    for split in SPLITS:
-        assert texts(JsonlPrompts(file, val=4, test=4), split) == texts(JsonlPrompts(other, val=4, test=4), split)
-    assert texts(JsonlPrompts(file, seed=1, val=4, test=4), "val") != texts(JsonlPrompts(file, val=4, test=4), "val")
-
-
-def test_files_of_their_own_for_val_and_test(file: str, tmp_path: Path) -> None:
-    test = write(tmp_path / "exam.jsonl", [{"prompt": "question 3"}, {"prompt": "other"}])
-    prompts = JsonlPrompts(file, test_path=test, val=2)
-    assert asked(prompts, "test") == ["question 3", "other"]
-    assert prompts.split("test")[0].set == "exam"
-    assert [len(prompts.split(split)) for split in SPLITS] == [17, 2, 2]
-    assert "question 3" not in asked(prompts) + asked(prompts, "val")
-
-
-def test_limit_reads_the_first_lines_only(file: str) -> None:
-    prompts = JsonlPrompts(file, limit=4)
-    assert {text for split in SPLITS for text in asked(prompts, split)} == {f"question {index}" for index in range(4)}
-
-
-def test_blank_and_repeated_prompts_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write(tmp_path / "mine.jsonl", [*questions(5), "", {"prompt": " question 1 "}, {"prompt": "  "}])
-    with caplog.at_level(logging.WARNING):
-        assert sum(len(JsonlPrompts(path).split(split)) for split in SPLITS) == 5
-    assert "dropped 2 of 7, blank or repeated" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{'prompt': 1}", r"mine.jsonl:2 is not JSON \(.*\): write one JSON object a line"),
-        ("[1]", "mine.jsonl:2 is not an object: write one with the field 'prompt'"),
-        ({"question": "a", "n": 1}, r"mine.jsonl:2 has no text in field 'prompt' \(fields: question, n\): set prompts"),
-        ({"prompt": 3}, "mine.jsonl:2 has no text in field 'prompt'"),
-        ({}, r"mine.jsonl:2 has no text in field 'prompt' \(fields: none\)"),
-        ({"prompt": "a", "id": "x"}, "mine.jsonl:2: id mine/x is taken: make ids unique or set prompts.id_field=null"),
-        ({"messages": "hello"}, "mine.jsonl:2: wrong messages: give role"),
-        ({"messages": []}, "wrong messages"),
-        ({"messages": [{"from": "human", "value": "a"}]}, "wrong messages"),
-        ({"messages": [{"role": "human", "content": "a"}]}, "wrong messages"),
-        ({"messages": [{"role": "user", "content": ["a"]}]}, "wrong messages"),
-        ({"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}, "wrong messages"),
-        ({"messages": 7}, "wrong messages"),
-    ],
-)
-def test_malformed_lines_are_named(tmp_path: Path, row: Any, message: str) -> None:
-    path = write(tmp_path / "mine.jsonl", [{"prompt": "fine", "id": "x"}, row, *questions(3)])
-    with pytest.raises(DraftError, match=message) as caught:
-        JsonlPrompts(path).split("train")
-    assert "\n" not in str(caught.value)
-
-
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
-    with pytest.raises(DraftError, match=r"mine\.jsonl:2 is not JSON"):
-        JsonlPrompts(str(path)).split("train")
-
-
-def test_missing_empty_and_too_small_files(tmp_path: Path) -> None:
-    with pytest.raises(DraftError, match=r"no prompt file .*none.jsonl: give the path of a .jsonl file"):
-        JsonlPrompts(str(tmp_path / "none.jsonl")).split("train")
-    with pytest.raises(DraftError, match=r"empty\.jsonl is empty: give at least 3 prompts"):
-        JsonlPrompts(write(tmp_path / "empty.jsonl", ["", " "])).split("train")
-    with pytest.raises(DraftError, match=r"no prompts in split train \(test 1, val 1, train 0\): .* give more prompts"):
-        JsonlPrompts(write(tmp_path / "two.jsonl", questions(2))).split("train")
-
-
-def test_wrong_settings(file: str) -> None:
-    with pytest.raises(DraftError, match=r"mine\.jsonl:1 has no text in field 'topic' .*: set prompts.set_field"):
-        JsonlPrompts(file, set_field="topic").split("train")
-    with pytest.raises(DraftError, match=r"prompts\.template 'Solve' leaves the prompt out: put {prompt} in it"):
-        JsonlPrompts(file, template="Solve").split("train")
-
-
-# The hub
-
-
-def install_datasets(monkeypatch: pytest.MonkeyPatch, rows: list[Any] | Exception) -> list[Any]:
-    """Put a stand-in for the `datasets` library in place; the calls it got are returned."""
-    calls: list[Any] = []
-
-    def load_dataset(path: str, name: str | None, split: str, revision: str | None) -> list[Any]:
-        calls.append((path, name, split, revision))
-        if isinstance(rows, Exception):
-            raise rows
-        return rows
-
-    module = ModuleType("datasets")
-    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    return calls
+# JSON Lines and the hub
 
 
 def test_hub_reads_records_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = install_datasets(monkeypatch, [{"question": f"q{index}", "answer": "1"} for index in range(12)])
     prompts: HubPrompts = config(
-        "hub", "path=openai/gsm8k", "name=main", "prompt_field=question", "val=2", "test=3", "template='{prompt} Why?'"
+        "hub",
+        "prompts.path=openai/gsm8k",
+        "prompts.name=main",
+        "prompts.prompt_field=question",
+        "prompts.val=2",
+        "prompts.test=3",
+        "prompts.template='{prompt} Why?'",
     )
     assert [len(prompts.split(split)) for split in SPLITS] == [7, 2, 3]
     assert {prompt.set for prompt in prompts.split("train")} == {"gsm8k"}
@@ -300,16 +142,18 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 # Configuration
 
 
-def test_configurations(file: str) -> None:
+def test_configurations(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.jsonl", questions(20))
     assert [len(config("tiny").split(split)) for split in SPLITS] == [16, 4, 4]
-    assert len(config("jsonl", f"path={file}", "val=2").split("val")) == 2
-    gym = config("reasoning_gym", "train=8", "val=4", "test=4", "~tasks.lcm", "+tasks.chain_sum={}")
+    assert len(config("jsonl", f"prompts.path={file}", "prompts.val=2").split("val")) == 2
+    sizes = ("prompts.train=8", "prompts.val=4", "prompts.test=4")
+    gym = config("reasoning_gym", *sizes, "~prompts.tasks.lcm", "+prompts.tasks.chain_sum={}")
     assert "chain_sum" in {prompt.set for prompt in gym.split("test")}
     assert "lcm" not in {prompt.set for prompt in gym.split("train")}
 
 
 def test_default_mix_has_room_to_grow() -> None:
-    prompts = config("reasoning_gym", "train=6000")
+    prompts = config("reasoning_gym", "prompts.train=6000")
     assert len(set(texts(prompts, "train"))) == 6000
 
 

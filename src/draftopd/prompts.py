@@ -1,6 +1,5 @@
 """Where prompts come from, each source cut into train, val and test; and their encoding for the target."""
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from draftopd.errors import DraftError
-from draftopd.records import RecordPrompts, Records, read_lines
+from draftopd.records import RecordPrompts, Records, load_rows, read_lines
 from draftopd.splits import Prompt, Prompts, Splits, ask, interleave
 
 __all__ = ["HubPrompts", "JsonlPrompts", "Prompt", "Prompts", "ReasoningGymPrompts", "TinyPrompts", "encode"]
@@ -87,14 +86,7 @@ class HubPrompts(RecordPrompts):
     revision: str | None = None
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
-        try:
-            load = importlib.import_module("datasets").load_dataset
-        except ImportError as error:
-            raise DraftError("prompts=hub needs the datasets library: pip install draftopd[hub]") from error
-        try:
-            rows = load(self.path, self.name, split=self.hub_split, revision=self.revision)
-        except (OSError, ValueError) as error:
-            raise DraftError(f"cannot load {self.path} from the hub: {' '.join(str(error).split())}") from error
+        rows = load_rows(self.path, self.name, self.hub_split, self.revision)
         return {"train": (self.path, ((f"{self.path} row {index}", row) for index, row in enumerate(rows)))}
 
 

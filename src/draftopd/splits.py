@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
 from typing import Any, Protocol
@@ -23,11 +23,33 @@ class Prompt:
     set: str
     messages: Messages
     answer: str | None = None
+    followups: tuple[str, ...] = ()
+    """later user turns, each asked after the target's own answer to the one before"""
 
     @property
     def text(self) -> str:
         """What tells two prompts apart."""
-        return json.dumps([(message["role"], message["content"].strip()) for message in self.messages])
+        turns = [(message["role"], message["content"].strip()) for message in self.messages]
+        return json.dumps(turns + [("user", turn.strip()) for turn in self.followups])
+
+
+def continued(prompt: Prompt, answer: str) -> Prompt:
+    """The prompt of the next turn: the target's answer to this one (text, no special tokens), then the next follow-up.
+
+    Raises:
+        ValueError: the prompt has no follow-ups.
+    """
+    if not prompt.followups:
+        raise ValueError(f"{prompt.id} has no follow-ups")
+    question, *later = prompt.followups
+    turn = sum(message["role"] == "user" for message in prompt.messages)
+    return replace(
+        prompt,
+        id=f"{prompt.id.removesuffix(f'/turn{turn}')}/turn{turn + 1}",
+        messages=(*prompt.messages, {"role": "assistant", "content": answer}, *ask(question)),
+        answer=None,  # the reference belongs to the first turn
+        followups=tuple(later),
+    )
 
 
 class Prompts(Protocol):
@@ -56,7 +78,7 @@ class Splits(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """Of the prompts themselves, so that every setting that changes them counts, and no other."""
-        return digest([[(p.id, p.set, p.messages, p.answer) for p in self._dealt[name]] for name in SPLITS])
+        return digest([[astuple(p) for p in self._dealt[name]] for name in SPLITS])
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:
