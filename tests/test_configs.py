@@ -40,9 +40,9 @@ def test_every_experiment_composes_and_says_its_question(name: str):
 
 @pytest.mark.parametrize("group", ["target", "drafter", "objective", "data", "prompts", "trainer", "logger"])
 def test_every_choice_of_a_group_composes(group: str):
-    for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
+    for path in sorted((CONFIG_DIR / group).rglob("*.yaml")):
         if path.stem != "common":
-            assert group in composed(f"{group}={path.stem}")
+            assert group in composed(f"{group}={path.relative_to(CONFIG_DIR / group).with_suffix('')}")
 
 
 QWEN3 = {

@@ -7,7 +7,7 @@ import draftopd
 
 FLOORS = [
     {"errors", "blocks", "sampling", "losses", "metrics", "stats", "trace"},
-    {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts"},
+    {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
     {"ledger", "batch", "rollout", "texts", "measure", "pictures"},
     {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
     {"command", "report", "stages", "restore", "fit", "ui"},
