@@ -9,16 +9,26 @@ from torch import Tensor
 from draftopd.cache import RaggedCache, write
 from draftopd.drafters.base import Drafter
 from draftopd.ledger import Ledger
-from draftopd.sampling import accept, choose, cut_at_stop
+from draftopd.sampling import Decoding, Places, Proposal, accept, cut_at_stop
 from draftopd.target import Target
 from draftopd.trace import Rollout, Trace
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A prompt before its response."""
+
+    index: int
+    tokens: Sequence[int]
+    key: int
+    """of its random numbers"""
 
 
 @dataclass
 class _Row:
     """What one response has gathered so far."""
 
-    prompt: int
+    index: int
     prompt_length: int
     tokens: list[int]
     anchors: list[int] = field(default_factory=list)
@@ -38,17 +48,17 @@ class DecodingBatch:
         target: Target,
         drafter: Drafter | None,
         width: int,
+        capacity: int,
+        decoding: Decoding,
         layer_ids: tuple[int, ...],
-        limit: int,
-        longest_prompt: int,
         keep: bool,
         drafter_step: int,
-        ledger: Ledger | None,
+        ledger: Ledger,
     ) -> None:
         self.target, self.drafter, self.layer_ids, self.ledger = target, drafter, layer_ids, ledger
-        self.limit, self.keep, self.drafter_step = limit, keep, drafter_step
+        self.decoding, self.keep, self.drafter_step = decoding, keep, drafter_step
         self.num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
-        self.capacity = longest_prompt + limit + self.num_draft_tokens + 1
+        self.capacity = capacity
         device = target.device
         self.head = target.head()
         self.draft_head = None if drafter is None else target.head(drafter.vocabulary)
@@ -57,6 +67,7 @@ class DecodingBatch:
         self.cache = RaggedCache(width, self.capacity, device)
         self.state = None if drafter is None else drafter.start(width, self.capacity, device)
         self.kept: Tensor | None = None  # features by position
+        self.keys = torch.zeros(width, dtype=torch.long, device=device)  # of the responses' random numbers
         self.tokens = torch.zeros(width, dtype=torch.long, device=device)  # of the anchors
         self.room = torch.zeros(width, dtype=torch.long, device=device)  # tokens still allowed
         self.done = torch.ones(width, dtype=torch.bool, device=device)
@@ -64,14 +75,19 @@ class DecodingBatch:
     def free(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row is None]
 
-    def join(self, prompts: dict[int, Sequence[int]]) -> None:
+    def join(self, prompts: Sequence[Waiting]) -> None:
         """Reads new prompts into free rows and commits each response's first token, which the target writes alone."""
+        with self.ledger.timed("prefill"):
+            self._join(prompts)
+
+    def _join(self, prompts: Sequence[Waiting]) -> None:
         device = self.target.device
-        lengths = torch.tensor([len(p) for p in prompts.values()], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts.values()], batch_first=True)
+        lengths = torch.tensor([len(p.tokens) for p in prompts], device=device)
+        keys = torch.tensor([p.key for p in prompts], device=device)
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p.tokens) for p in prompts], batch_first=True)
         cache, hidden, features = self._prefill(padded.to(device), int(lengths.min()))
         last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
-        tokens = choose(self.head(last))[:, 0]
+        tokens = Places(self.decoding, keys, lengths - 1).choose(self.head(last))[:, 0]
         taken = self.free()[: len(prompts)]
         rows = torch.tensor(taken, device=device)
         cache.lengths = lengths
@@ -85,10 +101,11 @@ class DecodingBatch:
             if self.kept is None:
                 self.kept = features.new_zeros(len(self.rows), self.capacity, features.shape[-1])
             self.kept[rows, : features.shape[1]] = features
-        self.tokens[rows], self.room[rows] = tokens, self.limit - 1
-        self.done[rows] = torch.isin(tokens, self.stop) | (self.limit <= 1)
-        for row, (i, prompt), token in zip(taken, prompts.items(), tokens.tolist(), strict=True):
-            self.rows[row] = _Row(i, len(prompt), [*prompt, token])
+        limit = self.decoding.max_new_tokens
+        self.keys[rows], self.tokens[rows], self.room[rows] = keys, tokens, limit - 1
+        self.done[rows] = torch.isin(tokens, self.stop) | (limit <= 1)
+        for row, prompt, token in zip(taken, prompts, tokens.tolist(), strict=True):
+            self.rows[row] = _Row(prompt.index, len(prompt.tokens), [*prompt.tokens, token])
 
     def _prefill(self, tokens: Tensor, shortest: int) -> tuple[RaggedCache, Tensor, Tensor]:
         """Cache, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]; their common prefix is read once."""
@@ -108,26 +125,31 @@ class DecodingBatch:
 
     def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:
         result = self.target.step(tokens, cache, self.layer_ids)
-        if self.ledger:
-            self.ledger.prefill(self.target, self.drafter, tokens.shape[0], tokens.shape[1], cache.end)
+        self.ledger.prefill(self.target, self.drafter, tokens.shape[0], tokens.shape[1], cache.end)
         return result
 
     def step(self) -> None:
         """One block for every row: draft, verify, accept, commit."""
+        with self.ledger.timed("decode"):
+            self._step()
+
+    def _step(self) -> None:
+        places = Places(self.decoding, self.keys, self.cache.lengths)
+        proposal = Proposal(places)
         drafts = self.tokens[:, None][:, :0]
         if self.drafter is not None:
             assert self.state is not None
             assert self.draft_head is not None
-            drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head)
+            drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
         block = torch.cat([self.tokens[:, None], drafts], 1)
         hidden, features = self.target.step(block, self.cache, self.layer_ids)
-        if self.ledger:
-            self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
+        self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
         if self.drafter is not None and self.state is not None:
             self.drafter.extend(self.state, features)
         if self.kept is not None:
             write(self.kept, features, self.cache.lengths)
-        kept, bonus = accept(drafts, choose(self.head(hidden)))
+        vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
+        kept, bonus = accept(drafts, self.head(hidden), places, proposal, vocabulary)
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
         counts, ended = cut_at_stop(committed, kept + 1, self.stop, self.room)
         self._record(drafts, torch.minimum(kept, counts), committed, counts, hidden[:, :-1])
@@ -158,7 +180,7 @@ class DecodingBatch:
         for i, done in enumerate(self.done.tolist()):
             row = self.rows[i]
             if done and row is not None:
-                results[row.prompt] = self._result(i, row)
+                results[row.index] = self._result(i, row)
                 self.rows[i] = None
         return results
 
@@ -166,7 +188,8 @@ class DecodingBatch:
         """Drops the free rows: nobody waits for them."""
         stay = (~self.done).nonzero()[:, 0]
         self.rows = [row for row in self.rows if row is not None]
-        self.tokens, self.room, self.done = self.tokens[stay], self.room[stay], self.done[stay]
+        self.keys, self.tokens, self.room = self.keys[stay], self.tokens[stay], self.room[stay]
+        self.done = self.done[stay]
         self.cache.select(stay)
         self.kept = None if self.kept is None else self.kept[stay]
         if self.state is not None:

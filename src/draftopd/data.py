@@ -95,7 +95,7 @@ class OnPolicyDataModule(DraftDataModule):
         return DataLoader(Steps(build, steps), batch_size=None)
 
     def _roll_out(self) -> list[Rollout]:
-        module, prompts = self.module, self._next_prompts()
+        module, (places, prompts) = self.module, self._next_prompts()
         with progress("rolling out", len(prompts)) as on_done, module.ledger.timed("rollout"):
             return rollout(
                 module.target,
@@ -103,20 +103,22 @@ class OnPolicyDataModule(DraftDataModule):
                 prompts,
                 self.decoding,
                 keep=True,
+                keys=places,
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
             )
 
-    def _next_prompts(self) -> list[list[int]]:
-        """This epoch's prompts: a new shuffle each time the pool has been gone through."""
+    def _next_prompts(self) -> tuple[range, list[list[int]]]:
+        """Places of this epoch's prompts in the run, and the prompts: a new shuffle each time the pool is through."""
         pool = [ids for _, ids in self.encoded("train")]
         first = (self.trainer.current_epoch if self.trainer else 0) * self.prompts_per_epoch
+        places = range(first, first + self.prompts_per_epoch)
         orders: dict[int, list[int]] = {}
         chosen = []
-        for place in range(first, first + self.prompts_per_epoch):
+        for place in places:
             lap, at = divmod(place, len(pool))
             if lap not in orders:
                 orders[lap] = torch.randperm(len(pool), generator=generator(self.seed, lap)).tolist()
             chosen.append(pool[orders[lap][at]])
-        return chosen
+        return places, chosen

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from draftopd.target import Target
 from draftopd.trace import ReplayBatch
 
 
+@lru_cache(maxsize=4)
 def linear_weights(module: nn.Module) -> int:
     """Multiply-adds that one row costs in the linear layers of a module."""
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))

@@ -2,25 +2,18 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from draftopd.batch import DecodingBatch
+from draftopd.batch import DecodingBatch, Waiting
 from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
 from draftopd.ledger import Ledger
+from draftopd.sampling import Decoding
 from draftopd.target import Target
 from draftopd.trace import Rollout
 
 __all__ = ["Decoding", "Rollout", "rollout"]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How text is made: greedily. `batch_size` changes speed and memory, not texts."""
-
-    max_new_tokens: int = 128
-    batch_size: int = 16
 
 
 @torch.no_grad()
@@ -32,40 +25,49 @@ def rollout(
     *,
     keep: bool = False,
     layer_ids: Sequence[int] = (),
+    keys: Sequence[int] | None = None,
     drafter_step: int = 0,
     ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
 ) -> list[Rollout]:
     """Writes one response per prompt, in batches; results stand in the order of the prompts.
 
-    The text is the target's greedy text whatever the drafter is. Gradients are off and the drafter is in eval mode
-    while it runs, and both are restored.
+    The text follows the target whatever the drafter is: greedy text at temperature 0, a sample of its distribution
+    above. Gradients are off and the drafter is in eval mode while it runs, and both are restored.
 
     Args:
         drafter: None decodes plainly (K = 0, traces without blocks).
         prompts: token ids, at least one each.
         keep: also return features and target hidden states of the verifications.
         layer_ids: features to keep where there is no drafter.
+        keys: of each response's random numbers; default 0, 1, 2, ... The same key, seed and prompt draw the same text.
         drafter_step: recorded in the traces.
-        ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`.
+        ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`, and seconds of `prefill` and `decode`.
         on_done: called with the number of responses just finished.
+
+    Raises:
+        DraftError: `decoding.memory_gib` does not hold one response.
     """
+    if not prompts:
+        return []
     was_training = drafter is not None and drafter.training
     if drafter is not None:
         drafter.eval()
         layer_ids = drafter.layer_ids
     # prompts of like length are prefilled together: less padding
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-    longest = max((len(p) for p in prompts), default=0)
-    width = min(decoding.batch_size, len(prompts))
-    options = (tuple(layer_ids), decoding.max_new_tokens, longest, keep, drafter_step, ledger)
-    batch = DecodingBatch(target, drafter, width, *options)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    waiting = deque(Waiting(i, prompts[i], i if keys is None else keys[i]) for i in order)
+    num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
+    capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
+    width = min(affordable_rows(target, drafter, capacity, decoding, layer_ids, keep), len(prompts))
+    options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger())
+    batch = DecodingBatch(target, drafter, width, capacity, decoding, *options)
     results: dict[int, Rollout] = {}
     try:
         while len(results) < len(prompts):
             free = batch.free()
             if waiting and len(free) >= width / 8:
-                batch.join({i: prompts[i] for i in (waiting.popleft() for _ in range(min(len(free), len(waiting))))})
+                batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
             else:
                 if not waiting and len(free) >= len(batch.rows) / 4:
                     batch.compact()
@@ -77,3 +79,31 @@ def rollout(
         if drafter is not None:
             drafter.train(was_training)
     return [results[i] for i in range(len(prompts))]
+
+
+def affordable_rows(
+    target: Target,
+    drafter: Drafter | None,
+    capacity: int,
+    decoding: Decoding,
+    layer_ids: Sequence[int],
+    keep: bool,
+) -> int:
+    """Rows of `capacity` positions whose caches and kept states fit into `decoding.memory_gib`.
+
+    Raises:
+        DraftError: not one does.
+    """
+    shape, size = target.shape, target.model.dtype.itemsize
+    position = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim * size
+    if drafter is not None:
+        position += drafter.state_width * size
+    if keep:  # features by position, and the hidden state of every draft
+        position += (len(layer_ids) + (drafter.num_draft_tokens if drafter else 0)) * shape.hidden_size * size
+    rows = int(decoding.memory_gib * 2**30 / (position * capacity))
+    if not rows:
+        raise DraftError(
+            f"one response of up to {capacity} tokens needs {position * capacity / 2**30:.2f} GiB: raise "
+            f"decoding.memory_gib={decoding.memory_gib} or lower decoding.max_new_tokens"
+        )
+    return min(rows, decoding.batch_size)

@@ -63,6 +63,7 @@ class TextCache:
             "target": target.fingerprint,
             "prompts": hashlib.sha256(json.dumps([list(p) for p in prompts]).encode()).hexdigest()[:16],
             "max_new_tokens": decoding.max_new_tokens,
+            "sampling": decoding.recipe,
             "stop_tokens": target.stop_tokens.tolist(),
             "layer_ids": layer_ids,
             "features_dtype": self.features_dtype,
@@ -148,9 +149,17 @@ class Texts:
 
     def _write(self, shard: int, on_done: Callable[[int], None]) -> None:
         keep = self.features_dtype is not None
-        prompts, layer_ids, ledger = self._prompts(shard), self.layer_ids, self.ledger
+        prompts, first = self._prompts(shard), shard * self.shard_size
         results = rollout(
-            self.target, None, prompts, self.decoding, keep=keep, layer_ids=layer_ids, ledger=ledger, on_done=on_done
+            self.target,
+            None,
+            prompts,
+            self.decoding,
+            keep=keep,
+            layer_ids=self.layer_ids,
+            keys=range(first, first + len(prompts)),
+            ledger=self.ledger,
+            on_done=on_done,
         )
         unfinished = self.folder / f"{shard:05d}.{os.getpid()}.tmp"
         try:

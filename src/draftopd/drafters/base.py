@@ -11,6 +11,8 @@ from draftopd.head import Head
 from draftopd.trace import ReplayBatch
 
 Embed = Callable[[Tensor], Tensor]
+Propose = Callable[[Tensor], Tensor]
+"""draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n]"""
 
 
 class Drafter(nn.Module, ABC):
@@ -62,6 +64,11 @@ class Drafter(nn.Module, ABC):
         """Multiply-adds of the output head for one row."""
         return self.hidden_size * (target_vocab_size if self.d2t is None else len(self.d2t))
 
+    @property
+    @abstractmethod
+    def state_width(self) -> int:
+        """Numbers that the decoding state holds for each position of a row."""
+
     @abstractmethod
     def context_flops(self, tokens: float) -> float:
         """FLOPs of taking in the features of this many committed tokens."""
@@ -83,5 +90,5 @@ class Drafter(nn.Module, ABC):
         """Adds features [B, R, F] of committed tokens behind each row's length; the caller moves `state.lengths`."""
 
     @abstractmethod
-    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head) -> Tensor:
+    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         """Proposes [B, K] tokens behind the anchor tokens [B], which stand at positions `state.lengths`."""

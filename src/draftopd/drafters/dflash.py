@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from draftopd.blocks import block_positions, branch_mask, gather_blocks
 from draftopd.cache import RaggedCache
-from draftopd.drafters.base import Drafter, Embed
+from draftopd.drafters.base import Drafter, Embed, Propose
 from draftopd.errors import DraftError
 from draftopd.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
@@ -152,6 +152,10 @@ class DFlash(Drafter):
     def _stack(self) -> list[Layer]:
         return cast(list[Layer], self.layers)
 
+    @property
+    def state_width(self) -> int:
+        return sum(2 * layer.self_attn.k_proj.out_features for layer in self._stack)
+
     def context_flops(self, tokens: float) -> float:
         attentions = [layer.self_attn for layer in self._stack]
         weights = self.fc.weight.numel() + sum(a.k_proj.weight.numel() + a.v_proj.weight.numel() for a in attentions)
@@ -191,7 +195,7 @@ class DFlash(Drafter):
             keys, values = layer.self_attn.keys_values(context, positions)
             state.update(keys.transpose(1, 2), values.transpose(1, 2), i)
 
-    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head) -> Tensor:
+    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         inputs = torch.full((len(anchors), self.block_size), self.mask_token_id, device=anchors.device)
         inputs[:, 0] = anchors
         positions = block_positions(state.lengths[:, None], self.block_size)[:, 0]
@@ -202,7 +206,7 @@ class DFlash(Drafter):
         for i, layer in enumerate(self._stack):
             keys, values = state.stores[i]
             x = layer(x, positions, (keys[:, :end], values[:, :end]), mask)
-        return head.tokens(head(self.norm(x[:, 1:])).argmax(-1))
+        return head.tokens(propose(head(self.norm(x[:, 1:]))))
 
 
 def _init(module: nn.Module) -> None:
