@@ -3,7 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ready := $(VENV)/.ready
 
-.PHONY: quickstart smoke test slow lint ui
+CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
+
+.PHONY: quickstart smoke test slow lint ui bench-decode
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -24,6 +26,12 @@ lint: $(ready)
 
 ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
 	$(BIN)/python -m draftopd.ui
+
+bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT=... takes a drafter that is there
+	$(BIN)/python benchmarks/decode.py --profile $(CHECKPOINT)
+
+outputs/bench/checkpoints/last.ckpt: | $(ready)
+	$(BIN)/python -m draftopd.fit experiment=quickstart/sft hydra.run.dir=outputs/bench
 
 # torch first: CPU machines keep the CPU build that the pin finds
 $(ready): pyproject.toml constraints.txt

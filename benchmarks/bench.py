@@ -1,0 +1,79 @@
+"""What every benchmark writes down: the machine, the versions, spreads over rounds, and a picture."""
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from torch.profiler import ProfilerActivity, profile
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, threads and load; the load tells whether somebody else was computing."""
+    facts = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "load_average_at_start": os.getloadavg()[0],
+    }
+    return facts | ({"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
+def processor() -> str:
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(median), "q1": float(low), "q3": float(high)}
+
+
+def profiles(runs: dict[str, Callable[[], Any]], rows: int = 15) -> str:
+    """Tables of the operations that take most of the processor's own time, one for each run."""
+    tables = []
+    for name, run in runs.items():
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            run()
+        tables.append(f"{name}\n{profiler.key_averages().table(sort_by='self_cpu_time_total', row_limit=rows)}")
+    return "\n".join(tables)
+
+
+def bars(values: dict[str, Sequence[float]], unit: str, title: str, path: Path, ours: str = "ours") -> None:
+    """A picture of values by system: the median as a bar, the quartiles as a whisker, each round as a dot."""
+    names = list(values)
+    spreads = [spread(values[name]) for name in names]
+    medians = [s["median"] for s in spreads]
+    whiskers = [[s["median"] - s["q1"] for s in spreads], [s["q3"] - s["median"] for s in spreads]]
+    figure, axis = plt.subplots(figsize=(10, 1.5 + 0.55 * len(names)), layout="constrained")
+    colors = ["tab:blue" if name.startswith(ours) else "tab:gray" for name in names]
+    axis.barh(names, medians, xerr=whiskers, color=colors, capsize=4, height=0.7)
+    for row, name in enumerate(names):
+        axis.plot(values[name], [row] * len(values[name]), "o", color="black", ms=4, alpha=0.5)
+        where = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{medians[row]:.1f}", (max(values[name]), row), fontsize=15, **where)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_title(title, fontsize=15, loc="left")
+    axis.set_xlabel(f"{unit}: median, quartiles, rounds", fontsize=15)
+    axis.tick_params(labelsize=14)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
