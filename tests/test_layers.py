@@ -8,9 +8,9 @@ import draftopd
 FLOORS = [
     {"errors", "blocks", "sampling", "losses", "metrics", "stats", "trace"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
-    {"ledger", "batch", "rollout", "texts", "measure", "pictures"},
+    {"ledger", "batch", "rollout", "texts", "measure", "scores", "speed", "pictures"},
     {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
-    {"command", "report", "stages", "restore", "fit", "ui"},
+    {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}
 SOURCES = sorted(Path(draftopd.__file__).parent.rglob("*.py"))
