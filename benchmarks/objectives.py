@@ -102,7 +102,7 @@ def results(steps: int) -> dict[str, list[float]]:
     return {**found, "optimum": [acceptance_length(best.alpha), acceptance_length(best.hit)] * 2}
 
 
-def main(steps: int = 400) -> None:
+def main(steps: int = 300) -> None:
     print(f"Exact acceptance length after {steps} steps from the same start (4 contexts, 5 drafts, 12 tokens)\n")
     print("| objective | texts: sampled | texts: greedy | rollouts: sampled | rollouts: greedy |")
     print("|---|---|---|---|---|")

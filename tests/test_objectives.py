@@ -176,6 +176,17 @@ def test_a_module_takes_it_on_texts_and_rollouts_with_a_draft_vocabulary(
     assert drafter.fc.weight.grad.abs().sum() > 0
 
 
+def test_the_whole_head_is_counted(target: Target, batch: ReplayBatch):
+    drafter = DFlash(target.shape, num_layers=1, block_size=5, draft_vocab_size=40)
+    drafter.set_vocabulary(torch.arange(40) * 2)
+    flops = []
+    for name in ("forward_kl", "total_variation"):
+        module = DraftModule(target, drafter, shipped(name), torch.optim.SGD)
+        module.loss(batch)
+        flops.append(module.ledger.flops["train"])
+    assert flops[1] - flops[0] == 2 * target.vocab_size * target.config.hidden_size * int(batch.drafted.sum())
+
+
 def test_the_exact_acceptance_length_is_that_of_an_enumeration():
     """Every sequence of sampled drafts, each kept with probability min(1, p / q)."""
     table = start(contexts=1, slots=3, vocabulary=3)
