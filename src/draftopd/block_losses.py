@@ -25,7 +25,7 @@ class DPace:
 
     q_k is the probability of the text's token, the weights are detached. With s = 0 its gradient is minus that of the
     accepted length 1 + sum_m prod_{i <= m} q_i. A token that the drafter's head lacks has q = 0 and is not supervised.
-    The official code divides by the number of texts, speculators by that of rows. On rollouts the label is the
+    SpecForge divides by the number of texts, speculators by that of rows. On rollouts the label is the
     committed token.
 
     Args:
