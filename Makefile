@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ready := $(VENV)/.ready
 
-.PHONY: quickstart smoke test slow lint ui
+.PHONY: quickstart smoke test slow lint ui bench-objectives
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -21,6 +21,9 @@ lint: $(ready)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-objectives: $(ready) ## every objective on a drafter whose best acceptance length is known, seconds
+	$(BIN)/python benchmarks/objectives.py
 
 ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
 	$(BIN)/python -m draftopd.ui

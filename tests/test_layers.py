@@ -6,7 +6,8 @@ from pathlib import Path
 import draftopd
 
 FLOORS = [
-    {"errors", "blocks", "sampling", "losses", "metrics", "stats", "trace"},
+    {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats"}
+    | {"divergences", "losses", "block_losses", "one_token", "terms"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
     {"ledger", "batch", "rollout", "texts", "measure", "scores", "speed", "pictures"},
     {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
