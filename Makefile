@@ -5,7 +5,7 @@ ready := $(VENV)/.ready
 
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
-.PHONY: quickstart smoke test slow lint ui bench-decode
+.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -24,14 +24,17 @@ lint: $(ready)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
-	$(BIN)/python -m draftopd.ui
+bench-objectives: $(ready) ## every objective on a drafter whose best acceptance length is known, seconds
+	$(BIN)/python benchmarks/objectives.py
 
 bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT=... takes a drafter that is there
-	$(BIN)/python benchmarks/decode.py --profile $(CHECKPOINT)
+	$(BIN)/python -m benchmarks.decode --profile $(CHECKPOINT)
 
 outputs/bench/checkpoints/last.ckpt: | $(ready)
 	$(BIN)/python -m draftopd.fit experiment=quickstart/sft hydra.run.dir=outputs/bench
+
+ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
+	$(BIN)/python -m draftopd.ui
 
 # torch first: CPU machines keep the CPU build that the pin finds
 $(ready): pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
 """How fast is greedy decoding? Ours beside transformers, on one target, drafter and set of prompts.
 
-    python benchmarks/decode.py CHECKPOINT
+    python -m benchmarks.decode CHECKPOINT
 
 Every round runs every system once over the same prompts, in an order that changes from round to round; ratios are taken
 within a round. Results are written after each round; the last line printed is one JSON object with the medians.
@@ -11,18 +11,19 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.bench import bars, machine, profiles, spread, versions
+from benchmarks.decode_systems import Pass, Prompts, System, systems
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import bars, machine, profiles, spread, versions
-from decode_systems import Pass, Prompts, System, systems
+from draftopd import speed
 from draftopd.command import one_line_errors
 from draftopd.errors import DraftError
 from draftopd.metrics import Acceptance
@@ -71,7 +72,9 @@ def main(words: Sequence[str] | None = None) -> None:
             progress.advance(task)
         for number in range(args.rounds):
             progress.update(task, description=f"round {number + 1} of {args.rounds}")
-            results["rounds"].append(one_round(run, ways, prompts, number, args, lambda: progress.advance(task)))
+            results["rounds"].append(
+                one_round(run, ways, prompts, number, args.repeats, lambda: progress.advance(task))
+            )
             results["summary"] = summary(results["rounds"])
             output.write_text(json.dumps(results, indent=1) + "\n")
     picture(results, output.with_suffix(".png"))
@@ -84,7 +87,14 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(f"{results['summary']['differing_texts']} texts are not the plain greedy text: see {output}")
 
 
-def one_round(run: Restored, ways: dict[str, System], prompts: Prompts, number: int, args, advance) -> dict[str, Any]:
+def one_round(
+    run: Restored,
+    ways: dict[str, System],
+    prompts: Prompts,
+    number: int,
+    repeats: int,
+    advance: Callable[[], None],
+) -> dict[str, Any]:
     names = list(ways)
     shift = 2 * number % len(names)  # by two: with few rounds, every system still stands early and late
     passes, timings = {}, {}
@@ -97,7 +107,7 @@ def one_round(run: Restored, ways: dict[str, System], prompts: Prompts, number: 
         name: timings[a]["tokens_per_second"] / timings[b]["tokens_per_second"] for name, (a, b) in RATIOS.items()
     }
     measured = timings["plain"]["decode_seconds_per_token"] / timings["ours_batch1"]["decode_seconds_per_token"]
-    model = model_speedup(run, prompts, passes["ours_batch1"].traces, args)
+    model = model_speedup(run, passes["ours_batch1"].traces, repeats)
     ratios["measured_vs_model"] = measured / model["predicted"]
     return {
         "order": list(passes),
@@ -118,19 +128,17 @@ def timing(done: Pass, prompts: Prompts, seconds: float) -> dict[str, Any]:
     return out | {"acceptance_length": done.acceptance_length}
 
 
-def model_speedup(run: Restored, prompts: Prompts, traces: Sequence[Trace], args) -> dict[str, Any]:
+def model_speedup(run: Restored, traces: Sequence[Trace], repeats: int) -> dict[str, Any]:
     """What the speed model says of decoding without prefill, from costs measured now and the acceptance of `traces`."""
-    from draftopd import speed
-
-    drafter = run.drafter
-    metric = Acceptance(drafter.num_draft_tokens)
+    size = run.drafter.block_size
+    metric = Acceptance(size - 1)
     metric.update(traces)
     values = metric.compute()
-    accept_at = [float(values.get(f"accept_at/{k}", 0.0)) for k in range(1, drafter.block_size)]
-    length = sum(map(len, prompts)) // len(prompts) + args.tokens // 2  # of the text, halfway through a response
-    costs = speed.costs(run.target, drafter, length, [drafter.block_size], args.repeats)
-    predicted = speed.predict(costs, accept_at)[drafter.block_size]
-    return {"predicted": predicted, "accept_at": accept_at, "text_length": length, "costs": asdict(costs)}
+    accept_at = [float(values.get(f"accept_at/{k}", 0.0)) for k in range(1, size)]
+    half = [trace.tokens[: trace.prompt_length + trace.response_length // 2].tolist() for trace in traces]
+    text = sorted(half, key=len)[len(half) // 2]
+    costs = speed.costs(run.target, run.drafter, text, [size], repeats=repeats)
+    return {"predicted": speed.predict(costs, accept_at)[size], "accept_at": accept_at, "costs": asdict(costs)}
 
 
 def differing(texts: list[list[int]], plain: list[list[int]]) -> list[int]:
@@ -200,7 +208,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=16, help="of the drafter's own test split")
     parser.add_argument("--tokens", type=int, default=64, help="longest response, at least 2")
-    parser.add_argument("--repeats", type=int, default=10, help="measurements of each cost for the speed model")
+    parser.add_argument("--repeats", type=int, default=15, help="measurements of each cost for the speed model")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, help="default: results/decode-DEVICE.json beside this file")
     parser.add_argument("--profile", action="store_true", help="also write profiles of two systems beside the results")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from benchmarks.transformers_dflash import DFlashAssistant
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
@@ -16,7 +17,6 @@ from draftopd.ledger import Ledger
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.trace import Trace
-from transformers_dflash import DFlashAssistant
 
 BATCH_SIZES = (1, 4, 8, 16)
 

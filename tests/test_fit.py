@@ -187,15 +187,18 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
         ("smoke/draft_opd", "data.decoding.batch_size=3"),
         ("smoke/sft", "data.batching.micro_batch_size=3"),
         ("smoke/sft", "texts.features_dtype=null"),
+        ("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3"),
+        ("smoke/draft_opd objective=expected_length", "module.chunk_rows=7"),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):
     """Micro-batches share one normalisation, chunks are recomputed exactly, features kept equal features recomputed."""
     same = ["texts.features_dtype=float32", "data.batching.micro_batch_size=8"]
-    base = final_weights(command, tmp_path, f"experiment={experiment}", *same)
+    words = f"experiment={experiment}".split()
+    base = final_weights(command, tmp_path, *words, *same)
     name = change.split("=")[0]
     rest = [word for word in same if not word.startswith(name)]
-    changed = final_weights(command, tmp_path, f"experiment={experiment}", *rest, change)
+    changed = final_weights(command, tmp_path, *words, *rest, change)
     for key, value in base.items():
         torch.testing.assert_close(changed[key], value, atol=2e-4, rtol=1e-3)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import draftopd
 
 FLOORS = [
-    {"errors", "blocks", "sampling", "losses", "metrics", "stats", "trace"},
+    {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats"}
+    | {"divergences", "losses", "block_losses", "one_token", "terms"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
-    {"ledger", "batch", "rollout", "texts", "measure", "pictures"},
+    {"ledger", "batch", "rollout", "texts", "measure", "scores", "speed", "pictures"},
     {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
-    {"command", "report", "stages", "restore", "fit", "ui"},
+    {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}
 SOURCES = sorted(Path(draftopd.__file__).parent.rglob("*.py"))

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from benchmarks.decode_systems import greedy, systems, theirs
+from benchmarks.transformers_dflash import DFlashAssistant
 
 from conftest import FAMILIES, PROMPTS
-from decode_systems import greedy, systems, theirs
 from draftopd import load
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
-from transformers_dflash import DFlashAssistant
 
 LIMIT = 24
 

@@ -27,10 +27,10 @@ def find_checkpoint(name: str, logger: DictConfig | None) -> Path:
         try:
             path = Path(MlflowClient(logger.tracking_uri).get_run(name).data.tags.get("checkpoint", ""))
         except MlflowException as error:
-            raise DraftError(f"init_from={name}: no such MLflow run in {logger.tracking_uri}") from error
+            raise DraftError(f"{name}: no such MLflow run in {logger.tracking_uri}") from error
         if path.is_file():
             return path
-    raise DraftError(f"init_from={name}: neither a checkpoint file nor an MLflow run that still has one")
+    raise DraftError(f"{name} is neither a checkpoint file nor an MLflow run that still has one")
 
 
 def load_drafter(drafter: Drafter, path: Path, fingerprint: str) -> None:

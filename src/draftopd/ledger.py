@@ -90,8 +90,14 @@ class Ledger:
         length = batch.tokens.shape[1]
         self._target("replay", target, text + tails, text * length / 2 + tails * length, 0)
 
-    def train(self, target: Target, drafter: Drafter, batch: ReplayBatch, target_rows: bool) -> None:
-        """One forward and backward of the drafter over a batch, and the target's head where its logits are read."""
+    def train(
+        self, target: Target, drafter: Drafter, batch: ReplayBatch, target_rows: bool, whole_head: bool = False
+    ) -> None:
+        """One forward and backward of the drafter over a batch, and the target's head where its logits are read.
+
+        Args:
+            whole_head: the target's logits of all tokens are read beside those of a reduced draft vocabulary.
+        """
         blocks = float((batch.drafted > 0).sum())
         rows = float(batch.drafted.sum())
         mean_length = float(batch.anchors[batch.drafted > 0].double().mean()) if blocks else 0.0
@@ -99,4 +105,5 @@ class Ledger:
         forward = drafter.context_flops(float(batch.lengths.sum())) + drafter.block_flops(blocks, mean_length)
         # the lent head is frozen: backward goes through it once, into the hidden states
         self.flops["train"] += 3 * forward + 2 * head + (head if target_rows else 0)
+        self.flops["train"] += 2 * target.head().weight.numel() * rows if whole_head else 0
         self.tokens["train"] += rows

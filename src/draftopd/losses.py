@@ -1,104 +1,195 @@
-"""Divergences and objectives as functions of rows: one row = one supervised draft position.
+"""Objectives as functions of rows (see rows.py): weighted means, and a convex mix of several.
 
-An objective is a weighted mean per term and a convex mix of the terms:
+    L = sum_i lambda_i * (sum of numerators_i) / (sum of denominators_i) / sum_i lambda_i
 
-    L = sum_i lambda_i * (sum_rows w_i * loss_i) / (sum_rows w_i) / sum_i lambda_i
-
-The weights w_i depend on where a row stands and not on what the drafter says, so that the denominators of a whole
-optimizer step are known before its first backward pass.
+Denominators depend on where rows stand and not on what the drafter says, so that those of a whole optimizer step are
+known before its first backward pass. Objectives whose weights do depend on the drafter are means over blocks or rows
+(block_losses.py).
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from draftopd.divergences import forward_kl, reverse_kl
+from draftopd.errors import DraftError
+from draftopd.rows import Rows
 
-@dataclass(frozen=True)
-class Rows:
-    """Where M rows stand in their blocks."""
-
-    labels: Tensor
-    """[M] the head's row of the draft token; -1 where it is outside the draft vocabulary"""
-    slot: Tensor
-    """[M] in-block position k of the draft, 1..K"""
-    accepted: Tensor
-    """[M] bool: the target kept it"""
-
-    def __getitem__(self, index: slice) -> "Rows":
-        return Rows(self.labels[index], self.slot[index], self.accepted[index])
-
-    def __len__(self) -> int:
-        return len(self.slot)
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""(log p [M, V], log q [M, V]) -> [M]"""
 
 
 class Objective(Protocol):
     """Reads rows; knows nothing of models."""
 
     needs_target: bool
+    """it reads log p"""
+    whole_vocabulary: bool
+    """log p is that of all tokens, cut to the draft vocabulary; else it is normalised over the draft vocabulary"""
     coefficients: dict[str, float]
     """lambda of each term"""
 
-    def weights(self, rows: Rows) -> dict[str, Tensor]:
-        """w [M] of each term."""
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        """[M] what each row adds to the denominator of each term."""
 
-    def losses(self, draft_logits: Tensor, target_logits: Tensor | None, rows: Rows) -> dict[str, Tensor]:
-        """loss [M] of each term; logits [M, V]. Rows whose weight is 0 may hold anything finite."""
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        """[M] what each row adds to the numerator of each term; logits and log p are [M, V]."""
 
 
-def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a‖b) = sum_v a(v) (log a(v) - log b(v)) of each row, [M], from log-probabilities [M, V]."""
-    return (log_a.exp() * (log_a - log_b)).sum(-1)
+def shares(coefficients: Mapping[str, float]) -> dict[str, float]:
+    """lambda_i / sum_j lambda_j.
+
+    Raises:
+        DraftError: they do not add up to more than 0.
+    """
+    total = sum(coefficients.values())
+    if total <= 0:
+        raise DraftError(f"the objective's weights {dict(coefficients)} must add up to more than 0")
+    return {name: value / total for name, value in coefficients.items()}
+
+
+def text_loss(draft_logits: Tensor, rows: Rows) -> Tensor:
+    """[M] -log q of the text's token; 0 where the head has no such token."""
+    return F.cross_entropy(draft_logits, rows.text.clamp(min=0), reduction="none") * (rows.text >= 0)
+
+
+def position_weight(slot: Tensor, decay: float | None) -> Tensor:
+    """exp(-(k - 1) / decay) at slot k (arXiv 2602.06036); None: 1."""
+    return torch.ones_like(slot, dtype=torch.float32) if decay is None else torch.exp(-(slot - 1) / decay)
 
 
 class CrossEntropy:
     """DFlash's SFT objective (arXiv 2602.06036): cross-entropy with weight exp(-(k - 1) / decay) at slot k.
 
+    The label is the committed token, so on rollouts it is SFT at the anchors that the drafter came to.
+
     Args:
-        decay: in slots; the paper takes 7 for block size 16, 5 for 10, 4 for 8.
+        decay: in slots; the paper takes 7 for block size 16, 5 for 10, 4 for 8; None = no decay.
     """
 
-    needs_target = False
+    needs_target = whole_vocabulary = False
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float | None) -> None:
         self.decay = decay
         self.coefficients = {"cross_entropy": 1.0}
 
-    def weights(self, rows: Rows) -> dict[str, Tensor]:
-        weight = torch.exp(-(rows.slot - 1) / self.decay)
-        return {"cross_entropy": weight * (rows.labels >= 0)}
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        return {"cross_entropy": position_weight(rows.slot, self.decay) * (rows.text >= 0)}
 
-    def losses(self, draft_logits: Tensor, target_logits: Tensor | None, rows: Rows) -> dict[str, Tensor]:
-        return {"cross_entropy": F.cross_entropy(draft_logits, rows.labels.clamp(min=0), reduction="none")}
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        return {"cross_entropy": position_weight(rows.slot, self.decay) * text_loss(draft_logits, rows)}
+
+
+class Distillation:
+    """A divergence of target and drafter at every slot, with cross-entropy's position weights.
+
+    On texts p follows the text; on rollouts it follows the drafts, also behind a first rejection.
+
+    Args:
+        divergence: of draftopd.divergences.
+        decay: in slots, as in CrossEntropy; None = no decay.
+        whole_vocabulary: p of all tokens, not normalised over a reduced draft vocabulary: what acceptance rates need.
+            Costs the target's whole head on every row.
+    """
+
+    needs_target = True
+
+    def __init__(self, divergence: Divergence, decay: float | None, whole_vocabulary: bool = False) -> None:
+        self.divergence, self.decay, self.whole_vocabulary = divergence, decay, whole_vocabulary
+        self.coefficients = {"divergence": 1.0}
+
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        return {"divergence": position_weight(rows.slot, self.decay)}
+
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        assert target_log_probs is not None
+        loss = self.divergence(target_log_probs, draft_logits.log_softmax(-1))
+        return {"divergence": position_weight(rows.slot, self.decay) * loss}
 
 
 class DraftOPD:
     """Draft-OPD's objective in its full-vocabulary form (arXiv 2605.29343).
 
-    Forward KL(p‖q) averaged over accepted drafts, and reverse KL(q‖p) averaged over rejected drafts with weight
-    position_decay^(k - 1), k counted from the anchor.
+    KL(p‖q) averaged over accepted drafts, and KL(q‖p) averaged over rejected drafts with weight
+    position_decay^(k - 1), k counted from the anchor. On texts, where every draft is accepted, it is the first half.
 
     Args:
         position_decay: weight of later positions among the rejected drafts; 1 = no decay.
         accepted, rejected: coefficients of the two terms; only their ratio matters.
+        accepted_divergence, rejected_divergence: the paper's are forward and reverse KL.
+        rejected_slots: "all", or "first": only the slot of the first rejection.
+        correction: that slot also counts among the accepted ones, as in the official code, whose label there is the
+            target's correction. The paper's definition leaves it out.
+
+    Raises:
+        DraftError: rejected_slots is neither.
     """
 
-    needs_target = True
+    needs_target, whole_vocabulary = True, False
 
-    def __init__(self, position_decay: float = 0.8, accepted: float = 1.0, rejected: float = 1.0) -> None:
+    def __init__(
+        self,
+        position_decay: float = 0.8,
+        accepted: float = 1.0,
+        rejected: float = 1.0,
+        accepted_divergence: Divergence = forward_kl,
+        rejected_divergence: Divergence = reverse_kl,
+        rejected_slots: Literal["all", "first"] = "all",
+        correction: bool = False,
+    ) -> None:
+        if rejected_slots not in ("all", "first"):
+            raise DraftError(f"objective.rejected_slots is '{rejected_slots}': it must be 'all' or 'first'")
         self.position_decay = position_decay
+        self.divergences = {"accepted": accepted_divergence, "rejected": rejected_divergence}
+        self.first_only, self.correction = rejected_slots == "first", correction
         self.coefficients = {"accepted": accepted, "rejected": rejected}
 
-    def weights(self, rows: Rows) -> dict[str, Tensor]:
-        decayed = self.position_decay ** (rows.slot - 1).float()
-        return {"accepted": rows.accepted.float(), "rejected": decayed * ~rows.accepted}
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        rejected = rows.first_rejected if self.first_only else ~rows.accepted
+        accepted = rows.accepted | rows.first_rejected if self.correction else rows.accepted
+        return {"accepted": accepted.float(), "rejected": self.position_decay ** (rows.slot - 1).float() * rejected}
 
-    def losses(self, draft_logits: Tensor, target_logits: Tensor | None, rows: Rows) -> dict[str, Tensor]:
-        assert target_logits is not None
-        log_p, log_q = target_logits.log_softmax(-1), draft_logits.log_softmax(-1)
-        # a row needs one divergence: KL(p‖q) where accepted, KL(q‖p) where rejected
-        accepted = rows.accepted[:, None]
-        loss = kl(torch.where(accepted, log_p, log_q), torch.where(accepted, log_q, log_p))
-        return {"accepted": loss, "rejected": loss}
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        assert target_log_probs is not None
+        log_q = draft_logits.log_softmax(-1)
+        terms = {}
+        for name, weight in self.denominators(rows).items():
+            at = weight.nonzero()[:, 0]  # each divergence is computed for its own rows alone
+            loss = self.divergences[name](target_log_probs[at], log_q[at])
+            terms[name] = log_q.new_zeros(len(rows)).index_put((at,), weight[at] * loss)
+        return terms
+
+
+class Mix:
+    """Objectives side by side: sum_i weight_i L_i / sum_i weight_i.
+
+    Args:
+        objectives: each by a name, under which its terms are logged.
+        weights: of each name.
+
+    Raises:
+        DraftError: a name lacks its objective or its weight.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+        if objectives.keys() != weights.keys():
+            raise DraftError(f"objective.weights {sorted(weights)} must name the objectives {sorted(objectives)}")
+        self.objectives = dict(objectives)
+        self.needs_target = any(o.needs_target for o in self.objectives.values())
+        self.whole_vocabulary = any(o.whole_vocabulary for o in self.objectives.values())
+        self.coefficients = {
+            f"{name}/{term}": weights[name] * share
+            for name, objective in self.objectives.items()
+            for term, share in shares(objective.coefficients).items()
+        }
+
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        parts = {name: o.denominators(rows) for name, o in self.objectives.items()}
+        return {f"{name}/{term}": value for name, terms in parts.items() for term, value in terms.items()}
+
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        parts = {name: o.numerators(draft_logits, target_log_probs, rows) for name, o in self.objectives.items()}
+        return {f"{name}/{term}": value for name, terms in parts.items() for term, value in terms.items()}

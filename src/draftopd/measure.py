@@ -2,13 +2,20 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from draftopd.drafters.base import Drafter
+from draftopd.ledger import Ledger
 from draftopd.metrics import Acceptance, Speedup
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.trace import Trace
+
+Done = Callable[[int], None]
+
+
+def nothing(finished: int) -> None:
+    pass
 
 
 def roll(
@@ -16,7 +23,7 @@ def roll(
     drafter: Drafter,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    on_done: Callable[[int], None] = lambda finished: None,
+    on_done: Done = nothing,
 ) -> list[Trace]:
     """Traces of the prompts, in order."""
     return [result.trace for result in rollout(target, drafter, prompts, decoding, on_done=on_done)]
@@ -40,26 +47,49 @@ def by_set(traces: Sequence[Trace], sets: Sequence[str]) -> dict[str, dict[str, 
     return {**out, "": means}
 
 
-def speedup(
+@dataclass(frozen=True)
+class Clock:
+    """One response's tokens and seconds. The first token is the prefill's; `decode_seconds` leave the prefill out."""
+
+    tokens: int
+    blocks: int
+    seconds: float
+    decode_seconds: float
+
+
+def clock(target: Target, drafter: Drafter | None, prompt: Sequence[int], decoding: Decoding, key: int) -> Clock:
+    ledger, start = Ledger(), time.perf_counter()
+    (result,) = rollout(target, drafter, [prompt], replace(decoding, batch_size=1), keys=[key], ledger=ledger)
+    seconds = time.perf_counter() - start
+    return Clock(result.trace.response_length, len(result.trace.anchors), seconds, ledger.seconds["decode"])
+
+
+def clocks(
     target: Target,
-    drafter: Drafter,
+    drafters: Sequence[Drafter | None],
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    on_done: Callable[[int], None] = lambda finished: None,
-) -> dict[str, float]:
-    """Speculative against plain decoding one prompt at a time, in turn, so that a drift of the machine hits both.
+    on_done: Done = nothing,
+) -> list[list[Clock]]:
+    """For each prompt, each drafter's clock (None = plain decoding), one prompt at a time.
 
-    Seconds cover whole responses, prefill included; the first prompt is run once before the clock starts.
+    Drafters take turns in every prompt, so that a drift of the machine hits all; the first prompt is run once before.
     """
-    alone = replace(decoding, batch_size=1)
-    metric = Speedup()
-    for i, prompt in enumerate([prompts[0], *prompts]):
-        texts, seconds = [], []
-        for candidate in (drafter, None):
-            start = time.perf_counter()
-            texts.append(rollout(target, candidate, [prompt], alone)[0].trace)
-            seconds.append(time.perf_counter() - start)
+    results = []
+    for i, prompt in enumerate([*prompts[:1], *prompts]):
+        key = max(0, i - 1)
+        turn = [clock(target, drafter, prompt, decoding, key) for drafter in drafters]
         if i:
-            metric.update(texts[0].response_length, seconds[0], texts[1].response_length, seconds[1])
+            results.append(turn)
             on_done(1)
+    return results
+
+
+def speedup(
+    target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], decoding: Decoding, on_done: Done = nothing
+) -> dict[str, float]:
+    """Speculative against plain decoding of whole responses, prefill included."""
+    metric = Speedup()
+    for fast, plain in clocks(target, (drafter, None), prompts, decoding, on_done):
+        metric.update(fast.tokens, fast.seconds, plain.tokens, plain.seconds)
     return {name: float(value) for name, value in metric.compute().items()}

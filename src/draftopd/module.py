@@ -8,14 +8,15 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.head import Head
 from draftopd.ledger import Ledger
-from draftopd.losses import Objective, Rows
+from draftopd.losses import Objective, shares
+from draftopd.rows import flatten, log_mass
 from draftopd.target import Target
+from draftopd.terms import sum_terms
 from draftopd.trace import ReplayBatch
 
 
@@ -69,7 +70,7 @@ class DraftModule(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         head = self.draft_head()
         index = self._head_index(head)
-        totals = self._sum([self.objective.weights(self._rows(micro, index)) for micro in batch])
+        totals = self._sum([self.objective.denominators(flatten(micro, index)) for micro in batch])
         summed = {name: torch.zeros((), device=self.device) for name in totals}
         with self.ledger.timed("train"):
             for micro in batch:
@@ -83,12 +84,15 @@ class DraftModule(L.LightningModule):
 
     def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         """Loss on a fixed grid of anchors."""
+        for micro in batch:
+            self.log("val/loss", self.loss(micro), batch_size=len(micro.tokens), sync_dist=True)
+
+    def loss(self, batch: ReplayBatch) -> Tensor:
+        """The objective on one batch alone."""
         head = self.draft_head()
         index = self._head_index(head)
-        for micro in batch:
-            weights = self.objective.weights(self._rows(micro, index))
-            loss = self._mix(self._terms(micro, head, index), {name: w.sum() for name, w in weights.items()})
-            self.log("val/loss", loss, batch_size=len(micro.tokens), sync_dist=True)
+        weights = self.objective.denominators(flatten(batch, index))
+        return self._mix(self._terms(batch, head, index), {name: w.sum() for name, w in weights.items()})
 
     def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
         """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
@@ -105,46 +109,27 @@ class DraftModule(L.LightningModule):
         index = torch.full((self.target.vocab_size,), -1, device=self.device)
         return index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
-    def _rows(self, batch: ReplayBatch, index: Tensor | None) -> Rows:
-        slots = torch.arange(1, batch.drafts.shape[2] + 1, device=batch.drafts.device).expand_as(batch.drafts)
-        labels = batch.drafts if index is None else index[batch.drafts]
-        valid = batch.valid
-        return Rows(labels[valid], slots[valid], (slots <= batch.accepted[..., None])[valid])
-
     def _terms(self, batch: ReplayBatch, head: Head, index: Tensor | None) -> dict[str, Tensor]:
         """Numerators of the objective's terms, summed over chunks of rows."""
-        batch = self._evidence(batch)
+        batch, objective = self._evidence(batch), self.objective
+        whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
         if self.training:
-            self.ledger.train(self.target, self.drafter, batch, self.objective.needs_target)
-        valid, rows = batch.valid, self._rows(batch, index)
+            self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
+        valid = batch.valid
         hidden = self.drafter(batch, self.target.embed)[valid]
-        judged = None
-        if self.objective.needs_target:
+        judged = mass = None
+        if objective.needs_target:
             assert batch.target_hidden is not None
             judged = batch.target_hidden[valid]
-
-        def terms(draft: Tensor, target: Tensor | None, part: Rows) -> dict[str, Tensor]:
-            losses = self.objective.losses(head(draft), None if target is None else head(target), part)
-            return {name: (weight * losses[name]).sum() for name, weight in self.objective.weights(part).items()}
-
-        sums: dict[str, Tensor] = {}
-        for at in range(0, max(len(rows), 1), self.chunk_rows):
-            part = slice(at, at + self.chunk_rows)
-            target = None if judged is None else judged[part]
-            # with several chunks the logits of each are computed again in the backward pass instead of kept
-            once = len(rows) <= self.chunk_rows
-            call = (hidden[part], target, rows[part])
-            chunk = terms(*call) if once else checkpoint(terms, *call, use_reentrant=False)
-            sums = {name: value + sums.get(name, 0) for name, value in chunk.items()}
-        return sums
+            if whole is not None:  # fewer rows at a time for more logits a row: the same memory
+                mass = log_mass(whole, judged, max(1, self.chunk_rows * len(head.weight) // len(whole.weight)))
+        return sum_terms(objective, flatten(batch, index), head, hidden, judged, mass, self.chunk_rows)
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
-        scale = sum(self.objective.coefficients.values())
-        parts = [
-            self.objective.coefficients[name] / scale * value / totals[name].clamp(min=1e-8)
-            for name, value in terms.items()
-        ]
-        return torch.stack(parts).sum()
+        lambdas = shares(self.objective.coefficients)
+        return torch.stack(
+            [lambdas[name] * value / totals[name].clamp(min=1e-8) for name, value in terms.items()]
+        ).sum()
 
     def _sum(self, weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         local = {name: torch.stack([w[name].sum() for w in weights]).sum() for name in weights[0]}

@@ -1,7 +1,7 @@
 """Figures and pages from traces and runs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.rule import Rule
 
 from draftopd.metrics import Acceptance
+from draftopd.speed import BlockSize
+from draftopd.stats import Estimate
 from draftopd.trace import Trace
 
 
@@ -76,6 +78,45 @@ def curves(stages: Sequence[Curve], split: str = "validation") -> Figure:
         petaflops = [value / 1e15 for value in stage.flops]
         axis.plot(petaflops, stage.acceptance_length, marker="o", ms=4, color=f"C{number}", label=stage.name)
     axis.set(xlabel="training PFLOPs", ylabel=f"τ on {split} prompts (tokens a verification)")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def histogram(traces: Sequence[Trace]) -> list[int]:
+    """[K + 1] blocks that kept 0, 1, ... K drafts; a last block that the response's end cut is left out."""
+    metric = Acceptance(traces[0].drafts.shape[1] if traces else 1)
+    metric.update(traces)
+    return [int(count) for count in metric.histogram]
+
+
+def positions(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
+    """Share of blocks whose first k drafts held, with 95 % intervals, one curve a drafter."""
+    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for number, (name, points) in enumerate(curves.items()):
+        slots, marks = list(points), list(points.values())
+        axis.plot(slots, [e.mean for e in marks], marker="o", color=f"C{number}", label=name)
+        axis.fill_between(slots, [e.low for e in marks], [e.high for e in marks], color=f"C{number}", alpha=0.2)
+    axis.set(xlabel="position k in the block", ylabel="share of blocks whose first k drafts held", ylim=(0, 1))
+    axis.set_xticks(sorted({k for points in curves.values() for k in points}))
+    axis.legend(frameon=False, title="95 % over prompts")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def block_sizes(rows: Sequence[BlockSize]) -> Figure:
+    """Speedup of decoding against block size: predicted, by the model, measured."""
+    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    sizes = [row.block_size for row in rows]
+    labels = {
+        "predicted": "predicted from acceptance by position",
+        "model": "model with this block size's τ",
+        "measured": "measured",
+    }
+    for field, style in zip(labels, ("--", ":", "-"), strict=True):
+        axis.plot(sizes, [getattr(row, field) for row in rows], style, marker="o", label=labels[field])
+    axis.axhline(1.0, color="grey", lw=0.8)
+    axis.set(xlabel="block size (anchor and drafts)", ylabel="speedup of decoding, one prompt at a time", xticks=sizes)
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
     return figure

@@ -71,8 +71,8 @@ class RunRecord(L.Callback):
         checkpoint["config"] = self.config
 
 
-def command() -> str:
-    return " ".join(["python -m draftopd.fit", *sys.argv[1:]])
+def command(name: str = "fit") -> str:
+    return " ".join([f"python -m draftopd.{name}", *sys.argv[1:]])
 
 
 def git_commit() -> str:

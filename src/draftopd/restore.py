@@ -33,8 +33,11 @@ class Restored:
         return [ids for ids in pairs if ids is not None][:limit]
 
 
-def restore(checkpoint: str | Path, tracking_uri: str | None = None) -> Restored:
+def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Target | None = None) -> Restored:
     """Rebuilds what a checkpoint (a file, or an MLflow run id in `tracking_uri`) was trained with.
+
+    Args:
+        target: the target, where it is at hand already; it must be the one that the drafter was trained for.
 
     Raises:
         DraftError: nothing usable is there.
@@ -44,7 +47,8 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None) -> Restored
     if "config" not in saved:
         raise DraftError(f"{path} holds no config of draftopd")
     config = OmegaConf.create(saved["config"])
-    target: Target = instantiate(config.target)
+    if target is None:
+        target = instantiate(config.target)
     drafter: Drafter = instantiate(config.drafter)(target=target.shape)
     load_drafter(drafter, path, target.fingerprint)
     return Restored(target, drafter.eval(), instantiate(config.prompts), instantiate(config.data.decoding), config)

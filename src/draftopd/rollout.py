@@ -62,23 +62,30 @@ def rollout(
     width = min(affordable_rows(target, drafter, capacity, decoding, layer_ids, keep), len(prompts))
     options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger())
     batch = DecodingBatch(target, drafter, width, capacity, decoding, *options)
-    results: dict[int, Rollout] = {}
     try:
-        while len(results) < len(prompts):
-            free = batch.free()
-            if waiting and len(free) >= width / 8:
-                batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
-            else:
-                if not waiting and len(free) >= len(batch.rows) / 4:
-                    batch.compact()
-                batch.step()
-            finished = batch.finished()
-            results |= finished
-            on_done(len(finished))
+        results = _run(batch, waiting, on_done)
     finally:
         if drafter is not None:
             drafter.train(was_training)
     return [results[i] for i in range(len(prompts))]
+
+
+def _run(batch: DecodingBatch, waiting: deque[Waiting], on_done: Callable[[int], None]) -> dict[int, Rollout]:
+    """Steps until nobody waits and every row is free; finished rows are taken over a few at a time."""
+    results: dict[int, Rollout] = {}
+    width, wanted = len(batch.rows), len(waiting)
+    while len(results) < wanted:
+        free = batch.free()
+        if waiting and len(free) >= width / 8:
+            batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
+        else:
+            if not waiting and len(free) >= len(batch.rows) / 4:
+                batch.compact()
+            batch.step()
+        finished = batch.finished()
+        results |= finished
+        on_done(len(finished))
+    return results
 
 
 def affordable_rows(

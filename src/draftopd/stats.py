@@ -1,14 +1,17 @@
-"""How sure a number is: bootstrap over prompts."""
+"""How sure a number is: percentile bootstrap over prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval; `p_value` is two-sided, for the mean being 0."""
+    """A number with its 95 % interval; `p_value` is two-sided, for the number being `null`."""
 
     mean: float
     low: float
@@ -20,21 +23,74 @@ class Estimate:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """Percentile bootstrap of the mean over prompts. NaN values (nothing was drafted) are left out."""
+@dataclass(frozen=True)
+class Bootstrap:
+    """A statistic of the prompts, and its values on resampled prompts [RESAMPLES].
+
+    Statistics of the same prompts in the same order share their resamples: differences and quotients are paired.
+    """
+
+    value: float
+    draws: np.ndarray
+    count: int
+
+    def __sub__(self, other: "Bootstrap") -> "Bootstrap":
+        return Bootstrap(self.value - other.value, self.draws - other.draws, min(self.count, other.count))
+
+    def __truediv__(self, other: "Bootstrap") -> "Bootstrap":
+        return Bootstrap(_divide(self.value, other.value), _divide(self.draws, other.draws), self.count)
+
+    def estimate(self, null: float = 0.0) -> Estimate:
+        draws = self.draws[np.isfinite(self.draws)]
+        if not len(draws):
+            return Estimate(float("nan"), float("nan"), float("nan"), float("nan"), self.count)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        # share of resamples on the other side of the null; +1 keeps it from being 0
+        tail = min((draws <= null).sum(), (draws >= null).sum())
+        p_value = min(1.0, 2 * (tail + 1) / (len(draws) + 1))
+        return Estimate(float(self.value), float(low), float(high), p_value, self.count)
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Bootstrap:
+    """Sum of the numerators over sum of the denominators; one of each a prompt."""
+    top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if not len(top):
+        return Bootstrap(float("nan"), np.full(RESAMPLES, np.nan), 0)
+    counts = _resamples(len(top), seed)
+    return Bootstrap(_divide(top.sum(), bottom.sum()), _divide(counts @ top, counts @ bottom), len(top))
+
+
+def mean(values: Sequence[float], seed: int = 0) -> Bootstrap:
+    """Mean over prompts. NaN values (nothing was drafted) are left out."""
     data = np.asarray(values, dtype=float)
-    data = data[np.isfinite(data)]
-    if not len(data):
-        return Estimate(float("nan"), float("nan"), float("nan"), float("nan"), 0)
-    generator = np.random.default_rng(seed)
-    means = data[generator.integers(0, len(data), (resamples, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    # of a resampled mean on the other side of 0; +1 keeps it from being 0
-    tail = min((means <= 0).sum(), (means >= 0).sum())
-    return Estimate(float(data.mean()), float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1)), len(data))
+    there = np.isfinite(data)
+    whole = ratio(np.where(there, data, 0).tolist(), there.astype(float).tolist(), seed)
+    return Bootstrap(whole.value, whole.draws, int(there.sum()))
 
 
-def paired(values: Sequence[float], baseline: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """Bootstrap of the mean difference, paired over prompts: the same prompts stand at the same places."""
+def average(parts: Sequence[Bootstrap]) -> Bootstrap:
+    """Mean over sets of prompts, each resampled within itself."""
+    draws = np.mean([part.draws for part in parts], axis=0)
+    return Bootstrap(float(np.mean([part.value for part in parts])), draws, sum(part.count for part in parts))
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
+    return mean(values, seed).estimate()
+
+
+def paired(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Estimate:
+    """The mean difference, paired over prompts: the same prompts stand at the same places."""
     difference = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)
-    return bootstrap(difference.tolist(), resamples, seed)
+    return bootstrap(difference.tolist(), seed)
+
+
+@lru_cache(maxsize=16)
+def _resamples(count: int, seed: int) -> np.ndarray:
+    """[RESAMPLES, count] how often each prompt is drawn."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
+
+
+def _divide(top, bottom):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(top, bottom)

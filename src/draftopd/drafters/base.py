@@ -1,7 +1,8 @@
 """What every drafter offers: `forward` for training, `start` / `extend` / `draft` for decoding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,15 @@ class Drafter(nn.Module, ABC):
     def reads(self) -> dict[str, list[int]]:
         """What weights alone do not tell: the layers it reads and the mask token it was trained with."""
         return {"layer_ids": list(self.layer_ids), "mask_token_id": [self.mask_token_id]}
+
+    @contextmanager
+    def blocks_of(self, block_size: int) -> Iterator[None]:
+        """Drafts blocks of another size for a while, at most as large as it was trained for where quality matters."""
+        own, self.block_size = self.block_size, block_size
+        try:
+            yield
+        finally:
+            self.block_size = own
 
     @property
     def num_draft_tokens(self) -> int:

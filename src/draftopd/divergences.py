@@ -1,0 +1,63 @@
+"""Divergences of rows: from log p (target) and log q (drafter), both [M, V], to one value a row, [M].
+
+log q is normalised. log p is too, or it is that of the whole vocabulary cut to a reduced draft vocabulary without
+normalising it again; then the acceptance rate and what is made of it are exact, and the others are off by a constant.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from draftopd.errors import DraftError
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a‖b) = sum_v a(v) (log a(v) - log b(v))."""
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
+
+
+def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q): soft cross-entropy less the entropy of p, so with its gradient."""
+    return kl(log_p, log_q)
+
+
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(q‖p)."""
+    return kl(log_q, log_p)
+
+
+def jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon: beta KL(p‖m) + (1 - beta) KL(q‖m), m = beta p + (1 - beta) q (arXiv 2306.13649).
+
+    Divided by beta it tends to KL(p‖q) for beta to 0, divided by 1 - beta to KL(q‖p) for beta to 1.
+
+    Raises:
+        DraftError: beta is not strictly between 0 and 1.
+    """
+    if not 0.0 < beta < 1.0:
+        raise DraftError(f"beta of jsd is {beta}: it must lie between 0 and 1; at the ends take a KL")
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
+
+
+def acceptance(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """alpha = sum_v min(p, q): the chance that rejection sampling keeps a draft ~ q (arXiv 2211.17192)."""
+    return torch.minimum(log_p, log_q).exp().sum(-1)
+
+
+def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """TV(p, q) = 1 - alpha, half the L1 distance. Hardly any gradient where p and q do not overlap."""
+    return 1.0 - acceptance(log_p, log_q)
+
+
+def neg_log_acceptance(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """-log alpha (LK losses, arXiv 2602.23881): TV's gradient over alpha; cross-entropy where p is one-hot."""
+    return -torch.minimum(log_p, log_q).logsumexp(-1)
+
+
+def lk_hybrid(log_p: Tensor, log_q: Tensor, eta: float = 3.0) -> Tensor:
+    """l KL(p‖q) + (1 - l) TV(p, q) with l = exp(-eta alpha), alpha detached (LK losses, arXiv 2602.23881, hybrid)."""
+    alpha = acceptance(log_p, log_q)
+    share = torch.exp(-eta * alpha.detach())
+    return share * kl(log_p, log_q) + (1 - share) * (1 - alpha)

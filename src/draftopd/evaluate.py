@@ -1,0 +1,28 @@
+"""The evaluation command: `python -m draftopd.evaluate checkpoint=... [against=...] [prompts=eval/gsm8k]`."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from draftopd import evaluation_report
+from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.evaluation import evaluate
+from draftopd.stages import quiet
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
+def _evaluate(config: DictConfig) -> None:
+    with one_line_errors():
+        quiet()
+        config.output_dir = HydraConfig.get().runtime.output_dir
+        evaluation_report.show(evaluate(config), config, Path(config.output_dir))
+
+
+def main() -> None:
+    run_command(_evaluate, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

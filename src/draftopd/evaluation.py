@@ -1,0 +1,135 @@
+"""Evaluates one drafter, or two on the same prompts: rollouts of whole conversations, clocks, the speed model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from draftopd import measure, speed
+from draftopd.datamodule import progress
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.measure import Clock
+from draftopd.prompts import Prompt, Prompts, encode
+from draftopd.restore import Restored, restore
+from draftopd.rollout import Decoding
+from draftopd.scores import Answers
+from draftopd.splits import continued
+from draftopd.target import Target
+from draftopd.trace import Trace
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A drafter under evaluation, and what it did."""
+
+    name: str
+    drafter: Drafter
+    answers: list[Answers]
+    costs: speed.Costs | None
+    block_sizes: list[speed.BlockSize]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    target: Target
+    decoding: Decoding
+    candidates: list[Candidate]
+    """one, or two: the drafter and what it is compared with"""
+    left_out: int
+    """prompts that were too long"""
+
+
+def evaluate(config: DictConfig) -> Evaluation:
+    """Runs a config.
+
+    Raises:
+        DraftError: a checkpoint, the prompts or a setting cannot be used.
+    """
+    uri = config.logger.tracking_uri if config.logger else None
+    first = restore(config.checkpoint, uri)
+    runs = [first] + ([restore(config.against, uri, target=first.target)] if config.against else [])
+    decoding = _decoding(first.decoding, config.decoding)
+    prompts: Prompts = instantiate(config.prompts) if config.prompts else first.prompts
+    thinking = first.config.data.batching.enable_thinking if config.enable_thinking is None else config.enable_thinking
+    reader = _Reader(first.target, thinking, config.max_prompt_length)
+    chosen = prompts.split(config.split)[: config.limit]
+    asked = [(p, ids) for p in chosen if (ids := reader.ids(p)) is not None]
+    if not asked:
+        raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={reader.longest} tokens")
+    names = ["drafter", "against"]
+    traces = [_converse(run, asked, decoding, reader, name) for run, name in zip(runs, names, strict=False)]
+    timed = [ids for _, ids in asked[: config.speed.prompts]]
+    turns = _time(runs, timed, decoding)
+    candidates = []
+    for i, run in enumerate(runs):
+        answers = [Answers(p.id, p.set, got) for (p, _), got in zip(asked, traces[i], strict=True)]
+        for at, turn in enumerate(turns):
+            answers[at] = replace(answers[at], fast=turn[i], plain=turn[-1])
+        costs, sizes = _model(run, timed, decoding, list(config.speed.block_sizes))
+        candidates.append(Candidate(names[i], run.drafter, answers, costs, sizes))
+    return Evaluation(first.target, decoding, candidates, len(chosen) - len(asked))
+
+
+def _decoding(trained: Decoding, given: DictConfig) -> Decoding:
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}  # type: ignore[misc]
+    known = {field.name for field in fields(Decoding)}
+    assert set(given) <= known, "conf/evaluate.yaml lists the fields of Decoding"
+    return replace(trained, **values)
+
+
+class _Reader:
+    """Encodes prompts; leaves out those that are too long."""
+
+    def __init__(self, target: Target, thinking: bool | None, longest: int | None) -> None:
+        self.target, self.thinking, self.longest = target, thinking, longest
+
+    def ids(self, prompt: Prompt) -> list[int] | None:
+        return encode(prompt, self.target.tokenizer, self.thinking, self.longest)
+
+    def answer(self, trace: Trace) -> str:
+        response = trace.tokens[trace.prompt_length :].tolist()
+        return self.target.tokenizer.decode(response, skip_special_tokens=True)
+
+
+def _converse(
+    run: Restored, asked: Sequence[tuple[Prompt, list[int]]], decoding: Decoding, reader: _Reader, name: str
+) -> list[list[Trace]]:
+    """Traces of every prompt, one a turn; a later turn is asked after the target's own answers to the earlier ones."""
+    traces: list[list[Trace]] = [[] for _ in asked]
+    waiting = [(i, prompt, ids) for i, (prompt, ids) in enumerate(asked)]
+    while waiting:
+        with progress(f"rolling out {name}", len(waiting)) as on_done:
+            done = measure.roll(run.target, run.drafter, [ids for _, _, ids in waiting], decoding, on_done)
+        later = []
+        for (i, prompt, _), trace in zip(waiting, done, strict=True):
+            traces[i].append(trace)
+            if prompt.followups:
+                following = continued(prompt, reader.answer(trace))
+                ids = reader.ids(following)
+                later += [(i, following, ids)] if ids is not None else []
+        waiting = later
+    return traces
+
+
+def _time(runs: Sequence[Restored], timed: list[list[int]], decoding: Decoding) -> list[list[Clock]]:
+    """For each timed prompt the clocks of all drafters, and last that of plain decoding."""
+    if not timed:
+        return []
+    drafters = [*(run.drafter for run in runs), None]
+    with progress("timing", len(timed)) as on_done:
+        return measure.clocks(runs[0].target, drafters, timed, decoding, on_done)
+
+
+def _model(
+    run: Restored, timed: list[list[int]], decoding: Decoding, block_sizes: list[int]
+) -> tuple[speed.Costs | None, list[speed.BlockSize]]:
+    if not timed or not block_sizes:
+        return None, []
+    sizes = sorted({*block_sizes, run.drafter.block_size})
+    if sizes[0] < 2:
+        raise DraftError(f"speed.block_sizes={sizes}: a block counts its anchor, so its size is at least 2")
+    with progress("timing block sizes", len(sizes) * len(timed)) as on_done:
+        return speed.table(run.target, run.drafter, timed, decoding, sizes, on_done)

@@ -1,0 +1,103 @@
+"""Rows: the supervised draft positions of a batch laid in one line, what objectives read.
+
+One row is one draft slot of one block. Rows of a block stand together and in order, from slot 1 on.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draftopd.trace import ReplayBatch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where M rows stand in their blocks, and their tokens as rows of the drafter's head (-1 = the head has none)."""
+
+    draft: Tensor
+    """[M] the draft"""
+    text: Tensor
+    """[M] the token committed at its position, the draft itself where that was accepted; -1 behind the text's end"""
+    slot: Tensor
+    """[M] in-block position k of the draft, 1..K"""
+    kept: Tensor
+    """[M] how many drafts of the row's block were accepted, r"""
+
+    @property
+    def accepted(self) -> Tensor:
+        """[M] bool: the target kept the draft."""
+        return self.slot <= self.kept
+
+    @property
+    def first_rejected(self) -> Tensor:
+        """[M] bool: the slot r + 1, whose committed token is the target's correction."""
+        return self.slot == self.kept + 1
+
+    @property
+    def block(self) -> Tensor:
+        """[M] which block a row belongs to, counted from 0."""
+        return (self.slot == 1).cumsum(0) - 1
+
+    def __getitem__(self, index: slice) -> "Rows":
+        return Rows(self.draft[index], self.text[index], self.slot[index], self.kept[index])
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Slices of whole blocks, of at most `size` rows where a block fits; one empty slice of no rows."""
+        starts = (self.slot == 1).nonzero()[:, 0].tolist()
+        begin = last = 0
+        for end in [*starts[1:], len(self)]:
+            if end - begin > size and last > begin:
+                yield slice(begin, last)
+                begin = last
+            last = end
+        yield slice(begin, len(self))
+
+    def prefix_product(self, values: Tensor) -> Tensor:
+        """[M] product of `values` [M] over a row and the rows before it in its block."""
+        return self._of_grid(self._grid(values, 1).cumprod(1))
+
+    def prefix_sum(self, values: Tensor) -> Tensor:
+        """[M] sum of `values` [M] over a row and the rows before it in its block."""
+        return self._of_grid(self._grid(values, 0).cumsum(1))
+
+    def suffix_sum(self, values: Tensor) -> Tensor:
+        """[M] sum of `values` [M] over a row and the rows behind it in its block."""
+        return self._of_grid(self._grid(values, 0).flip(1).cumsum(1).flip(1))
+
+    def _grid(self, values: Tensor, fill: int) -> Tensor:
+        """[N, K] values of blocks side by side."""
+        if not len(self):
+            return values.reshape(0, 1)
+        shape = (int(self.block[-1]) + 1, int(self.slot.max()))
+        return values.new_full(shape, fill).index_put((self.block, self.slot - 1), values)
+
+    def _of_grid(self, grid: Tensor) -> Tensor:
+        return grid[self.block, self.slot - 1]
+
+
+def flatten(batch: ReplayBatch, head_index: Tensor | None) -> Rows:
+    """Rows of a batch's valid drafts.
+
+    Args:
+        head_index: [V] row of the drafter's head for each token, -1 outside the draft vocabulary; None = all tokens.
+    """
+    slots = torch.arange(1, batch.drafts.shape[2] + 1, device=batch.drafts.device).expand_as(batch.drafts)
+    at = batch.anchors[..., None] + slots
+    text = batch.tokens.gather(1, at.clamp(max=batch.tokens.shape[1] - 1).flatten(1)).view_as(at)
+    draft = batch.drafts
+    if head_index is not None:
+        draft, text = head_index[draft], head_index[text]
+    text = torch.where(at < batch.lengths[:, None, None], text, -1)
+    kept = batch.accepted[..., None].expand_as(slots)
+    return Rows(*(values[batch.valid] for values in (draft, text, slots, kept)))
+
+
+def log_mass(head: Callable[[Tensor], Tensor], hidden: Tensor, size: int) -> Tensor:
+    """[M] log-sum-exp of all logits of hidden [M, D], `size` rows at a time; no gradient."""
+    with torch.no_grad():
+        return torch.cat([head(part).logsumexp(-1) for part in hidden.split(size)])

@@ -1,0 +1,100 @@
+"""The evaluation command on drafters of the smoke experiment."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from draftopd import evaluate
+
+
+@pytest.fixture
+def evaluated(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Trains two tiny drafters, then runs `python -m draftopd.evaluate ...`; gives exit code, results and output."""
+
+    def train(name: str, *words: str) -> str:
+        sft = ["experiment=smoke/sft", f"hydra.run.dir={name}", "budget.epochs=2", "logger=none"]
+        assert command(*sft, "test.speedup_prompts=0", "callbacks.speedup.prompts=0", *words) == 0
+        return str(tmp_path / name / "checkpoints" / "last.ckpt")
+
+    def run(*words: str) -> tuple[int, dict, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate", "hydra.run.dir=out", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            evaluate.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        file = tmp_path / "out" / "results.json"
+        printed = capsys.readouterr()
+        return code, json.loads(file.read_text()) if file.exists() else {}, printed.out + printed.err
+
+    return train, run
+
+
+def test_one_drafter(evaluated, tmp_path: Path):
+    train, run = evaluated
+    first = train("a")
+    code, results, printed = run(f"checkpoint={first}", "speed.prompts=2", "speed.block_sizes=[2,4]")
+    assert code == 0, printed
+    scores = results["drafters"]["drafter"]["scores"]
+    for name in ("tiny", "mean"):
+        low, middle, high = (scores[name]["acceptance_length"][key] for key in ("low", "mean", "high"))
+        assert 1 <= low <= middle <= high <= 4
+        assert scores[name]["speedup"]["mean"] > 0
+    assert sum(results["drafters"]["drafter"]["accepted_histogram"]) > 0
+    assert [row["block_size"] for row in results["drafters"]["drafter"]["speed_model"]["block_sizes"]] == [2, 4]
+    assert "best block size on this machine" in printed
+    for picture in ("acceptance_by_position", "rejections_drafter", "block_sizes_drafter"):
+        assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 5000
+
+
+def test_two_drafters_are_paired_over_prompts_and_logged(evaluated, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    train, run = evaluated
+    first, second = train("a"), train("b", "budget.epochs=1", "seed=0")
+    words = ["speed.prompts=0", "decoding.temperature=0.5", "decoding.rule=rejection", "decoding.max_new_tokens=9"]
+    code, results, printed = run(f"checkpoint={first}", f"against={second}", *words)
+    assert code == 0, printed
+    difference = results["paired"]["mean"]["acceptance_length"]
+    both = [results["drafters"][name]["scores"]["mean"]["acceptance_length"]["mean"] for name in ("drafter", "against")]
+    assert difference["mean"] == pytest.approx(both[0] - both[1])
+    assert results["decoding"]["temperature"] == 0.5
+    assert "paired over 4 prompts" in printed
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["test/acceptance_length"] == pytest.approx(both[0])
+    assert {"results.json", "acceptance_by_position.png"} <= {f.path for f in client.list_artifacts(logged.info.run_id)}
+
+
+def test_the_same_drafter_twice_has_no_difference(evaluated):
+    train, run = evaluated
+    first = train("a")
+    _, results, _ = run(f"checkpoint={first}", f"against={first}", "speed.prompts=0", "logger=none", "limit=2")
+    difference = results["paired"]["mean"]["acceptance_length"]
+    assert (difference["mean"], difference["low"], difference["high"], difference["p_value"]) == (0, 0, 0, 1)
+    assert len(results["drafters"]["drafter"]["prompts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["checkpoint=none.ckpt"], "none.ckpt"),
+        ([], "checkpoint must be given"),
+        (["checkpoint={first}", "max_prompt_length=2"], "max_prompt_length=2"),
+        (["checkpoint={first}", "decoding.rule=luck"], "decoding.rule=luck"),
+        (["checkpoint={first}", "speed.block_sizes=[1]"], "block_sizes"),
+        (["checkpoint={first}", "split=tests"], "tests"),
+    ],
+)
+def test_mistakes_end_in_one_line(evaluated, words: list[str], message: str):
+    train, run = evaluated
+    first = train("a") if any("{first}" in word for word in words) else ""
+    code, _, printed = run("logger=none", *(word.format(first=first) for word in words))
+    assert code == 2
+    assert message in printed
+    assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
