@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,14 @@ def profiles(runs: dict[str, Callable[[], Any]], rows: int = 15) -> str:
     return "\n".join(tables)
 
 
-def bars(values: dict[str, Sequence[float]], unit: str, title: str, path: Path, ours: str = "ours") -> None:
-    """A picture of values by system: the median as a bar, the quartiles as a whisker, each round as a dot."""
+def bars(values: dict[str, Sequence[float]], peers: Collection[str], unit: str, title: str, path: Path) -> None:
+    """A picture of values by system: median as a bar, quartiles as a whisker, each round as a dot; peers in gray."""
     names = list(values)
     spreads = [spread(values[name]) for name in names]
     medians = [s["median"] for s in spreads]
     whiskers = [[s["median"] - s["q1"] for s in spreads], [s["q3"] - s["median"] for s in spreads]]
     figure, axis = plt.subplots(figsize=(10, 1.5 + 0.55 * len(names)), layout="constrained")
-    colors = ["tab:blue" if name.startswith(ours) else "tab:gray" for name in names]
+    colors = ["tab:gray" if name in peers else "tab:blue" for name in names]
     axis.barh(names, medians, xerr=whiskers, color=colors, capsize=4, height=0.7)
     for row, name in enumerate(names):
         axis.plot(values[name], [row] * len(values[name]), "o", color="black", ms=4, alpha=0.5)
@@ -72,7 +72,7 @@ def bars(values: dict[str, Sequence[float]], unit: str, title: str, path: Path, 
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.set_title(title, fontsize=15, loc="left")
-    axis.set_xlabel(f"{unit}: median, quartiles, rounds", fontsize=15)
+    axis.set_xlabel(f"{unit} (bar: median, whisker: quartiles, dots: rounds)", fontsize=15)
     axis.tick_params(labelsize=14)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

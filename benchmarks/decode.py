@@ -32,6 +32,7 @@ from draftopd.restore import Restored, restore
 from draftopd.trace import Trace
 
 WARM_UP = 2  # prompts
+PEERS = ("transformers", "prompt_lookup", "transformers_dflash")
 PROFILED = ("ours_batch1", "transformers_dflash")
 RATIOS = {  # of tokens per second
     "plain_vs_transformers": ("plain", "transformers"),
@@ -175,7 +176,7 @@ def facts(run: Restored, args: argparse.Namespace, prompts: Prompts) -> dict[str
         "machine": machine(torch.device(args.device)),
         "versions": versions("torch", "transformers"),
         "settings": {
-            "target": type(run.target.model).__name__,
+            "target": f"{run.config.target._target_.rpartition('.')[2]}, {type(run.target.model).__name__}",
             "target_parameters": run.target.model.num_parameters(),
             "target_fingerprint": run.target.fingerprint,
             "dtype": str(run.target.model.dtype).removeprefix("torch."),
@@ -196,10 +197,10 @@ def picture(results: dict[str, Any], path: Path) -> None:
     settings, rounds = results["settings"], results["rounds"]
     values = {name: column(rounds, name, "tokens_per_second") for name in rounds[0]["systems"]}
     millions = settings["target_parameters"] / 1e6
-    what = f"{settings['target']} ({millions:.3g}M, {settings['dtype']}), greedy, {len(rounds)} rounds"
-    work = f"{settings['prompts']} prompts of up to {settings['max_new_tokens']} new tokens"
-    title = f"{what}\n{work}, {results['machine']['threads']} threads of {results['machine']['processor']}"
-    bars(values, "tokens per second", title, path)
+    what = f"{settings['target']} ({millions:.3g}M, {settings['dtype']}), greedy"
+    work = f"prompts: {settings['prompts']}, new tokens: up to {settings['max_new_tokens']}, rounds: {len(rounds)}"
+    computer = f"{results['machine']['processor']}, threads: {results['machine']['threads']}"
+    bars(values, PEERS, "tokens per second", f"{what}\n{work}\n{computer}", path)
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:

@@ -24,34 +24,53 @@ def test_texts_and_every_verification_are_those_of_our_rollouts(target: Target, 
     assert assisted.acceptance_length == ours.acceptance_length
 
 
-def test_transformers_gets_the_drafts_that_ours_made(target: Target, eager_drafter: DFlash):
-    """Rejected drafts as well; where one token is left to write transformers does not draft."""
-    config = greedy(target, LIMIT)
-    config.speculation_type = "dflash"
-    assistant = DFlashAssistant(eager_drafter)
+def two_layers() -> tuple[Target, DFlash]:
+    """Another family; two layers, two features, a reduced draft vocabulary."""
+    target = load.tiny({"model_type": "qwen3", **FAMILIES["qwen3"]})
+    torch.manual_seed(4)
+    drafter = DFlash(target.shape, num_layers=2, block_size=4, layer_ids=[0, 2], draft_vocab_size=30)
+    drafter.set_vocabulary(torch.arange(10, 40))
+    for parameter in drafter.parameters():
+        if parameter.ndim == 2:  # large weights: drafts depend on all that the drafter sees
+            torch.nn.init.normal_(parameter, std=0.3)
+    return target, drafter
+
+
+def their_drafts(target: Target, drafter: DFlash, prompt: list[int]) -> torch.Tensor:
+    """[N, K] what transformers' loop drafted."""
     drafts: list[torch.Tensor] = []
 
     def keep(_module, _inputs, output) -> None:
         drafts.append(target.head()(output.last_hidden_state[0, 1:]).argmax(-1))
 
+    config = greedy(target, LIMIT)
+    config.speculation_type = "dflash"
+    assistant = DFlashAssistant(drafter)
     with torch.no_grad(), assistant.register_forward_hook(keep):
-        for prompt in PROMPTS:
-            drafts.clear()
-            theirs(target, config, assistant)([prompt])
-            trace = rollout(target, eager_drafter, [prompt], Decoding(LIMIT))[0].trace
-            assert 0 <= len(trace.drafts) - len(drafts) <= 1
-            assert torch.equal(torch.stack(drafts), trace.drafts[: len(drafts)])
+        theirs(target, config, assistant)([prompt])
+    return torch.stack(drafts)
 
 
-def test_another_family_with_two_layers_and_two_features():
-    target = load.tiny({"model_type": "qwen3", **FAMILIES["qwen3"]})
-    torch.manual_seed(4)
-    drafter = DFlash(target.shape, num_layers=2, block_size=4, layer_ids=[0, 2], draft_vocab_size=30)
-    drafter.set_vocabulary(torch.arange(10, 40))
+@pytest.mark.parametrize("trained", [True, False])
+def test_transformers_makes_the_drafts_that_ours_makes(target: Target, eager_drafter: DFlash, trained: bool):
+    """Rejected drafts as well. Where one token is left to write, transformers does not draft."""
+    target, drafter = (target, eager_drafter) if trained else two_layers()
+    drafter.d2t = None  # transformers drafts with the full head
+    for prompt in PROMPTS:
+        drafts = their_drafts(target, drafter, prompt)
+        trace = rollout(target, drafter, [prompt], Decoding(LIMIT))[0].trace
+        assert 0 <= len(trace.drafts) - len(drafts) <= 1
+        assert torch.equal(drafts, trace.drafts[: len(drafts)])
+
+
+def test_a_reduced_vocabulary_changes_drafts_and_no_text():
+    target, drafter = two_layers()
     ways = systems(target, drafter, LIMIT)
     passes = {name: way(PROMPTS) for name, way in ways.items()}
     assert all(done.texts == passes["plain"].texts for done in passes.values())
-    assert passes["transformers_dflash"].committed == passes["ours_batch1_full_head"].committed
+    drafted = {name: torch.cat([trace.drafts for trace in passes[name].traces]) for name in passes if "ours" in name}
+    assert set(drafted["ours_batch1"].flatten().tolist()) <= set(range(10, 40))
+    assert not set(drafted["ours_batch1_full_head"].flatten().tolist()) <= set(range(10, 40))
 
 
 def test_a_drafter_that_transformers_does_not_know_is_refused(target: Target):
