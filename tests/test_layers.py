@@ -9,8 +9,8 @@ FLOORS = [
     {"errors", "blocks", "sampling", "losses", "metrics", "stats", "trace"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts"},
     {"ledger", "batch", "rollout", "texts", "measure", "pictures"},
-    {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
-    {"command", "report", "stages", "restore", "fit", "ui"},
+    {"module", "datamodule", "data", "callbacks", "record", "exchange", "checkpoints"},
+    {"command", "report", "stages", "restore", "fit", "export", "lint", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}
 SOURCES = sorted(Path(draftopd.__file__).parent.rglob("*.py"))

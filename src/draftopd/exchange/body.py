@@ -58,7 +58,7 @@ def compose(sheet: Sheet) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, Any], findings: Findings) -> PreTrainedConfig | None:
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     try:
         config = AutoConfig.for_model(kind, **{key: raw[key] for key in KEYS if key in raw})
     except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:

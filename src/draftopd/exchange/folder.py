@@ -37,12 +37,11 @@ def locate(path: str | Path) -> Path:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise DraftError(f"no drafter at '{path}': give a folder with {CONFIG} and {WEIGHTS}, or a hub id")
     try:
-        for file in (CONFIG, WEIGHTS):
-            found = cached_file(name, file)
+        found = [cached_file(name, file) for file in (CONFIG, WEIGHTS)]
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise DraftError(f"no drafter at '{path}' (a folder, or a hub id with {WEIGHTS}): {reason}") from error
-    return Path(found).parent
+    return Path(str(found[0])).parent
 
 
 def load(folder: Path, findings: Findings) -> Contents | None:

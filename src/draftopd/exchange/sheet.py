@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from draftopd.drafters.base import Drafter
-from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash import DFlash, Layer
 from draftopd.errors import DraftError
 from draftopd.exchange.findings import Findings
 from draftopd.head import TargetShape
@@ -52,7 +52,8 @@ class Sheet:
         """
         if not isinstance(drafter, DFlash):
             raise DraftError(f"no published layout for {type(drafter).__name__} drafters: only DFlash has one here")
-        attention, mlp = drafter.layers[0].self_attn, drafter.layers[0].mlp
+        layer = cast(Layer, drafter.layers[0])
+        attention, mlp = layer.self_attn, layer.mlp
         return cls(
             hidden_size=drafter.hidden_size,
             num_layers=len(drafter.layers),
@@ -60,7 +61,7 @@ class Sheet:
             num_key_value_heads=attention.k_proj.out_features // attention.head_dim,
             head_dim=attention.head_dim,
             intermediate_size=mlp.gate_proj.out_features,
-            rms_norm_eps=drafter.norm.eps,
+            rms_norm_eps=cast(float, drafter.norm.eps),
             rope_theta=float(attention.rotary.theta),
             block_size=drafter.block_size,
             mask_token_id=drafter.mask_token_id,
