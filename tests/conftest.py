@@ -1,6 +1,7 @@
 """One tiny pair for all tests: a random target over characters and a random drafter."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,15 @@ def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs `python -m draftopd.fit ...` in this process, in an empty folder; gives back the exit code."""
+    """Runs `python -m draftopd.fit ...`, or another command, in this process and an empty folder: exit code."""
     monkeypatch.chdir(tmp_path)
     # MLflow keeps one connection a URI in a process: a relative one would stay in the first test's folder
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
-    def run(*words: str) -> int:
+    def run(*words: str, main: Callable[[], None] = fit.main) -> int:
         monkeypatch.setattr(sys, "argv", ["fit", f"cache_dir={tmp_path}/cache", *words])
         try:
-            fit.main()
+            main()
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0

@@ -75,6 +75,17 @@ def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str)
     assert module.configure_optimizers().param_groups[0]["lr"] == {"sft": 6.0e-4, "opd": 3.0e-4}[kind]
 
 
+@pytest.mark.parametrize("name", ["export", "lint"])
+@pytest.mark.parametrize("target", ["smollm2_135m", "hf", "tiny"])
+def test_the_other_commands_take_every_target(name: str, target: str):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        assert compose(name).target is None
+        config = compose(
+            name, overrides=[f"target={target}", "run=a", "to=b", "layout=zlab"][: 4 if name == "export" else 1]
+        )
+    assert config.target._target_.startswith("draftopd.load.")
+
+
 def test_the_tracking_facts_come_from_mlflow_yaml(monkeypatch):
     facts = OmegaConf.load(CONFIG_DIR.parent / "mlflow.yaml")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

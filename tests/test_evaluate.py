@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from draftopd import evaluate
+from draftopd.exchange.published import write
+from draftopd.restore import restore
 
 
 @pytest.fixture
@@ -98,3 +100,19 @@ def test_mistakes_end_in_one_line(evaluated, words: list[str], message: str):
     assert code == 2
     assert message in printed
     assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_published_folder_scores_like_the_checkpoint_it_came_from(evaluated, tmp_path: Path):
+    train, run = evaluated
+    run_folder, folder = train("a"), str(tmp_path / "published")
+    drafter = restore(run_folder)
+    write(drafter.drafter, folder, "zlab", target=drafter.target)
+    words = ["speed.prompts=0", "logger=none", "decoding.max_new_tokens=24"]
+    _, wanted, _ = run(f"checkpoint={run_folder}", *words)
+    code, got, printed = run(f"checkpoint={folder}", "target=tiny", "prompts=tiny", *words)
+    assert code == 0, printed
+    scores = [r["drafters"]["drafter"]["scores"]["mean"]["acceptance_length"]["mean"] for r in (wanted, got)]
+    assert scores[0] == scores[1]
+    code, _, printed = run(f"checkpoint={folder}", "prompts=tiny", *words)
+    assert code == 2
+    assert "target=" in printed

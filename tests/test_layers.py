@@ -10,8 +10,9 @@ FLOORS = [
     | {"divergences", "losses", "block_losses", "one_token", "terms"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
     {"ledger", "batch", "rollout", "texts", "measure", "scores", "speed", "pictures"},
-    {"module", "datamodule", "data", "callbacks", "record", "checkpoints"},
-    {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "ui"},
+    {"module", "datamodule", "data", "callbacks", "record", "exchange", "checkpoints"},
+    {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "export"}
+    | {"lint", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}
 SOURCES = sorted(Path(draftopd.__file__).parent.rglob("*.py"))

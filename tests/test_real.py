@@ -1,5 +1,6 @@
 """The default target itself: a few steps, and every index convention on real weights."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from draftopd.cache import RaggedCache
 from draftopd.command import CONFIG_DIR
 from draftopd.drafters.dflash import DFlash
 from draftopd.prompts import encode
 from draftopd.rollout import Decoding, rollout
+from draftopd.sampling import probabilities
 from draftopd.target import Target
 from draftopd.trace import collate, text_blocks
 
@@ -76,6 +79,46 @@ def test_replay_with_unchanged_weights_gives_back_the_drafts(smollm2, trained, p
     at_cut = batch.accepted[row, block]
     bonus = batch.tokens[row, batch.anchors[row, block] + at_cut + 1]
     assert torch.equal(smollm2.head()(batch.target_hidden[row, block, at_cut]).argmax(-1), bonus)
+
+
+@pytest.mark.parametrize("rule", ["token_matching", "rejection"])
+def test_above_temperature_0_acceptance_agrees_with_the_overlap(smollm2, trained, prompts, rule):
+    """A draft that is reached is kept with probability sum_v min(p, q); token matching's q is one-hot."""
+    decoding = Decoding(32, batch_size=12, temperature=0.6, top_p=0.95, top_k=20, rule=rule, seed=3)
+    traces = [r.trace for r in rollout(smollm2, trained, prompts * 4, decoding)]
+    if rule == "token_matching":
+        plain = rollout(smollm2, None, prompts * 4, decoding)
+        assert [t.tokens.tolist() for t in traces] == [r.trace.tokens.tolist() for r in plain]
+    batch = smollm2.replay(collate(traces), trained.layer_ids)
+    slots = torch.arange(1, batch.drafts.shape[2] + 1)
+    reached = batch.valid & (slots <= batch.accepted[..., None] + 1)
+    kept = (slots <= batch.accepted[..., None])[reached]
+    head = smollm2.head(trained.vocabulary)
+    with torch.no_grad():
+        p = probabilities(smollm2.head()(batch.target_hidden[reached]), decoding)[:, trained.vocabulary]
+        q = probabilities(head(trained(batch, smollm2.embed)[reached]), decoding if rule == "rejection" else Decoding())
+    overlap = torch.minimum(p, q).sum(-1)
+    assert abs(kept.sum() - overlap.sum()) < 4 * (overlap * (1 - overlap)).sum().sqrt()
+    assert 0.02 < kept.float().mean() < 0.98
+
+
+def test_after_crops_and_joins_the_next_logits_are_those_of_a_fresh_forward(smollm2, prompts):
+    """To 1e-4 in float64, where the order of additions does not count; float32 is held by the equal texts above."""
+    target = Target(copy.deepcopy(smollm2.model).double(), smollm2.tokenizer, smollm2.mask_token_id)
+    cache = RaggedCache(2, 200)
+    texts = [p[:40] for p in prompts[:2]]
+    target.step(torch.tensor(texts), cache)
+    cache.lengths = torch.tensor([40, 33])  # a crop
+    joining = RaggedCache(1, 200)
+    target.step(torch.tensor([prompts[2][:25]]), joining)
+    joining.lengths += 25
+    cache.put(torch.tensor([0]), joining)
+    texts = [prompts[2][:25], texts[1][:33]]
+    block = torch.tensor([prompts[3][:6], prompts[4][:6]])
+    hidden, _ = target.step(block, cache)
+    for i, text in enumerate(texts):
+        fresh, _ = target.read(torch.tensor([[*text, *block[i].tolist()]]))
+        torch.testing.assert_close(target.head()(hidden[i]), target.head()(fresh[0, -6:]), atol=1e-4, rtol=0)
 
 
 def test_the_command_trains_a_few_steps_on_a_file_of_the_users(command, tmp_path, monkeypatch):

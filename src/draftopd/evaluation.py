@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -11,9 +12,10 @@ from draftopd import measure, speed
 from draftopd.datamodule import progress
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.exchange.published import published
 from draftopd.measure import Clock
 from draftopd.prompts import Prompt, Prompts, encode
-from draftopd.restore import Restored, restore
+from draftopd.restore import restore
 from draftopd.rollout import Decoding
 from draftopd.scores import Answers
 from draftopd.splits import continued
@@ -49,11 +51,14 @@ def evaluate(config: DictConfig) -> Evaluation:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
     uri = config.logger.tracking_uri if config.logger else None
-    first = restore(config.checkpoint, uri)
-    runs = [first] + ([restore(config.against, uri, target=first.target)] if config.against else [])
+    target: Target | None = instantiate(config.target) if config.target else None
+    first = _open(config.checkpoint, uri, target)
+    runs = [first] + ([_open(config.against, uri, first.target)] if config.against else [])
     decoding = _decoding(first.decoding, config.decoding)
-    prompts: Prompts = instantiate(config.prompts) if config.prompts else first.prompts
-    thinking = first.config.data.batching.enable_thinking if config.enable_thinking is None else config.enable_thinking
+    prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
+    if prompts is None:
+        raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
+    thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     reader = _Reader(first.target, thinking, config.max_prompt_length)
     chosen = prompts.split(config.split)[: config.limit]
     asked = [(p, ids) for p in chosen if (ids := reader.ids(p)) is not None]
@@ -71,6 +76,25 @@ def evaluate(config: DictConfig) -> Evaluation:
         costs, sizes = _model(run, timed, decoding, list(config.speed.block_sizes))
         candidates.append(Candidate(names[i], run.drafter, answers, costs, sizes))
     return Evaluation(first.target, decoding, candidates, len(chosen) - len(asked))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    target: Target
+    drafter: Drafter
+    prompts: Prompts | None
+    decoding: Decoding
+    enable_thinking: bool | None
+
+
+def _open(name: str, tracking_uri: str | None, target: Target | None) -> _Subject:
+    """A drafter from a checkpoint or run, which know their target and prompts, or from a published folder."""
+    if Path(name).expanduser().is_dir():
+        if target is None:
+            raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
+        return _Subject(target, published(name, target), None, Decoding(), None)
+    run = restore(name, tracking_uri, target)
+    return _Subject(run.target, run.drafter, run.prompts, run.decoding, run.config.data.batching.enable_thinking)
 
 
 def _decoding(trained: Decoding, given: DictConfig) -> Decoding:
@@ -95,7 +119,7 @@ class _Reader:
 
 
 def _converse(
-    run: Restored, asked: Sequence[tuple[Prompt, list[int]]], decoding: Decoding, reader: _Reader, name: str
+    run: _Subject, asked: Sequence[tuple[Prompt, list[int]]], decoding: Decoding, reader: _Reader, name: str
 ) -> list[list[Trace]]:
     """Traces of every prompt, one a turn; a later turn is asked after the target's own answers to the earlier ones."""
     traces: list[list[Trace]] = [[] for _ in asked]
@@ -114,7 +138,7 @@ def _converse(
     return traces
 
 
-def _time(runs: Sequence[Restored], timed: list[list[int]], decoding: Decoding) -> list[list[Clock]]:
+def _time(runs: Sequence[_Subject], timed: list[list[int]], decoding: Decoding) -> list[list[Clock]]:
     """For each timed prompt the clocks of all drafters, and last that of plain decoding."""
     if not timed:
         return []
@@ -124,7 +148,7 @@ def _time(runs: Sequence[Restored], timed: list[list[int]], decoding: Decoding) 
 
 
 def _model(
-    run: Restored, timed: list[list[int]], decoding: Decoding, block_sizes: list[int]
+    run: _Subject, timed: list[list[int]], decoding: Decoding, block_sizes: list[int]
 ) -> tuple[speed.Costs | None, list[speed.BlockSize]]:
     if not timed or not block_sizes:
         return None, []

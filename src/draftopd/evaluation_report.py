@@ -1,7 +1,7 @@
 """What an evaluation ends with: tables in the terminal, results.json, pictures, and all of it in MLflow."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from draftopd import pictures, scores
 from draftopd.evaluation import Candidate, Evaluation
 from draftopd.record import command, git_commit
 from draftopd.scores import Scores
+from draftopd.stats import Estimate
 
 Sets = dict[str, Scores]
+SPEEDS = ("speedup", "without prefill", "tokens/s", "plain")
 
 
 def show(evaluation: Evaluation, config: DictConfig, folder: Path) -> None:
@@ -25,8 +27,10 @@ def show(evaluation: Evaluation, config: DictConfig, folder: Path) -> None:
     difference = scores.compare(*tables.values()) if len(tables) == 2 else None
     if evaluation.left_out:
         console.print(f"{evaluation.left_out} prompts were longer than max_prompt_length and left out")
-    console.print(_overview(evaluation, tables))
+    console.print(_acceptance(evaluation, tables))
     console.print(_positions(tables))
+    if "speedup" in next(iter(tables.values()))["mean"]:
+        console.print(_speed(tables))
     for candidate in evaluation.candidates:
         if candidate.costs is not None:
             console.print(_block_sizes(candidate))
@@ -41,47 +45,53 @@ def show(evaluation: Evaluation, config: DictConfig, folder: Path) -> None:
         console.print(f"{'numbers' if name.endswith('json') else 'picture'}: {folder / name}", soft_wrap=True)
 
 
-def _cell(scores: Scores, key: str, unit: str = "") -> str:
-    if key not in scores:
-        return "-"
-    e = scores[key].estimate()
-    return f"{e.mean:.2f}{unit} [{e.low:.2f}, {e.high:.2f}]"
+def _cell(scores: Scores, key: str) -> str:
+    return str(scores[key].estimate()) if key in scores else "-"
 
 
-def _overview(evaluation: Evaluation, tables: dict[str, Sets]) -> Table:
+def _acceptance(evaluation: Evaluation, tables: dict[str, Sets]) -> Table:
     decoding = evaluation.decoding
     how = "greedy" if decoding.greedy else f"temperature {decoding.temperature}, {decoding.rule.replace('_', ' ')}"
-    table = Table(
-        title=f"{how}, at most {decoding.max_new_tokens} new tokens; [95 % over prompts]", title_justify="left"
-    )
-    for column in ("set", "drafter", "n", "τ a response", "τ pooled", "speedup", "tokens/s", "plain"):
-        table.add_column(column, justify="left" if column in ("set", "drafter") else "right", no_wrap=True)
-    for name in next(iter(tables.values())):
-        for drafter, sets in tables.items():
-            values = sets[name]
-            speeds = [_plain(values, key) for key in ("tokens_per_second", "tokens_per_second_plain")]
-            cells = [_cell(values, "acceptance_length"), _cell(values, "acceptance_length_pooled")]
-            count = str(values["acceptance_length"].count)
-            table.add_row(name, drafter, count, *cells, _cell(values, "speedup", "x"), *speeds)
+    title = f"{how}, at most {decoding.max_new_tokens} new tokens; τ = acceptance length, bonus included [95 %]"
+    table = _table(title, "set", "drafter", right=("n", "τ", "pooled"))
+    for name, drafter, values in _lines(tables):
+        lengths = [_cell(values, key) for key in ("acceptance_length", "acceptance_length_pooled")]
+        table.add_row(name, drafter, str(values["acceptance_length"].count), *lengths)
     return table
 
 
-def _plain(values: Scores, key: str) -> str:
-    return f"{values[key].value:.1f}" if key in values else "-"
+def _speed(tables: dict[str, Sets]) -> Table:
+    table = _table("one prompt at a time, beside plain decoding [95 %]", "set", "drafter", right=SPEEDS)
+    for name, drafter, values in _lines(tables):
+        rates = [f"{values[key].value:.1f}" for key in ("tokens_per_second", "tokens_per_second_plain")]
+        table.add_row(name, drafter, _cell(values, "speedup"), _cell(values, "decode_speedup"), *rates)
+    return table
+
+
+def _lines(tables: dict[str, Sets]) -> Iterator[tuple[str, str, Scores]]:
+    for name in _names(next(iter(tables.values()))):
+        for drafter, values in tables.items():
+            yield name, drafter, values[name]
+
+
+def _table(title: str, *left: str, right: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _positions(tables: dict[str, Sets]) -> Table:
-    table = Table(title="acceptance by position, mean over sets", title_justify="left")
-    table.add_column("k", justify="right")
-    for drafter in tables:
-        table.add_column(f"{drafter}: first k held", justify="right", no_wrap=True)
-        table.add_column("k held, given k - 1 did", justify="right", no_wrap=True)
-    most = max(len(_slots(sets["mean"])) for sets in tables.values())
-    for k in range(1, most + 1):
-        cells = [
-            _cell(sets["mean"], f"{key}/{k}") for sets in tables.values() for key in ("accept_at", "accept_at_given")
-        ]
-        table.add_row(str(k), *cells)
+    """One drafter: marginal and conditional acceptance; two: the marginal ones side by side."""
+    table = _table("acceptance by position, mean over sets [95 %]", right=("k",))
+    kinds = {"accept_at": "the first k held", "accept_at_given": "k held, if k - 1 did"}
+    shown = [(drafter, key) for drafter in tables for key in (kinds if len(tables) == 1 else ["accept_at"])]
+    for drafter, key in shown:
+        table.add_column(kinds[key] if len(tables) == 1 else f"{drafter}: {kinds[key]}", justify="right", no_wrap=True)
+    for k in range(1, max(len(_slots(sets["mean"])) for sets in tables.values()) + 1):
+        table.add_row(str(k), *(_cell(tables[drafter]["mean"], f"{key}/{k}") for drafter, key in shown))
     return table
 
 
@@ -92,10 +102,9 @@ def _slots(values: Scores) -> list[int]:
 def _block_sizes(candidate: Candidate) -> Table:
     costs = candidate.costs
     assert costs is not None
-    title = f"{candidate.name}: milliseconds of a step behind {costs.length} tokens; plain {_ms(costs.verify[1])}"
-    table = Table(title=title, title_justify="left")
-    for column in ("block size", "draft", "verify", "predicted", "τ pooled", "model", "measured", "measured/model"):
-        table.add_column(column, justify="right", no_wrap=True)
+    title = f"{candidate.name}: speedup by block size W; ms a step behind {costs.length} tokens, "
+    columns = ("W", "draft", "verify", "predicted", "τ", "model", "measured", "to model")
+    table = _table(title + f"plain {_ms(costs.verify[1])}", right=columns)
     for row in candidate.block_sizes:
         size = row.block_size
         speeds = [f"{v:.2f}x" if v == v else "-" for v in (row.predicted, row.model, row.measured)]
@@ -119,16 +128,26 @@ def _best(candidate: Candidate) -> str:
 
 def _differences(difference: Sets | None) -> Iterator[str]:
     """τ as a difference, speed as a quotient, both paired over prompts."""
-    for name, values in (difference or {}).items():
-        for key, null in (("acceptance_length", 0.0), ("speedup", 1.0)):
-            if key in values:
-                e = values[key].estimate(null)
-                p_value = f"= {e.p_value:.3f}" if e.p_value >= 0.001 else "< 0.001"
-                sign = "-" if null == 0 else "/"
-                yield (
-                    f"{name}: {key} drafter {sign} against: {e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}], "
-                    f"p {p_value}, paired over {e.count} prompts"
-                )
+    for name in _names(difference or {}):
+        values = (difference or {})[name]
+        if "acceptance_length" in values:
+            e = values["acceptance_length"].estimate()
+            interval = f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+            yield f"{name}: τ of drafter - against: {interval}, {_paired(e)}"
+        if "speedup" in values:
+            e = values["speedup"].estimate(null=1.0)
+            yield f"{name}: speed of drafter / against: {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}], {_paired(e)}"
+
+
+def _paired(estimate: Estimate) -> str:
+    p_value = f"= {estimate.p_value:.3f}" if estimate.p_value >= 0.001 else "< 0.001"
+    return f"p {p_value}, paired over {estimate.count} prompts"
+
+
+def _names(sets: Sets) -> list[str]:
+    """The sets, and their mean where there are several."""
+    names = list(sets)
+    return names if len(names) > 2 else names[:1]
 
 
 def _document(evaluation: Evaluation, tables: dict[str, Sets], difference: Sets | None, config: DictConfig) -> dict:

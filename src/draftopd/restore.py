@@ -1,5 +1,6 @@
 """A trained drafter with its target and prompts, rebuilt from its checkpoint: for notebooks and measurements."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,26 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
         DraftError: nothing usable is there.
     """
     path = find_checkpoint(str(checkpoint), OmegaConf.create({"tracking_uri": tracking_uri}) if tracking_uri else None)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if "config" not in saved:
-        raise DraftError(f"{path} holds no config of draftopd")
-    config = OmegaConf.create(saved["config"])
+    target, drafter, config = restore_drafter(path, target)
+    return Restored(target, drafter, instantiate(config.prompts), instantiate(config.data.decoding), config)
+
+
+def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, Drafter, DictConfig]:
+    """Target, drafter and config of a checkpoint file, without its prompts.
+
+    Raises:
+        DraftError: it is not a checkpoint of ours.
+    """
+    if path.is_dir():
+        raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        config = OmegaConf.create(saved["config"])
+    except (LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no config of one") from error
     if target is None:
         target = instantiate(config.target)
+    assert target is not None
     drafter: Drafter = instantiate(config.drafter)(target=target.shape)
-    load_drafter(drafter, path, target.fingerprint)
-    return Restored(target, drafter.eval(), instantiate(config.prompts), instantiate(config.data.decoding), config)
+    load_drafter(drafter, path, target)
+    return target, drafter.eval(), config

@@ -15,6 +15,8 @@ from draftopd import report
 from draftopd.checkpoints import find_checkpoint, load_drafter
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.exchange.folder import locate
+from draftopd.exchange.published import drafter_config
 from draftopd.record import RunRecord
 from draftopd.report import System
 from draftopd.target import Target
@@ -67,14 +69,17 @@ def build(config: DictConfig) -> System:
     Raises:
         DraftError: drafter and target do not fit, or a part cannot be had.
     """
+    _read_published(config)
     OmegaConf.resolve(config)
     OmegaConf.set_readonly(config, True)
     target: Target = instantiate(config.target)
     L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
     drafter: Drafter = instantiate(config.drafter)(target=target.shape)
+    if config.resume and Path(config.resume).is_dir():
+        raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
     for name in (config.init_from, config.resume):
         if name:
-            load_drafter(drafter, find_checkpoint(name, config.logger), target.fingerprint)
+            load_drafter(drafter, find_checkpoint(name, config.logger), target)
     module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
     data = instantiate(config.data)(prompts=instantiate(config.prompts), texts=instantiate(config.texts))
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -84,6 +89,15 @@ def build(config: DictConfig) -> System:
     if trainer.world_size > 1:
         raise DraftError("more than one process is not supported yet: set trainer.devices=1")
     return System(config, module, data, trainer, logger)
+
+
+def _read_published(config: DictConfig) -> None:
+    """`drafter=published` becomes the sizes in its folder, so that the run's checkpoints need the folder no more."""
+    path = config.drafter.get("path")
+    if path:
+        folder = locate(path)
+        config.init_from = config.init_from or str(folder)
+        config.drafter = drafter_config(folder)
 
 
 def run_stage(config: DictConfig, start: str | None = None) -> report.StageResult:

@@ -102,6 +102,7 @@ class DFlash(Drafter):
         block_size: W, anchor and drafts; at least 2.
         layer_ids: features to read; default z-lab's rule with `num_taps` (default `num_layers`) layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
+        mask_token_id: by default the target's, as the norms' epsilon and the rope's base.
     """
 
     def __init__(
@@ -116,6 +117,9 @@ class DFlash(Drafter):
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
         intermediate_size: int | None = None,
+        rms_norm_eps: float | None = None,
+        rope_theta: float | None = None,
+        mask_token_id: int | None = None,
     ) -> None:
         if block_size < 2:
             raise DraftError(f"drafter.block_size is {block_size}: it counts the anchor, so it must be at least 2")
@@ -125,8 +129,8 @@ class DFlash(Drafter):
         if draft_vocab_size is not None and not 1 <= draft_vocab_size <= target.vocab_size:
             raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
         super().__init__(target.hidden_size, block_size, tuple(ids), draft_vocab_size)
-        self.mask_token_id = target.mask_token_id
-        size, eps = target.hidden_size, target.rms_norm_eps
+        self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
+        size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps)
         self.layers = nn.ModuleList(
@@ -137,7 +141,7 @@ class DFlash(Drafter):
                     num_key_value_heads or target.num_key_value_heads,
                     head_dim or target.head_dim,
                     eps,
-                    target.rope_theta,
+                    target.rope_theta if rope_theta is None else rope_theta,
                 ),
                 MLP(size, intermediate_size or target.intermediate_size),
                 size,

@@ -1,0 +1,152 @@
+"""Drafters from published folders and back. Every folder is linted: errors refuse it, warnings are logged."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftopd.drafters.base import Drafter
+from draftopd.drafters.dflash import DFlash
+from draftopd.errors import DraftError
+from draftopd.exchange import folder as files
+from draftopd.exchange.findings import Finding, Findings
+from draftopd.exchange.folder import Contents, locate
+from draftopd.exchange.lint import LAYOUTS, inspect
+from draftopd.exchange.sheet import Layout, Sheet
+from draftopd.target import Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A drafter as it was published, on the CPU, in the dtype of its file."""
+
+    drafter: DFlash
+    layout: str
+    sheet: Sheet
+    warnings: list[Finding]
+
+
+def lint(path: str | Path, target: Target | None = None) -> Findings:
+    """Every fault of a published folder or hub id.
+
+    Args:
+        target: what the drafter is to draft for; its sizes, fingerprint, embedding and head are compared.
+    """
+    findings = Findings()
+    contents = files.load(locate(path), findings)
+    if contents is not None:
+        inspect(contents, findings, target)
+    return findings
+
+
+def read(path: str | Path, target: Target | None = None) -> Published:
+    """A drafter from a folder or hub id in z-lab's or speculators' layout; the layout is told from config.json.
+
+    Raises:
+        DraftError: the linter found an error.
+    """
+    contents, layout, sheet, findings = _checked(path, target)
+    drafter = sheet.build()
+    names = drafter.state_dict().keys()
+    weights = {name: value for name, value in contents.tensors.items() if name in names}
+    kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
+    drafter.to(kinds.pop() if len(kinds) == 1 else torch.float32).load_state_dict(weights)
+    return Published(drafter, layout.name, sheet, findings.warnings)
+
+
+def published(path: str | Path, target: Target) -> DFlash:
+    """The drafter of a folder or hub id, ready to draft for its target.
+
+    Raises:
+        DraftError: the linter found an error; another target's drafter is one.
+    """
+    found = read(path, target)
+    _log(path, found.warnings)
+    return found.drafter.to(target.device).eval()
+
+
+def drafter_config(path: str | Path) -> dict[str, Any]:
+    """A `drafter` config group with the sizes that a folder's config.json gives.
+
+    Raises:
+        DraftError: the linter found an error.
+    """
+    *_, sheet, _ = _checked(path, None)
+    return {"_target_": "draftopd.drafters.dflash.DFlash", "_partial_": True, **sheet.options()}
+
+
+def load_published(drafter: Drafter, path: Path, target: Target) -> None:
+    """Puts the weights of a folder into a drafter of the same sizes.
+
+    Raises:
+        DraftError: the linter found an error, or the sizes differ.
+    """
+    found = read(path, target)
+    _log(path, found.warnings)
+    ours, theirs = Sheet.of(drafter, target).options(), found.sheet.options()
+    other = [f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    if other:
+        raise DraftError(
+            f"the drafter in {path} has another shape than the config's drafter ({'; '.join(other)}): "
+            f"give drafter=published drafter.path={path}"
+        )
+    drafter.load_state_dict(found.drafter.state_dict())
+
+
+def write(
+    drafter: Drafter, path: str | Path, layout: str, target: Target, target_name: str | None = None
+) -> list[Finding]:
+    """Writes a drafter into a new folder; gives back the linter's warnings.
+
+    Args:
+        layout: "zlab" or "speculators".
+        target: what it was trained for: its sizes and fingerprint go into config.json, and the rows of its head into
+            the weights where the draft vocabulary is reduced.
+        target_name: hub id of the target; by default what it was loaded from.
+
+    Raises:
+        DraftError: unknown layout, the linter found an error, or the folder is not empty.
+    """
+    if layout not in LAYOUTS:
+        raise DraftError(f"no layout '{layout}': choose {' or '.join(LAYOUTS)}")
+    chosen, sheet = LAYOUTS[layout], Sheet.of(drafter, target, target_name)
+    tensors = {name: value.detach().cpu().clone() for name, value in drafter.state_dict().items()}
+    dtype = next(drafter.parameters()).dtype
+    if drafter.vocabulary is not None:
+        vocabulary = drafter.vocabulary.cpu()
+        rows = target.model.get_output_embeddings().weight.detach().cpu()[vocabulary].to(dtype)
+        marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
+        extras = {"lm_head.weight": rows, "t2d": marks}
+        tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
+    config = chosen.compose(sheet, str(dtype).removeprefix("torch."))
+    contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
+    inspect(contents, findings, target)
+    _refuse(path, findings)
+    files.save(Path(path).expanduser(), contents)
+    return findings.warnings
+
+
+def _checked(path: str | Path, target: Target | None) -> tuple[Contents, Layout, Sheet, Findings]:
+    findings = Findings()
+    contents = files.load(locate(path), findings)
+    known = None if contents is None else inspect(contents, findings, target)
+    _refuse(path, findings)
+    assert contents is not None
+    assert known is not None
+    return contents, *known, findings
+
+
+def _refuse(path: str | Path, findings: Findings) -> None:
+    errors = findings.errors
+    if errors:
+        more = f"; and {len(errors) - 1} more, see python -m draftopd.lint folder={path}" if len(errors) > 1 else ""
+        raise DraftError(f"{path}: {errors[0]}{more}")
+
+
+def _log(path: str | Path, warnings: list[Finding]) -> None:
+    for finding in warnings:
+        log.warning("%s: %s", path, finding)

@@ -1,0 +1,155 @@
+"""z-lab's layout of DFlash, which vLLM and SGLang load: config.json of a Qwen3 model with a `dflash_config`.
+
+Read with block size and mask token at the top level, in `dflash_config`, or in both; written with both. Layer ids are
+0-based layer outputs, as ours.
+"""
+
+from typing import Any
+
+from draftopd.exchange import body
+from draftopd.exchange.findings import Findings
+from draftopd.exchange.sheet import Layout, Sheet
+
+ARCHITECTURE = "DFlashDraftModel"
+# what makes another drafter of DFlash; none of it is built here
+VARIANTS = {
+    "conv_kernel_size": "DFlash2",
+    "selector_rank": "DFlash2",
+    "projector_type": "Domino",
+    "markov_rank": "DSpark",
+    "use_swa": "sliding windows",
+    "attention_sink_bias": "attention sinks",
+    "attention_value_scale": "scaled values",
+    "is_causal": "causal blocks",
+    "causal": "causal blocks",
+    "sample_from_anchor": "a draft from the anchor's slot",
+}
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    return ARCHITECTURE in (config.get("architectures") or []) or (
+        "dflash_config" in config and "speculators_model_type" not in config
+    )
+
+
+def compose(sheet: Sheet, dtype: str) -> dict[str, Any]:
+    config = {
+        "architectures": [ARCHITECTURE],
+        **body.compose(sheet),
+        "dtype": dtype,
+        "num_target_layers": sheet.target_layers,
+        "block_size": sheet.block_size,
+        "mask_token_id": sheet.mask_token_id,
+        "dflash_config": {
+            "block_size": sheet.block_size,
+            "mask_token_id": sheet.mask_token_id,
+            "target_layer_ids": list(sheet.layer_ids),
+        },
+        "target_name_or_path": sheet.target_name,
+        "target_architectures": list(sheet.target_architectures),
+        "target_fingerprint": sheet.target_fingerprint,
+    }
+    return config if sheet.draft_vocab_size is None else config | {"draft_vocab_size": sheet.draft_vocab_size}
+
+
+def parse(config: dict[str, Any], findings: Findings) -> Sheet | None:
+    nested = config.get("dflash_config")
+    if not isinstance(nested, dict):
+        findings.error(
+            "no dflash_config", "z-lab's code and vLLM find neither layers nor mask token", "add it as z-lab's files do"
+        )
+        return None
+    if config.get("architectures") != [ARCHITECTURE]:
+        findings.error(
+            f"architectures is {config.get('architectures')}",
+            "vLLM and SGLang choose the model by it",
+            f'write ["{ARCHITECTURE}"]; DFlash2, Domino and DSpark drafters are not built here',
+        )
+    for key, kind in VARIANTS.items():
+        if nested.get(key) or config.get(key):
+            findings.error(f"{key} is set: {kind}", "plain DFlash is built here", body.RETRAIN)
+    if config.get("is_neox_style") is False:
+        findings.error("is_neox_style is false", "half-split rope is built here", body.RETRAIN)
+    base, theta = body.parse(config, findings), body.rope_theta(config, findings)
+    block = _block_size(config, nested, findings)
+    mask = body.agreed(
+        "mask_token_id",
+        {"dflash_config": nested.get("mask_token_id"), "the top level": config.get("mask_token_id")},
+        "SGLang and vLLM read dflash_config first, transformers the top level; without one SGLang takes <|MASK|>",
+        findings,
+    )
+    ids = _layer_ids(config, nested, findings)
+    depth = body.agreed(
+        "num_target_layers",
+        {"the top level": config.get("num_target_layers"), "dflash_config": nested.get("num_target_layers")},
+        "z-lab's code stops; SGLang takes the drafter's own depth for the target's and refuses the layer ids",
+        findings,
+    )
+    if base is None or block is None or mask is None or depth is None or not ids:
+        return None
+    draft = config.get("draft_vocab_size")
+    return Sheet(
+        hidden_size=base.hidden_size,
+        num_layers=base.num_hidden_layers,
+        num_attention_heads=base.num_attention_heads,
+        num_key_value_heads=base.num_key_value_heads,
+        head_dim=body.head_dim(base),
+        intermediate_size=base.intermediate_size,
+        rms_norm_eps=base.rms_norm_eps,
+        rope_theta=theta,
+        block_size=block,
+        mask_token_id=mask,
+        layer_ids=tuple(ids),
+        target_layers=depth,
+        vocab_size=base.vocab_size,
+        draft_vocab_size=None if draft in (None, base.vocab_size) else draft,
+        max_position_embeddings=base.max_position_embeddings,
+        target_name=config.get("target_name_or_path"),
+        target_architectures=tuple(config.get("target_architectures") or ()),
+        target_fingerprint=config.get("target_fingerprint"),
+    )
+
+
+def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> int | None:
+    top, inner = config.get("block_size"), nested.get("block_size")
+    block = body.agreed(
+        "block_size",
+        {"the top level": top, "dflash_config": inner},
+        "z-lab's first code reads the top level, its later code and SGLang dflash_config, with 16 by default",
+        findings,
+    )
+    if block is not None and top is None:
+        findings.warning(
+            "block_size in dflash_config alone", "z-lab's first code stops", "write it at the top level too"
+        )
+    for key in ("num_speculative_tokens", "num_lookahead_tokens"):
+        tokens = config.get(key)
+        if block is not None and tokens is not None and tokens != block - 1:
+            findings.error(
+                f"{key} is {tokens} beside block_size {block}",
+                "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
+                f"write {block - 1}",
+            )
+    return block
+
+
+def _layer_ids(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> list[int]:
+    inner, top = nested.get("target_layer_ids"), config.get("target_layer_ids")
+    ids = body.numbers("target_layer_ids", top if inner is None else inner, findings)
+    if inner is not None and top is not None and inner != top:
+        findings.error(
+            f"target_layer_ids is {inner} in dflash_config and {top} at the top level",
+            "vLLM refuses, SGLang and z-lab's code take the first",
+            "keep one",
+        )
+    shifted = config.get("eagle_aux_hidden_state_layer_ids")
+    if ids and shifted is not None and shifted != [i + 1 for i in ids]:
+        findings.error(
+            f"eagle_aux_hidden_state_layer_ids {shifted} is not target_layer_ids {ids} plus one",
+            "vLLM counts hidden states before a layer and reads the first, SGLang the second (vllm#40727)",
+            f"write {[i + 1 for i in ids]}, or drop the key",
+        )
+    return ids
+
+
+ZLAB = Layout("zlab", recognises, parse, compose, reduced=("d2t", "lm_head.weight"))

@@ -1,0 +1,60 @@
+"""The export command: `python -m draftopd.export run=... layout=zlab to=...`."""
+
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from mlflow import MlflowClient
+from omegaconf import DictConfig
+
+from draftopd.checkpoints import find_checkpoint
+from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.exchange.published import published, write
+from draftopd.restore import restore_drafter
+from draftopd.stages import quiet
+from draftopd.target import Target
+
+
+def export(config: DictConfig) -> Path:
+    """Writes a trained drafter as a published folder, and as an artifact of its MLflow run where one was named.
+
+    Raises:
+        DraftError: nothing usable was named, or the linter refuses what would be written.
+    """
+    source = find_checkpoint(config.run, config.logger)
+    target, drafter = _drafter(source, config)
+    folder = Path(config.to).expanduser()
+    for finding in write(drafter, folder, config.layout, target, config.target_name):
+        print(f"warning: {finding}")
+    print(f"written: {folder}")
+    if config.logger and not Path(config.run).expanduser().exists():
+        MlflowClient(config.logger.tracking_uri).log_artifacts(config.run, str(folder), f"export/{config.layout}")
+        print(f"artifact: export/{config.layout} of MLflow run {config.run}")
+    return folder
+
+
+def _drafter(source: Path, config: DictConfig) -> tuple[Target, Drafter]:
+    if source.is_file():
+        target, drafter, _ = restore_drafter(source)
+        return target, drafter
+    if not config.target:
+        raise DraftError(f"{source} is a folder: name its target too, as in target=hf target.path=<hub id or folder>")
+    target = instantiate(config.target)
+    return target, published(source, target)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="export")
+def _export(config: DictConfig) -> None:
+    with one_line_errors():
+        quiet()
+        export(config)
+
+
+def main() -> None:
+    run_command(_export, "export")
+
+
+if __name__ == "__main__":
+    main()

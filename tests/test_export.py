@@ -1,0 +1,104 @@
+"""The commands export and lint, and training from a published folder; each in an empty folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from draftopd import export, lint
+from draftopd.exchange.published import published, read
+from draftopd.restore import restore
+
+SHORT = ("budget.epochs=null", "budget.steps=2", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
+SMOKE = ("experiment=smoke/sft", *SHORT)
+
+
+def last(folder: Path) -> Path:
+    return max(folder.rglob("last.ckpt"), key=lambda p: p.stat().st_mtime)
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("layout", ["zlab", "speculators"])
+def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp_path, capsys, layout):
+    assert command(*SMOKE, "logger=none") == 0
+    checkpoint = last(tmp_path)
+    assert command(f"run={checkpoint}", f"layout={layout}", "to=out", "target_name=org/t", main=export.main) == 0
+    assert "written: out" in capsys.readouterr().out
+    restored = restore(checkpoint)
+    drafter = published("out", restored.target)
+    trained = weights(checkpoint)
+    assert all(torch.equal(value, trained[f"drafter.{name}"]) for name, value in drafter.state_dict().items())
+
+    words = ("experiment=smoke/sft", "drafter=published", "drafter.path=out", *SHORT, "logger=none", "seed=1")
+    assert command(*words) == 0
+    further = torch.load(last(tmp_path), weights_only=True)
+    assert further["global_step"] == 2
+    assert further["config"]["drafter"]["num_layers"] == 1
+    difference = (further["state_dict"]["drafter.fc.weight"] - trained["drafter.fc.weight"]).abs().max()
+    assert 0 < difference < 0.02  # two steps from there, not from new weights
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert torch.equal(restore(last(tmp_path)).drafter.d2t, drafter.d2t)  # the run needs the folder no more
+
+
+def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys):
+    assert command(*SMOKE) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("draftopd")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert command(f"run={run.info.run_id}", "layout=zlab", "to=out", main=export.main) == 0
+    listed = {a.path for a in client.list_artifacts(run.info.run_id, "export/zlab")}
+    assert listed == {"export/zlab/config.json", "export/zlab/model.safetensors"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["target_fingerprint"] == run.data.tags["target_fingerprint"]
+    assert "draft_vocab_size 64 in z-lab's layout" in capsys.readouterr().out
+
+
+def test_a_folder_is_converted_and_linted_for_its_target(command, tmp_path, capsys):
+    assert command(*SMOKE, "logger=none") == 0
+    assert command(f"run={last(tmp_path)}", "layout=zlab", "to=a", main=export.main) == 0
+    assert command("run=a", "layout=speculators", "to=b", main=export.main) == 2
+    assert "name its target too" in capsys.readouterr().err
+    words = ("run=a", "layout=speculators", "to=b", "target=tiny", "target_name=org/t")
+    assert command(*words, main=export.main) == 0
+    one, two = read("a").drafter.state_dict(), read("b").drafter.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    capsys.readouterr()
+    assert command("folder=b", "target=tiny", main=lint.main) == 0
+    assert capsys.readouterr().out.strip() == "b: no errors, 0 warnings"
+    assert command("folder=b", "target=tiny", "target.seed=1", main=lint.main) == 2
+    printed = capsys.readouterr()
+    assert "error: target fingerprint" in printed.out
+    assert printed.err.strip() == "error: b: 1 of 1 findings are errors"
+
+
+BAD = {
+    "no run": (export.main, ["run=none.ckpt", "layout=zlab", "to=out"], "none.ckpt"),
+    "no layout": (export.main, ["run=a.ckpt", "to=out"], "layout must be given"),
+    "not a checkpoint": (export.main, ["run=text.ckpt", "layout=zlab", "to=out"], "not a checkpoint"),
+    "lint nothing": (lint.main, ["folder=./nowhere"], "no drafter at './nowhere'"),
+    "lint what": (lint.main, [], "folder must be given"),
+    "train from nothing": (None, ["experiment=smoke/sft", "drafter=published", "drafter.path=./nowhere"], "./nowhere"),
+    "train from what": (None, ["experiment=smoke/sft", "drafter=published"], "drafter.path must be given"),
+    "train from an empty folder": (None, ["experiment=smoke/sft", "init_from=empty"], "no config.json"),
+    "resume a folder": (None, ["experiment=smoke/sft", "resume=empty"], "without optimizer and step"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(command, tmp_path, capsys, case):
+    (tmp_path / "text.ckpt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    main, words, expected = BAD[case]
+    options = {} if main is None else {"main": main}
+    assert command(*words, *(["logger=none"] if main is not lint.main else []), **options) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert expected in errors[0]
+    assert not (tmp_path / "out").exists()
