@@ -115,7 +115,7 @@ class _Reader:
 
     def answer(self, trace: Trace) -> str:
         response = trace.tokens[trace.prompt_length :].tolist()
-        return self.target.tokenizer.decode(response, skip_special_tokens=True)
+        return str(self.target.tokenizer.decode(response, skip_special_tokens=True))
 
 
 def _converse(

@@ -209,7 +209,7 @@ def _log(document: dict, config: DictConfig, folder: Path, files: list[str]) -> 
     client.log_text(run, OmegaConf.to_yaml(config, resolve=True), "config.yaml")
     for key in ("command", "commit", "target_fingerprint", "checkpoint", "against"):
         client.set_tag(run, {"commit": "git_commit"}.get(key, key), str(document[key]))
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, values in document["drafters"]["drafter"]["scores"].items():
         prefix = "test/" if name == "mean" else f"test/{name}/"
         for key, e in values.items():
