@@ -58,9 +58,10 @@ class DraftModule(L.LightningModule):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
             self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
+        self.drafter.initialise(self.target.head)
 
     def draft_head(self) -> Head:
-        return self.target.head(self.drafter.vocabulary)
+        return self.drafter.head(self.target.head)
 
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         if not batch:  # every text of the step was too short for an anchor
@@ -118,13 +119,15 @@ class DraftModule(L.LightningModule):
             self.ledger.train(self.target, self.drafter, batch, self.objective.needs_target)
         valid, rows = batch.valid, self._rows(batch, index)
         hidden = self.drafter(batch, self.target.embed)[valid]
-        judged = None
+        judged = judge = None
         if self.objective.needs_target:
             assert batch.target_hidden is not None
-            judged = batch.target_hidden[valid]
+            # the target's own head over the same tokens: the drafter may have another
+            judged, judge = batch.target_hidden[valid], self.target.head(head.vocabulary)
 
         def terms(draft: Tensor, target: Tensor | None, part: Rows) -> dict[str, Tensor]:
-            losses = self.objective.losses(head(draft), None if target is None else head(target), part)
+            target_logits = None if target is None or judge is None else judge(target)
+            losses = self.objective.losses(head(draft), target_logits, part)
             return {name: (weight * losses[name]).sum() for name, weight in self.objective.weights(part).items()}
 
         sums: dict[str, Tensor] = {}
