@@ -5,12 +5,16 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch import Tensor
 
 from conftest import EAGLE_LAYERS, FAMILIES, PROMPTS, fit_texts
 from draftopd import load
+from draftopd.command import CONFIG_DIR
 from draftopd.drafters.eagle3 import Eagle3, default_layer_ids
 from draftopd.errors import DraftError
+from draftopd.head import TargetShape
 from draftopd.losses import Rows
 from draftopd.losses_eagle3 import SoftCrossEntropy
 from draftopd.rollout import Decoding, rollout
@@ -67,6 +71,16 @@ def test_parameter_names_and_shapes_are_those_of_the_published_checkpoints(targe
 @pytest.mark.parametrize(("layers", "expected"), [(36, [1, 17, 32]), (32, [1, 15, 28]), (30, [1, 14, 26])])
 def test_default_layers_are_low_middle_and_high(layers, expected):
     assert default_layer_ids(layers) == expected
+
+
+def test_the_shipped_drafter_has_the_default_targets_sizes():
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = compose("fit", overrides=["experiment=eagle3_sft"])
+    smollm2 = TargetShape(576, 30, 9, 3, 64, 1536, 1e-5, 1e5, 49_152, 0)
+    drafter = instantiate(config.drafter)(target=smollm2)
+    assert drafter.layer_ids == (1, 14, 26)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in drafter.named_children()}
+    assert sizes == {"fc": 995_328, "midlayer": 4_093_632, "norm": 576, "lm_head": 4096 * 576}
 
 
 @pytest.mark.parametrize(
