@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from draftopd.drafters.dflash import Attention, DFlash
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.layers import Attention
 
 
 class DFlashAssistant(nn.Module):

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from draftopd import fit, load
+from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
-from draftopd.rollout import Decoding
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
+from draftopd.trace import text_blocks
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and two test processes share two cores
 
@@ -34,6 +37,7 @@ FAMILIES = {
     },
     "granite": {**SIZES, "logits_scaling": 3.0},
 }
+EAGLE_LAYERS = [0, 1, 2]  # the tiny target is too shallow for the default
 PROMPTS = [[5 + i * 3 % 80 for i in range(length)] for length in (7, 4, 11, 9, 5)]
 
 
@@ -54,24 +58,37 @@ def eager_drafter(target: Target) -> DFlash:
     return overfit(target, PROMPTS, Decoding(max_new_tokens=24))
 
 
-def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash:
-    from draftopd.rollout import rollout
-    from draftopd.trace import text_blocks
+@pytest.fixture(scope="session")
+def eager_eagle(target: Target) -> Eagle3:
+    """The same of EAGLE-3."""
+    torch.manual_seed(2)
+    drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS)
+    drafter.initialise(target.head)
+    fit_texts(drafter, target, PROMPTS, Decoding(max_new_tokens=24), 40)
+    return drafter
 
+
+def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash:
     torch.manual_seed(2)
     drafter = DFlash(target.shape, num_layers=1, block_size=5)
+    fit_texts(drafter, target, prompts, decoding, steps)
+    return drafter
+
+
+def fit_texts(drafter: Drafter, target: Target, prompts: list[list[int]], decoding: Decoding, steps: int) -> None:
+    """Cross-entropy on the target's own texts, every position an anchor."""
     results = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
     traces = [r.trace for r in results]
     anchors = [torch.arange(t.prompt_length, len(t.tokens) - 1) for t in traces]
-    batch = text_blocks(traces, anchors, 4, [r.features for r in results if r.features is not None])
+    features = [r.features for r in results if r.features is not None]
+    batch = text_blocks(traces, anchors, drafter.num_draft_tokens, features)
     optimizer = torch.optim.Adam(drafter.parameters(), 3e-3)
     for _ in range(steps):
-        logits = target.head()(drafter(batch, target.embed)[batch.valid])
+        logits = drafter.head(target.head)(drafter(batch, target.embed)[batch.valid])
         loss = torch.nn.functional.cross_entropy(logits, batch.drafts[batch.valid])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return drafter
 
 
 @pytest.fixture

@@ -189,6 +189,8 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
         ("smoke/sft", "texts.features_dtype=null"),
         ("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3"),
         ("smoke/draft_opd objective=expected_length", "module.chunk_rows=7"),
+        ("smoke/eagle3_opd", "module.chunk_rows=7"),
+        ("smoke/eagle3_sft", "texts.features_dtype=null"),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):

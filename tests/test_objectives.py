@@ -124,7 +124,7 @@ def numerators_and_gradient(
     mine = hidden[0].clone().requires_grad_()
     mass = log_mass(lambda x: head(x), hidden[1], 3) + 0.5 if objective.whole_vocabulary else None
     target = hidden[1] if objective.needs_target else None
-    sums = sum_terms(objective, rows, head, mine, target, mass, chunk_rows)
+    sums = sum_terms(objective, rows, head, mine, head, target, mass, chunk_rows)
     (gradient,) = torch.autograd.grad(torch.stack(list(sums.values())).sum(), mine)
     return {name: value.detach() for name, value in sums.items()}, gradient
 

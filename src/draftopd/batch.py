@@ -61,7 +61,7 @@ class DecodingBatch:
         self.capacity = capacity
         device = target.device
         self.head = target.head()
-        self.draft_head = None if drafter is None else target.head(drafter.vocabulary)
+        self.draft_head = None if drafter is None else drafter.head(target.head)
         self.stop = target.stop_tokens.to(device)
         self.rows: list[_Row | None] = [None] * width
         self.cache = RaggedCache(width, self.capacity, device)
@@ -84,8 +84,8 @@ class DecodingBatch:
         device = self.target.device
         lengths = torch.tensor([len(p.tokens) for p in prompts], device=device)
         keys = torch.tensor([p.key for p in prompts], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p.tokens) for p in prompts], batch_first=True)
-        cache, hidden, features = self._prefill(padded.to(device), int(lengths.min()))
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p.tokens) for p in prompts], batch_first=True).to(device)
+        cache, hidden, features = self._prefill(padded, int(lengths.min()))
         last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         tokens = Places(self.decoding, keys, lengths - 1).choose(self.head(last))[:, 0]
         taken = self.free()[: len(prompts)]
@@ -94,7 +94,8 @@ class DecodingBatch:
         self.cache.put(rows, cache)
         if self.drafter is not None and self.state is not None:
             state = self.drafter.start(len(prompts), self.capacity, device)
-            self.drafter.extend(state, features)
+            following = padded.roll(-1, 1).scatter(1, (lengths - 1)[:, None], tokens[:, None])
+            self.drafter.extend(state, features, following, self.target.embed)
             state.lengths = lengths
             self.state.put(rows, state)
         if self.keep:
@@ -144,13 +145,13 @@ class DecodingBatch:
         block = torch.cat([self.tokens[:, None], drafts], 1)
         hidden, features = self.target.step(block, self.cache, self.layer_ids)
         self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
-        if self.drafter is not None and self.state is not None:
-            self.drafter.extend(self.state, features)
         if self.kept is not None:
             write(self.kept, features, self.cache.lengths)
         vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
         kept, bonus = accept(drafts, self.head(hidden), places, proposal, vocabulary)
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
+        if self.drafter is not None and self.state is not None:
+            self.drafter.extend(self.state, features, committed, self.target.embed)
         counts, ended = cut_at_stop(committed, kept + 1, self.stop, self.room)
         self._record(drafts, torch.minimum(kept, counts), committed, counts, hidden[:, :-1])
         self.room = self.room - counts

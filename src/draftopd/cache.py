@@ -18,14 +18,14 @@ def write(buffer: Tensor, values: Tensor, lengths: Tensor) -> None:
 
 
 class RaggedCache(Cache):
-    """Keys and values [B, heads, S, head_dim] per layer, made on first use. Speaks transformers' `Cache`."""
+    """What layers keep by position, usually keys and values [B, S, heads, head_dim]. Speaks transformers' `Cache`."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
         super().__init__(layers=[])
         self.capacity = capacity
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.end = 0  # slots that the current forward can see
-        self.stores: dict[int, tuple[Tensor, Tensor]] = {}
+        self.stores: dict[int, tuple[Tensor, ...]] = {}
 
     def begin(self, width: int) -> Tensor:
         """Opens a forward of `width` tokens a row: their positions [B, width]."""
@@ -37,14 +37,15 @@ class RaggedCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Writes [B, heads, W, head_dim] behind each row's length; gives all slots up to the longest row's end."""
-        if layer_idx not in self.stores:
-            rows, heads, _, dim = key_states.shape
-            shape = (rows, self.capacity, heads, dim)
-            self.stores[layer_idx] = (key_states.new_zeros(shape), value_states.new_zeros(shape))
-        stores = self.stores[layer_idx]
-        for store, states in zip(stores, (key_states, value_states), strict=True):
-            write(store, states.transpose(1, 2), self.lengths)
-        return tuple(store[:, : self.end].transpose(1, 2) for store in stores)
+        self.append(layer_idx, key_states.transpose(1, 2), value_states.transpose(1, 2))
+        return tuple(store[:, : self.end].transpose(1, 2) for store in self.stores[layer_idx])
+
+    def append(self, layer: int, *states: Tensor) -> None:
+        """Writes states [B, W, ...] behind each row's length; a layer's stores are made on first use."""
+        if layer not in self.stores:
+            self.stores[layer] = tuple(s.new_zeros(len(s), self.capacity, *s.shape[2:]) for s in states)
+        for store, new in zip(self.stores[layer], states, strict=True):
+            write(store, new, self.lengths)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
@@ -56,7 +57,7 @@ class RaggedCache(Cache):
             new = tuple(store.new_zeros(rows, self.capacity, *store.shape[2:]) for store in stores)
             for store, source in zip(new, stores, strict=True):
                 store[:, :length] = source[:, :length]
-            self.stores[layer] = (new[0], new[1])
+            self.stores[layer] = new
         self.lengths = torch.full_like(self.lengths, length)
 
     def put(self, rows: Tensor, other: "RaggedCache") -> None:
@@ -64,12 +65,11 @@ class RaggedCache(Cache):
         self.lengths[rows] = other.lengths
         for layer, stores in other.stores.items():
             if layer not in self.stores:
-                shape = (len(self.lengths), *stores[0].shape[1:])
-                self.stores[layer] = (stores[0].new_zeros(shape), stores[1].new_zeros(shape))
+                self.stores[layer] = tuple(s.new_zeros(len(self.lengths), *s.shape[1:]) for s in stores)
             for store, new in zip(self.stores[layer], stores, strict=True):
                 store[rows] = new
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows."""
         self.lengths = self.lengths[rows]
-        self.stores = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.stores.items()}
+        self.stores = {layer: tuple(store[rows] for store in stores) for layer, stores in self.stores.items()}

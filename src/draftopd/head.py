@@ -1,10 +1,10 @@
-"""What a target lends to a drafter: its shapes and its output head."""
+"""What a target lends to a drafter: its shapes and its output head. A drafter with a head of its own uses the same."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,26 @@ class TargetShape:
 
 
 class Head:
-    """The target's output head as lent to a drafter: [..., D] -> [..., V'] over all tokens or some of them.
+    """An output head: [..., D] -> [..., V'] over all tokens or those of a draft vocabulary.
 
     Restricting softmax(p) to a draft vocabulary divides it by the mass p(V') of that vocabulary, which does not depend
     on the drafter: the gradient of KL(q‖p) is unchanged, that of KL(p‖q) only loses the factor p(V').
+
+    Args:
+        weight: [V', D], and bias [V'].
+        scale, softcap: what some families do to their logits.
+        vocabulary: [V'] target ids of the rows; None = row and id are the same.
     """
 
     def __init__(
-        self, linear: nn.Linear, scale: float = 1.0, softcap: float | None = None, vocabulary: Tensor | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        vocabulary: Tensor | None = None,
     ) -> None:
-        weight, bias = linear.weight.detach(), linear.bias
-        self.weight = weight if vocabulary is None else weight[vocabulary]
-        self.bias = None if bias is None else bias.detach() if vocabulary is None else bias.detach()[vocabulary]
-        self.scale, self.softcap = scale, softcap
+        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
         self.vocabulary = vocabulary
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -93,21 +93,34 @@ class Distillation:
         decay: in slots, as in CrossEntropy; None = no decay.
         whole_vocabulary: p of all tokens, not normalised over a reduced draft vocabulary: what acceptance rates need.
             Costs the target's whole head on every row.
+        skip_unknown: leave out rows whose text's token the drafter's head lacks. In greedy text that is the target's
+            most probable token (EAGLE-3, arXiv 2503.01840).
     """
 
     needs_target = True
 
-    def __init__(self, divergence: Divergence, decay: float | None, whole_vocabulary: bool = False) -> None:
+    def __init__(
+        self,
+        divergence: Divergence,
+        decay: float | None,
+        whole_vocabulary: bool = False,
+        skip_unknown: bool = False,
+    ) -> None:
         self.divergence, self.decay, self.whole_vocabulary = divergence, decay, whole_vocabulary
+        self.skip_unknown = skip_unknown
         self.coefficients = {"divergence": 1.0}
 
+    def _weights(self, rows: Rows) -> Tensor:
+        weights = position_weight(rows.slot, self.decay)
+        return weights * (rows.text >= 0) if self.skip_unknown else weights
+
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
-        return {"divergence": position_weight(rows.slot, self.decay)}
+        return {"divergence": self._weights(rows)}
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         assert target_log_probs is not None
         loss = self.divergence(target_log_probs, draft_logits.log_softmax(-1))
-        return {"divergence": position_weight(rows.slot, self.decay) * loss}
+        return {"divergence": self._weights(rows) * loss}
 
 
 class DraftOPD:

@@ -59,9 +59,10 @@ class DraftModule(L.LightningModule):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
             self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
+        self.drafter.initialise(self.target.head)
 
     def draft_head(self) -> Head:
-        return self.target.head(self.drafter.vocabulary)
+        return self.drafter.head(self.target.head)
 
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         if not batch:  # every text of the step was too short for an anchor
@@ -117,13 +118,14 @@ class DraftModule(L.LightningModule):
             self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
         valid = batch.valid
         hidden = self.drafter(batch, self.target.embed)[valid]
-        judged = mass = None
+        judged = judge = mass = None
         if objective.needs_target:
             assert batch.target_hidden is not None
-            judged = batch.target_hidden[valid]
+            # the target's own head over the same tokens: the drafter may have another
+            judged, judge = batch.target_hidden[valid], self.target.head(head.vocabulary)
             if whole is not None:  # fewer rows at a time for more logits a row: the same memory
-                mass = log_mass(whole, judged, max(1, self.chunk_rows * len(head.weight) // len(whole.weight)))
-        return sum_terms(objective, flatten(batch, index), head, hidden, judged, mass, self.chunk_rows)
+                mass = log_mass(whole, judged, max(1, self.chunk_rows * len(judge.weight) // len(whole.weight)))
+        return sum_terms(objective, flatten(batch, index), head, hidden, judge, judged, mass, self.chunk_rows)
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
         lambdas = shares(self.objective.coefficients)

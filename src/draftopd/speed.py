@@ -76,10 +76,10 @@ class _Bench:
         self.cache = RaggedCache(1, len(text) + longest, target.device)
         _, features = target.step(tokens, self.cache, drafter.layer_ids)
         self.state = drafter.start(1, len(text) + longest, target.device)
-        drafter.extend(self.state, features)
+        drafter.extend(self.state, features, tokens.roll(-1, 1), target.embed)
         self.cache.lengths = self.state.lengths = torch.tensor([len(text)], device=target.device)
         self.last, self.features = tokens[:, -1], features[:, -1:].repeat(1, longest, 1)
-        self.head, self.draft_head = target.head(), target.head(drafter.vocabulary)
+        self.head, self.draft_head = target.head(), drafter.head(target.head)
         self.places = Places(decoding, torch.zeros_like(self.last), self.cache.lengths)
 
     def verify(self, size: int) -> None:
@@ -92,7 +92,8 @@ class _Bench:
         with self.drafter.blocks_of(size):
             proposal = Proposal(self.places)
             self.drafter.draft(self.state, self.last, self.target.embed, self.draft_head, proposal)
-            self.drafter.extend(self.state, self.features[:, :size])
+            following = self.last[:, None].expand(1, size)
+            self.drafter.extend(self.state, self.features[:, :size], following, self.target.embed)
 
 
 def _seconds(call: Callable[[], None], target: Target) -> float:

@@ -132,7 +132,11 @@ class Target(nn.Module):
         config = self.config  # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma caps
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(self.model.get_output_embeddings(), scale, softcap, vocabulary)
+        linear = self.model.get_output_embeddings()
+        weight, bias = linear.weight, linear.bias
+        if vocabulary is not None:
+            weight, bias = weight[vocabulary], None if bias is None else bias[vocabulary]
+        return Head(weight, bias, scale, softcap, vocabulary)
 
     def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
         """What transformers wants of a visibility mask: additive, and one per kind of layer where kinds are mixed."""

@@ -14,8 +14,9 @@ Logits = Callable[[Tensor], Tensor]
 def sum_terms(
     objective: Objective,
     rows: Rows,
-    head: Logits,
+    draft_head: Logits,
     hidden: Tensor,
+    target_head: Logits | None,
     target_hidden: Tensor | None,
     target_log_mass: Tensor | None,
     chunk_rows: int,
@@ -23,8 +24,9 @@ def sum_terms(
     """Sum of each term's numerators.
 
     Args:
-        head: [m, D] -> logits [m, V], the same for drafter and target.
+        draft_head: [m, D] -> logits [m, V].
         hidden: [M, D] the drafter's.
+        target_head: over the same tokens.
         target_hidden: [M, D] what judges each row, where the objective needs it.
         target_log_mass: [M] log-sum-exp of the target's logits over all tokens, where V is a part of them and the
             objective wants the mass that p gives it; None = normalise p over V.
@@ -33,10 +35,10 @@ def sum_terms(
 
     def of_chunk(draft: Tensor, target: Tensor | None, mass: Tensor | None, part: Rows) -> dict[str, Tensor]:
         log_p = None
-        if target is not None:
-            logits = head(target)
+        if target is not None and target_head is not None:
+            logits = target_head(target)
             log_p = logits.log_softmax(-1) if mass is None else logits - mass[:, None]
-        return {name: value.sum() for name, value in objective.numerators(head(draft), log_p, part).items()}
+        return {name: value.sum() for name, value in objective.numerators(draft_head(draft), log_p, part).items()}
 
     parts = list(rows.chunks(chunk_rows))
     sums: dict[str, Tensor] = {}

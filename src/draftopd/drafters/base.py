@@ -1,17 +1,20 @@
 """What every drafter offers: `forward` for training, `start` / `extend` / `draft` for decoding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from draftopd.cache import RaggedCache
-from draftopd.head import Head
+from draftopd.errors import DraftError
+from draftopd.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
 Embed = Callable[[Tensor], Tensor]
+LendHead = Callable[[Tensor | None], Head]
+"""a draft vocabulary [V'] -> the target's head restricted to it: `Target.head`"""
 Propose = Callable[[Tensor], Tensor]
 """draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n]"""
 
@@ -22,29 +25,38 @@ class Drafter(nn.Module, ABC):
     Attributes:
         block_size: W = anchor + drafts.
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
+        owns_head: it trains an output head of its own instead of borrowing the target's.
     """
 
     block_size: int
-    mask_token_id: int
     hidden_size: int
     layer_ids: tuple[int, ...]
     d2t: Tensor | None
+    owns_head = False
 
     def __init__(
-        self, hidden_size: int, block_size: int, layer_ids: tuple[int, ...], draft_vocab_size: int | None
+        self, target: TargetShape, block_size: int, layer_ids: Sequence[int], draft_vocab_size: int | None
     ) -> None:
+        if block_size < 2:
+            raise DraftError(f"drafter.block_size is {block_size}: it counts the anchor, so it must be at least 2")
+        if not layer_ids or min(layer_ids) < 0 or max(layer_ids) >= target.num_layers:
+            raise DraftError(
+                f"drafter.layer_ids {list(layer_ids)} must lie in 0..{target.num_layers - 1}, the target's layers"
+            )
+        if draft_vocab_size is not None and not 1 <= draft_vocab_size <= target.vocab_size:
+            raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
         super().__init__()
-        self.hidden_size = hidden_size
+        self.hidden_size = target.hidden_size
         self.block_size = block_size
-        self.layer_ids = layer_ids
+        self.layer_ids = tuple(layer_ids)
         # offsets as in published checkpoints: target id = draft id + d2t[draft id]
         offsets = None if draft_vocab_size is None else torch.zeros(draft_vocab_size, dtype=torch.long)
         self.register_buffer("d2t", offsets)
 
     @property
     def reads(self) -> dict[str, list[int]]:
-        """What weights alone do not tell: the layers it reads and the mask token it was trained with."""
-        return {"layer_ids": list(self.layer_ids), "mask_token_id": [self.mask_token_id]}
+        """What weights alone do not tell, kept in checkpoints and compared when they are loaded."""
+        return {"layer_ids": list(self.layer_ids)}
 
     @contextmanager
     def blocks_of(self, block_size: int) -> Iterator[None]:
@@ -69,6 +81,13 @@ class Drafter(nn.Module, ABC):
         assert self.d2t is not None, "this drafter has the whole vocabulary"
         assert token_ids.shape == self.d2t.shape, "the draft vocabulary's size is fixed"
         self.d2t.copy_(token_ids - torch.arange(len(token_ids), device=token_ids.device))
+
+    def initialise(self, lend: LendHead) -> None:
+        """Takes from the target what a new drafter starts with, its vocabulary known; a trained one stays as it is."""
+
+    def head(self, lend: LendHead) -> Head:
+        """The head that reads this drafter's hidden states."""
+        return lend(self.vocabulary)
 
     def head_weights(self, target_vocab_size: int) -> int:
         """Multiply-adds of the output head for one row."""
@@ -96,8 +115,12 @@ class Drafter(nn.Module, ABC):
         """An empty decoding state for a batch."""
 
     @abstractmethod
-    def extend(self, state: RaggedCache, features: Tensor) -> None:
-        """Adds features [B, R, F] of committed tokens behind each row's length; the caller moves `state.lengths`."""
+    def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
+        """Adds features [B, R, F] of committed tokens behind each row's length; the caller moves `state.lengths`.
+
+        Args:
+            following: [B, R] for each of these tokens the one that is committed behind it.
+        """
 
     @abstractmethod
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:

@@ -9,13 +9,12 @@ published z-lab checkpoints.
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from draftopd.blocks import block_positions, branch_mask, gather_blocks
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter, Embed, Propose
-from draftopd.errors import DraftError
+from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
 from draftopd.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
@@ -27,60 +26,6 @@ def default_layer_ids(num_taps: int, target_layers: int) -> list[int]:
     return [round(1 + i * (target_layers - 4) / (num_taps - 1)) for i in range(num_taps)]
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding, half-split layout as in Llama and Qwen."""
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        self.head_dim, self.theta = head_dim, theta
-
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [B, R, heads, head_dim] at positions [B, R]."""
-        half = self.head_dim // 2
-        steps = torch.arange(half, device=x.device, dtype=torch.float32) / half
-        angle = positions[..., None, None].float() * self.theta**-steps
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        a, b = x[..., :half], x[..., half:]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-class Attention(nn.Module):
-    def __init__(self, size: int, heads: int, kv_heads: int, head_dim: int, eps: float, theta: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.q_proj = nn.Linear(size, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(size, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(size, kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, size, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps)
-        self.k_norm = nn.RMSNorm(head_dim, eps)
-        self.rotary = Rotary(head_dim, theta)
-
-    def keys_values(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, R, kv_heads, head_dim] of rows [B, R, D], the same projections for text and block."""
-        keys = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
-        return self.rotary(keys, positions), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-
-    def forward(self, x: Tensor, positions: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
-        query = self.rotary(query, positions).transpose(1, 2)
-        pairs = zip(text, self.keys_values(x, positions), strict=True)
-        keys, values = (torch.cat(pair, 1).transpose(1, 2) for pair in pairs)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    def __init__(self, size: int, inner: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Layer(nn.Module):
     def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
         super().__init__()
@@ -88,8 +33,11 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
 
-    def forward(self, x: Tensor, positions: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), positions, text, mask)
+    def forward(self, x: Tensor, positions: Tensor, text: KeysValues, mask: Tensor) -> Tensor:
+        normed = self.input_layernorm(x)
+        # the same projections for text and block
+        seen = join(text, self.self_attn.keys_values(normed, positions))
+        x = x + self.self_attn(normed, positions, seen, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -121,14 +69,8 @@ class DFlash(Drafter):
         rope_theta: float | None = None,
         mask_token_id: int | None = None,
     ) -> None:
-        if block_size < 2:
-            raise DraftError(f"drafter.block_size is {block_size}: it counts the anchor, so it must be at least 2")
         ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)
-        if not ids or min(ids) < 0 or max(ids) >= target.num_layers:
-            raise DraftError(f"drafter.layer_ids {ids} must lie in 0..{target.num_layers - 1}, the target's layers")
-        if draft_vocab_size is not None and not 1 <= draft_vocab_size <= target.vocab_size:
-            raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
-        super().__init__(target.hidden_size, block_size, tuple(ids), draft_vocab_size)
+        super().__init__(target, block_size, ids, draft_vocab_size)
         self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
         size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
@@ -137,11 +79,12 @@ class DFlash(Drafter):
             Layer(
                 Attention(
                     size,
+                    size,
                     num_attention_heads or target.num_attention_heads,
                     num_key_value_heads or target.num_key_value_heads,
                     head_dim or target.head_dim,
-                    eps,
                     target.rope_theta if rope_theta is None else rope_theta,
+                    eps,
                 ),
                 MLP(size, intermediate_size or target.intermediate_size),
                 size,
@@ -150,7 +93,11 @@ class DFlash(Drafter):
             for _ in range(num_layers)
         )
         self.norm = nn.RMSNorm(size, eps)
-        self.apply(_init)
+        self.apply(init_linear)
+
+    @property
+    def reads(self) -> dict[str, list[int]]:
+        return {**super().reads, "mask_token_id": [self.mask_token_id]}
 
     @property
     def _stack(self) -> list[Layer]:
@@ -192,12 +139,11 @@ class DFlash(Drafter):
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         return RaggedCache(rows, capacity, device)
 
-    def extend(self, state: RaggedCache, features: Tensor) -> None:
+    def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)
         positions = state.begin(features.shape[1])
         for i, layer in enumerate(self._stack):
-            keys, values = layer.self_attn.keys_values(context, positions)
-            state.update(keys.transpose(1, 2), values.transpose(1, 2), i)
+            state.append(i, *layer.self_attn.keys_values(context, positions))
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         inputs = torch.full((len(anchors), self.block_size), self.mask_token_id, device=anchors.device)
@@ -211,8 +157,3 @@ class DFlash(Drafter):
             keys, values = state.stores[i]
             x = layer(x, positions, (keys[:, :end], values[:, :end]), mask)
         return head.tokens(propose(head(self.norm(x[:, 1:]))))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)

@@ -1,0 +1,194 @@
+"""EAGLE-3 (arXiv 2503.01840): one layer that drafts token after token, from the target's features, then from itself.
+
+Its rows are pairs: at position p the fused feature of p beside the embedding of token p + 1, and the row predicts
+token p + 2. A block at anchor a opens with the pair of position a - 1, the last whose feature is known; its next slots
+pair their own last output with the draft just made, at positions a, a + 1, ... A slot sees the text's pairs before its
+block and the slots before it. EAGLE, vLLM and SGLang serve the same positions. Training forces the tokens and feeds the
+outputs back (training-time test), so `forward` and `draft` are one loop. The embedding is lent by the target, the head
+is its own. Parameter names are those of the published checkpoints, whose `t2d` follows from `d2t`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from draftopd.blocks import branch_mask
+from draftopd.cache import RaggedCache
+from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
+from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
+from draftopd.errors import DraftError
+from draftopd.head import Head, TargetShape
+from draftopd.trace import ReplayBatch
+
+
+def default_layer_ids(target_layers: int) -> list[int]:
+    """A low, a middle and a high layer: 1, L / 2 - 1 and L - 4 (0-based layer outputs).
+
+    Raises:
+        DraftError: the target is too shallow for three.
+    """
+    ids = [1, target_layers // 2 - 1, target_layers - 4]
+    if not ids[0] < ids[1] < ids[2]:
+        raise DraftError(f"EAGLE-3 has no default layers for a target of {target_layers}: set drafter.layer_ids")
+    return ids
+
+
+class Layer(nn.Module):
+    def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm = nn.RMSNorm(size, eps)
+        self.hidden_norm = nn.RMSNorm(size, eps)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps)
+
+    def pair(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """What attention reads: [..., 2 D]."""
+        return torch.cat([self.input_layernorm(embedded.to(hidden.dtype)), self.hidden_norm(hidden)], -1)
+
+    def forward(self, pair: Tensor, hidden: Tensor, positions: Tensor, seen: KeysValues, mask: Tensor) -> Tensor:
+        hidden = hidden + self.self_attn(pair, positions, seen, mask)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Eagle3(Drafter):
+    """The autoregressive drafter.
+
+    Args:
+        target: shapes of the target; sizes that are not given are the target's.
+        block_size: W, anchor and drafts; at least 2. W - 1 is the number of training-time-test steps.
+        layer_ids: features to read; default three layers.
+        draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
+    """
+
+    owns_head = True
+
+    def __init__(
+        self,
+        target: TargetShape,
+        block_size: int,
+        layer_ids: list[int] | None = None,
+        draft_vocab_size: int | None = None,
+        num_attention_heads: int | None = None,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+    ) -> None:
+        ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
+        super().__init__(target, block_size, ids, draft_vocab_size)
+        size, eps = target.hidden_size, target.rms_norm_eps
+        self.fc = nn.Linear(len(ids) * size, size, bias=False)
+        self.midlayer = Layer(
+            Attention(
+                2 * size,
+                size,
+                num_attention_heads or target.num_attention_heads,
+                num_key_value_heads or target.num_key_value_heads,
+                head_dim or target.head_dim,
+                target.rope_theta,
+                None,
+            ),
+            MLP(size, intermediate_size or target.intermediate_size),
+            size,
+            eps,
+        )
+        self.norm = nn.RMSNorm(size, eps)
+        self.lm_head = nn.Linear(size, draft_vocab_size or target.vocab_size, bias=False)
+        self.apply(init_linear)
+        nn.init.zeros_(self.lm_head.weight)  # until `initialise`
+
+    def initialise(self, lend: LendHead) -> None:
+        """The head of a new drafter starts as the target's rows of the draft vocabulary."""
+        if not self.lm_head.weight.any():
+            head = lend(self.vocabulary)
+            with torch.no_grad():
+                self.lm_head.weight.copy_(head.weight * head.scale)
+
+    def head(self, lend: LendHead) -> Head:
+        return Head(self.lm_head.weight, vocabulary=self.vocabulary)
+
+    @property
+    def state_width(self) -> int:
+        return 2 * self.midlayer.self_attn.k_proj.out_features + self.hidden_size
+
+    def context_flops(self, tokens: float) -> float:
+        attention = self.midlayer.self_attn
+        weights = self.fc.weight.numel() + attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
+        return 2.0 * weights * tokens
+
+    def block_flops(self, blocks: float, length: float) -> float:
+        rows = blocks * self.num_draft_tokens
+        weights = sum(p.numel() for p in self.midlayer.parameters() if p.ndim == 2)
+        queries = self.midlayer.self_attn.q_proj.out_features
+        return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size / 2)
+
+    def _fuse(self, features: Tensor) -> Tensor:
+        return self.fc(features.to(self.fc.weight.dtype))
+
+    def _pairs(self, fused: Tensor, following: Tensor, positions: Tensor, embed: Embed) -> KeysValues:
+        """Keys and values of the text's pairs at positions [B, R]: fused [B, R, D], the tokens behind them [B, R]."""
+        return self.midlayer.self_attn.keys_values(self.midlayer.pair(embed(following), fused), positions)
+
+    def _unroll(
+        self,
+        fused: Tensor,
+        text: KeysValues,
+        anchors: Tensor,
+        positions: Tensor,
+        embed: Embed,
+        choose: Callable[[int, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Fills blocks slot by slot, all blocks of a text side by side.
+
+        Args:
+            fused [B, T, D], text: the fused features by position, and their pairs.
+            anchors, positions: [B, N] the anchor tokens and where they stand.
+            choose: (slot k from 0, its hidden states [B, N, D]) -> the tokens [B, N] that slot k + 1 reads.
+
+        Returns:
+            hidden states [B, N, K, D] for the head, and the chosen tokens [B, N, K].
+        """
+        width, slots = anchors.shape[1], self.num_draft_tokens
+        # rows of all slots, slot after slot: behind the text, a row sees those of its own block up to itself
+        start = (positions - 1).repeat(1, slots)
+        block = torch.arange(width, device=start.device).repeat(slots).expand_as(start)
+        mask = branch_mask(start, block, text[0].shape[1], causal=True)
+        first = (positions - 1).clamp(min=0)[..., None]  # padding blocks have their anchor at 0
+        hidden = fused.gather(1, first.expand(-1, -1, fused.shape[-1]))
+        tokens, seen, outputs, chosen = anchors, text, [], []
+        for k in range(slots):
+            pair, at = self.midlayer.pair(embed(tokens), hidden), positions - 1 + k
+            seen = join(seen, self.midlayer.self_attn.keys_values(pair, at))
+            visible = mask[:, :, k * width : (k + 1) * width, : seen[0].shape[1]]
+            hidden = self.midlayer(pair, hidden, at, seen, visible)
+            outputs.append(self.norm(hidden))
+            tokens = choose(k, outputs[-1])
+            chosen.append(tokens)
+        return torch.stack(outputs, 2), torch.stack(chosen, 2)
+
+    def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
+        assert batch.features is not None, "replay the batch first"
+        fused = self._fuse(batch.features)
+        text_positions = torch.arange(fused.shape[1], device=fused.device).expand(len(fused), -1)
+        # the last token has none behind it: its pair is wrong, and no block sees it
+        text = self._pairs(fused, batch.tokens.roll(-1, 1), text_positions, embed)
+        anchors = batch.tokens.gather(1, batch.anchors)
+        return self._unroll(fused, text, anchors, batch.anchors, embed, lambda k, _: batch.drafts[..., k])[0]
+
+    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
+        return RaggedCache(rows, capacity, device)
+
+    def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
+        fused = self._fuse(features)
+        positions = state.begin(features.shape[1])
+        state.append(0, *self._pairs(fused, following, positions, embed), fused)
+
+    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
+        end = int(state.lengths.max())
+        keys, values, fused = (store[:, :end] for store in state.stores[0])
+
+        def choose(_: int, hidden: Tensor) -> Tensor:
+            return head.tokens(propose(head(hidden)))
+
+        positions = state.lengths[:, None]
+        return self._unroll(fused, (keys, values), anchors[:, None], positions, embed, choose)[1][:, 0]
