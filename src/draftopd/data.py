@@ -35,6 +35,10 @@ class SFTDataModule(DraftDataModule):
         super().__init__(prompts, texts, decoding, batching, seed)
         self.num_anchors = num_anchors
 
+    @property
+    def keeps_hidden(self) -> bool:
+        return self.module.objective.needs_target  # it compares with the target's distribution in every step
+
     def train_dataloader(self) -> DataLoader:
         texts, size = self.texts("train"), self.batching.batch_size
         epoch = self.trainer.current_epoch if self.trainer else 0

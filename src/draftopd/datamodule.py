@@ -89,6 +89,11 @@ class DraftDataModule(L.LightningDataModule):
         assert isinstance(self.trainer.lightning_module, DraftModule)
         return self.trainer.lightning_module
 
+    @property
+    def keeps_hidden(self) -> bool:
+        """Stored texts carry the target's last hidden states besides the features."""
+        return False
+
     def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
         """Prompts of a split with their token ids.
 
@@ -111,6 +116,8 @@ class DraftDataModule(L.LightningDataModule):
         """The target's greedy texts of a split; they are written as they are needed."""
         if split not in self._texts:
             ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
+            if self.keeps_hidden:
+                layer_ids = (*layer_ids, self.module.target.shape.num_layers)
             bar = partial(progress, f"target writes {split} texts")
             self._texts[split] = self.cache.open(self.module.target, ids, self.decoding, layer_ids, bar)
             self.module.ledger.watch(self._texts[split].ledger)
@@ -136,8 +143,15 @@ class DraftDataModule(L.LightningDataModule):
         return counts.sort(descending=True, stable=True).indices[:size].sort().values
 
     def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
+        chosen, num_draft_tokens = [texts[i] for i in index], self.module.drafter.num_draft_tokens
         stored = [f for f in (texts.features(i) for i in index) if f is not None]
-        return text_blocks([texts[i] for i in index], anchors, self.module.drafter.num_draft_tokens, stored or None)
+        if not stored:
+            return text_blocks(chosen, anchors, num_draft_tokens)
+        if not self.keeps_hidden:
+            return text_blocks(chosen, anchors, num_draft_tokens, stored)
+        width = self.module.target.shape.hidden_size
+        hidden = [f[:, -width:].to(self.module.target.model.dtype) for f in stored]
+        return text_blocks(chosen, anchors, num_draft_tokens, [f[:, :-width] for f in stored], hidden)
 
     def micro(self, members: Sequence) -> Iterator[Sequence]:
         size = self.batching.micro_batch_size

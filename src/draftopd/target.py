@@ -167,7 +167,7 @@ class Target(nn.Module):
 
         Args:
             tokens, positions: [B, R]. visible: bool [B, 1, R, S]. key_positions: [B, S].
-            layer_ids: decoder layers (0-based) whose outputs are the features.
+            layer_ids: decoder layers (0-based) whose outputs are the features; their number stands for `hidden`.
 
         Returns:
             hidden [B, R, D], ready for the head, and features [B, R, len(layer_ids) * D].
@@ -180,7 +180,8 @@ class Target(nn.Module):
 
             return hook
 
-        handles = [self.body.layers[i].register_forward_hook(keep(i)) for i in layer_ids]
+        last = len(self.body.layers)
+        handles = [self.body.layers[i].register_forward_hook(keep(i)) for i in layer_ids if i < last]
         try:
             hidden = self.body(
                 input_ids=tokens,
@@ -192,6 +193,7 @@ class Target(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+        taps[last] = hidden
         return hidden, torch.cat([taps[i] for i in layer_ids], -1) if layer_ids else hidden[..., :0]
 
     @torch.no_grad()

@@ -153,18 +153,25 @@ def collate(
 
 
 def text_blocks(
-    texts: Sequence[Trace], anchors: Sequence[Tensor], num_draft_tokens: int, features: Sequence[Tensor] | None = None
+    texts: Sequence[Trace],
+    anchors: Sequence[Tensor],
+    num_draft_tokens: int,
+    features: Sequence[Tensor] | None = None,
+    hidden: Sequence[Tensor] | None = None,
 ) -> ReplayBatch:
     """SFT's batch: at each anchor the drafts are the tokens that follow in the text, all accepted.
 
     Args:
         anchors: for each text, [N] indices with at least one token behind them.
+        hidden: [T, D] the target's last hidden states of each text: the row before a token judges it.
     """
-    traces = []
-    for text, at in zip(texts, anchors, strict=True):
+    traces, judged = [], []
+    for i, (text, at) in enumerate(zip(texts, anchors, strict=True)):
         index = at[:, None] + torch.arange(1, num_draft_tokens + 1)
         drafts = text.tokens[index.clamp(max=len(text.tokens) - 1)]
         kept = (len(text.tokens) - 1 - at).clamp(max=num_draft_tokens)
         traces.append(replace(text, anchors=at, drafts=drafts, accepted=kept))
-    batch = collate(traces, features)
+        if hidden is not None:
+            judged.append(hidden[i][(index - 1).clamp(max=len(text.tokens) - 1)])
+    batch = collate(traces, features, judged or None)
     return replace(batch, drafted=batch.accepted)
