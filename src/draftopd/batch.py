@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from draftopd.cache import RaggedCache, write
+from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter
 from draftopd.ledger import Ledger
 from draftopd.sampling import Decoding, Places, Proposal, accept, cut_at_stop
@@ -146,7 +146,7 @@ class DecodingBatch:
         hidden, features = self.target.step(block, self.cache, self.layer_ids)
         self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
         if self.kept is not None:
-            write(self.kept, features, self.cache.lengths)
+            self.kept[self.cache.where] = features
         vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
         kept, bonus = accept(drafts, self.head(hidden), places, proposal, vocabulary)
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])

@@ -10,11 +10,17 @@ from torch import Tensor
 from transformers import Cache
 
 
-def write(buffer: Tensor, values: Tensor, lengths: Tensor) -> None:
-    """Puts values [B, W, ...] into buffer [B, S, ...] at slots lengths[b]..lengths[b] + W."""
-    slots = lengths[:, None] + torch.arange(values.shape[1], device=lengths.device)
-    rows = torch.arange(len(lengths), device=lengths.device)[:, None]
-    buffer[rows, slots] = values.to(buffer.dtype)
+Where = tuple[slice | Tensor, slice | Tensor]
+"""rows and slots of a buffer [B, S, ...]"""
+
+
+def behind(lengths: Tensor, width: int) -> tuple[Where, int]:
+    """The slots lengths[b]..lengths[b] + width of each row b, and the largest of their ends."""
+    first, last = (int(value) for value in lengths.aminmax())
+    if first == last:  # a plain slice is written several times as fast
+        return (slice(None), slice(first, first + width)), last + width
+    slots = lengths[:, None] + torch.arange(width, device=lengths.device)
+    return (torch.arange(len(lengths), device=lengths.device)[:, None], slots), last + width
 
 
 class RaggedCache(Cache):
@@ -25,12 +31,13 @@ class RaggedCache(Cache):
         self.capacity = capacity
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.end = 0  # slots that the current forward can see
+        self.where: Where = (slice(None), slice(0, 0))  # and those that it writes
         self.stores: dict[int, tuple[Tensor, ...]] = {}
 
     def begin(self, width: int) -> Tensor:
         """Opens a forward of `width` tokens a row: their positions [B, width]."""
         positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
-        self.end = int(self.lengths.max()) + width
+        self.where, self.end = behind(self.lengths, width)
         if self.end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens a row, {self.end} are wanted")
         return positions
@@ -45,7 +52,7 @@ class RaggedCache(Cache):
         if layer not in self.stores:
             self.stores[layer] = tuple(s.new_zeros(len(s), self.capacity, *s.shape[2:]) for s in states)
         for store, new in zip(self.stores[layer], states, strict=True):
-            write(store, new, self.lengths)
+            store[self.where] = new.to(store.dtype)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
