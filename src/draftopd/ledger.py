@@ -99,7 +99,7 @@ class Ledger:
             whole_head: the target's logits of all tokens are read beside those of a reduced draft vocabulary.
         """
         blocks = float((batch.drafted > 0).sum())
-        rows = float(batch.drafted.sum())
+        rows = float(batch.valid.sum())
         mean_length = float(batch.anchors[batch.drafted > 0].double().mean()) if blocks else 0.0
         head = 2 * drafter.head_weights(target.vocab_size) * rows
         forward = drafter.context_flops(float(batch.lengths.sum())) + drafter.block_flops(blocks, mean_length)
