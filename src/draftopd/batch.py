@@ -148,8 +148,7 @@ class DecodingBatch:
             self.drafter.extend(self.state, features)
         if self.kept is not None:
             write(self.kept, features, self.cache.lengths)
-        vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
-        kept, bonus = accept(drafts, self.head(hidden), places, proposal, vocabulary)
+        kept, bonus = self._judge(drafts, hidden, places, proposal)
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
         counts, ended = cut_at_stop(committed, kept + 1, self.stop, self.room)
         self._record(drafts, torch.minimum(kept, counts), committed, counts, hidden[:, :-1])
@@ -159,6 +158,12 @@ class DecodingBatch:
         self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + kept + 1)
         if self.state is not None:
             self.state.lengths = self.cache.lengths
+
+    def _judge(self, drafts: Tensor, hidden: Tensor, places: Places, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """Drafts kept [B], and the token [B] committed behind them."""
+        self.ledger.judge(self.target, hidden.shape[0] * hidden.shape[1])
+        vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
+        return accept(drafts, self.head(hidden), places, proposal, vocabulary)
 
     def _record(self, drafts: Tensor, kept: Tensor, committed: Tensor, counts: Tensor, hidden: Tensor) -> None:
         """Bookkeeping in ids only; no model runs here."""
