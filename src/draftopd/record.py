@@ -45,6 +45,7 @@ class RunRecord(L.Callback):
             "git_commit": git_commit(),
             "command": command(),
             "checkpoint": str(self.last.resolve()),
+            "init_from": str(self.config["init_from"] or ""),
             "machine": f"{platform.platform()}, python {platform.python_version()}",
         }
         if isinstance(data := trainer.datamodule, DraftDataModule):  # type: ignore[attr-defined]

@@ -42,9 +42,9 @@ def diagnosis(phases: Sequence[Diagnosis], title: str) -> Figure:
 
 def own_text(history: Sequence[tuple[int, Quality]], reference: Quality) -> Figure:
     """-log p and repetition by position, of the drafter's own text at each step and of the target's."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(history)))
-    labels = {"nll": "-log p under the target, nats a token", "repeated": "share of tokens that end a repeated 4-gram"}
+    labels = {"nll": "-log p under the target, nats a token", "repeated": "tokens ending a repeated 4-gram, share"}
     for axis, (field, label) in zip(axes, labels.items(), strict=True):
         for number, (step, seen) in enumerate(history):
             shown = f"drafter alone, step {step}" if number in (0, len(history) - 1) else None
@@ -85,7 +85,7 @@ def acceptance(table: Mapping[str, Sequence[float]], reference: str) -> Figure:
     names = list(table)
     values = 100 * np.array([table[name] for name in names])
     change = values - 100 * np.array(table[reference])
-    limit = max(1.0, float(np.nanmax(np.abs(change))))
+    limit = 1.5 * max(1.0, float(np.nanmax(np.abs(change))))  # numbers stay readable on the strongest colour
     size = (3.5 + 0.8 * values.shape[1], 1.6 + 0.36 * len(names))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     image = axis.imshow(change, cmap="RdYlGn", vmin=-limit, vmax=limit, aspect="auto")
@@ -93,6 +93,7 @@ def acceptance(table: Mapping[str, Sequence[float]], reference: str) -> Figure:
         axis.text(column, row, f"{values[row, column]:.0f}", ha="center", va="center")
     axis.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
     axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="position k in the block", title="% of blocks whose first k drafts held")
-    figure.colorbar(image, label=f"difference to {reference}, points")
+    colour = f"colour: percentage points more than {reference}"
+    axis.set(xlabel=f"position k in the block\n({colour})", title="% of blocks whose first k drafts held")
+    figure.colorbar(image, label="points")
     return figure
