@@ -134,10 +134,15 @@ def table(runs: Sequence[Run], reference: Run) -> pd.DataFrame:
                 "speedup": "" if speedup is None else f"{speedup:.2f}x",
                 "PFLOPs": f"{run.result['training_flops'] / 1e15:.3g}",
                 "minutes": f"{run.result['seconds'] / 60:.1f}",
-                "commit": run.tags.get("git_commit", "")[:7],
+                "commit": _short(run.tags.get("git_commit", "")),
             }
         )
     return pd.DataFrame(rows).set_index("run")
+
+
+def _short(commit: str) -> str:
+    """Seven digits, and a plus where the tree differed."""
+    return commit[:7] + ("+" if "+" in commit else "")
 
 
 def _signed(d: Estimate) -> str:

@@ -90,7 +90,7 @@ def acceptance(table: Mapping[str, Sequence[float]], reference: str) -> Figure:
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     image = axis.imshow(change, cmap="RdYlGn", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(*values.shape):
-        axis.text(column, row, f"{values[row, column]:.0f}", ha="center", va="center")
+        axis.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center")
     axis.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
     axis.set_yticks(range(len(names)), names)
     colour = f"colour: percentage points more than {reference}"
