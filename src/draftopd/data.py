@@ -1,8 +1,10 @@
 """Where replay batches come from: the target's own texts (SFT), or fresh rollouts with the current weights (OPD).
 
-Both hand Lightning one list of micro-batches per optimizer step and reload every epoch, so that an on-policy epoch is
+All hand Lightning one list of micro-batches per optimizer step and reload every epoch, so that an on-policy epoch is
 drafted by the weights it starts from.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +12,14 @@ from torch.utils.data import DataLoader
 
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
+from draftopd.free_running import free_running
 from draftopd.prompts import Prompts
 from draftopd.rollout import Decoding, rollout
 from draftopd.texts import TextCache
 from draftopd.trace import ReplayBatch, Rollout, Trace, collate
+
+Place = Callable[[Sequence[Trace], torch.Generator], ReplayBatch]
+"""traces -> their batch, with blocks elsewhere than where they were drafted (placements.py)"""
 
 
 class SFTDataModule(DraftDataModule):
@@ -21,6 +27,7 @@ class SFTDataModule(DraftDataModule):
 
     Args:
         num_anchors: distinct anchors a text, redrawn every step from a generator seeded by (seed, epoch, step).
+        skip_share: see DraftDataModule.
     """
 
     def __init__(
@@ -31,8 +38,9 @@ class SFTDataModule(DraftDataModule):
         batching: Batching,
         num_anchors: int = 24,
         seed: int = 0,
+        skip_share: float = 0.0,
     ) -> None:
-        super().__init__(prompts, texts, decoding, batching, seed)
+        super().__init__(prompts, texts, decoding, batching, seed, skip_share)
         self.num_anchors = num_anchors
 
     @property
@@ -67,7 +75,11 @@ class OnPolicyDataModule(DraftDataModule):
     Args:
         prompts_per_epoch: prompts of one rollout phase. With `batch_size` equal to it every update is made on traces
             of exactly the current weights, as in the official run (210 prompts for each optimizer step).
+        place: lays the blocks elsewhere before they are trained on; None = where they were drafted.
+        skip_share: see DraftDataModule.
     """
+
+    roll_out = staticmethod(rollout)
 
     def __init__(
         self,
@@ -77,36 +89,43 @@ class OnPolicyDataModule(DraftDataModule):
         batching: Batching,
         prompts_per_epoch: int = 64,
         seed: int = 0,
+        place: Place | None = None,
+        skip_share: float = 0.0,
     ) -> None:
-        super().__init__(prompts, texts, decoding, batching, seed)
-        self.prompts_per_epoch = prompts_per_epoch
+        super().__init__(prompts, texts, decoding, batching, seed, skip_share)
+        self.prompts_per_epoch, self.place = prompts_per_epoch, place
 
     def train_dataloader(self) -> DataLoader:
-        results = [r for r in self._roll_out() if len(r.trace.anchors)]
+        self.results = results = [r for r in self._roll_out() if len(r.trace.anchors)]
         if not results:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
         steps = max(1, len(results) // size)
+        epoch = self.trainer.current_epoch if self.trainer else 0
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
             part = results[step * size : len(results) if step == steps - 1 else (step + 1) * size]
-            return [
-                collate([r.trace for r in m], [r.features for r in m], [r.target_hidden for r in m])
-                for m in self.micro(part)
-            ]
+            draw = generator(self.seed, epoch, step)
+            return [self._batch(members, draw) for members in self.micro(part)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
+
+    def _batch(self, members: Sequence[Rollout], draw: torch.Generator) -> ReplayBatch:
+        traces = [r.trace for r in members]
+        if self.place is not None:
+            return self.place(traces, draw)
+        return collate(traces, [r.features for r in members], [r.target_hidden for r in members])
 
     def _roll_out(self) -> list[Rollout]:
         module, (places, prompts) = self.module, self._next_prompts()
         with progress("rolling out", len(prompts)) as on_done, module.ledger.timed("rollout"):
-            return rollout(
+            return self.roll_out(
                 module.target,
                 module.drafter,
                 prompts,
                 self.decoding,
-                keep=True,
+                keep=self.place is None,  # what a verification computed does not fit blocks that were moved
                 keys=places,
                 drafter_step=module.global_step,
                 ledger=module.ledger,
@@ -126,3 +145,14 @@ class OnPolicyDataModule(DraftDataModule):
                 orders[lap] = torch.randperm(len(pool), generator=generator(self.seed, lap)).tolist()
             chosen.append(pool[orders[lap][at]])
         return places, chosen
+
+
+class FreeRunningDataModule(OnPolicyDataModule):
+    """On-policy data of text that the drafter writes alone and the target only scores (free_running.py).
+
+    The paper's counter-example: such text drifts away from what the target would write (arXiv 2605.29343, Fig. 2).
+    Validation and test roll out with the target, as everywhere.
+    """
+
+    verified = False
+    roll_out = staticmethod(free_running)

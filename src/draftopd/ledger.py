@@ -77,12 +77,16 @@ class Ledger:
             self.flops["draft"] += drafter.context_flops(rows * width)
 
     def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: int) -> None:
-        self._target("verify", target, rows * width, rows * width * length, rows * width)
+        self._target("verify", target, rows * width, rows * width * length, 0)
         if drafter is not None:
             self.flops["draft"] += drafter.context_flops(rows * width)
             self.flops["draft"] += drafter.block_flops(rows, length)
             self.flops["draft"] += 2 * drafter.head_weights(target.vocab_size) * rows * drafter.num_draft_tokens
             self.tokens["draft"] += rows * drafter.num_draft_tokens
+
+    def judge(self, target: Target, rows: int) -> None:
+        """The target's head over the rows of a verification."""
+        self.flops["verify"] += 2 * target.head().weight.numel() * rows
 
     def replay(self, target: Target, batch: ReplayBatch) -> None:
         tails = float((batch.drafted - batch.accepted - 1).clamp(min=0).sum())
@@ -99,7 +103,7 @@ class Ledger:
             whole_head: the target's logits of all tokens are read beside those of a reduced draft vocabulary.
         """
         blocks = float((batch.drafted > 0).sum())
-        rows = float(batch.drafted.sum())
+        rows = float(batch.valid.sum())
         mean_length = float(batch.anchors[batch.drafted > 0].double().mean()) if blocks else 0.0
         head = 2 * drafter.head_weights(target.vocab_size) * rows
         forward = drafter.context_flops(float(batch.lengths.sum())) + drafter.block_flops(blocks, mean_length)

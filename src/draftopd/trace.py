@@ -108,7 +108,7 @@ class ReplayBatch:
     accepted: Tensor
     """[B, N]"""
     drafted: Tensor
-    """[B, N] supervised drafts of a block, 0..K; 0 marks a padding block"""
+    """[B, N] where a block's supervised drafts end, 0..K; 0 marks a padding block"""
     lengths: Tensor
     """[B] committed tokens"""
     drafter_step: Tensor
@@ -117,12 +117,15 @@ class ReplayBatch:
     """[B, T, F] the target's features of the committed tokens, when they are at hand"""
     target_hidden: Tensor | None = None
     """[B, N, K, D] the target's last hidden state that judges each draft, when it is at hand"""
+    skipped: Tensor | None = None
+    """[B, N] leading drafts of a block that are not supervised; None = supervised from the first on"""
 
     @property
     def valid(self) -> Tensor:
         """[B, N, K] the draft slots that are supervised."""
         slots = torch.arange(self.drafts.shape[2], device=self.drafts.device)
-        return slots < self.drafted[..., None]
+        valid = slots < self.drafted[..., None]
+        return valid if self.skipped is None else valid & (slots >= self.skipped[..., None])
 
     def to(self, device: torch.device | str) -> "ReplayBatch":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
