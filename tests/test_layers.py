@@ -9,7 +9,7 @@ FLOORS = [
     {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats"}
     | {"divergences", "losses", "block_losses", "one_token", "terms"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
-    {"ledger", "batch", "rollout", "texts", "measure", "scores", "speed", "pictures"},
+    {"ledger", "batch", "rollout", "redraft", "texts", "measure", "scores", "speed", "pictures"},
     {"module", "datamodule", "data", "callbacks", "record", "exchange", "checkpoints"},
     {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "export"}
     | {"lint", "ui"},

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
 from draftopd.prompts import Prompts
+from draftopd.redraft import redraft, require_greedy_drafts
 from draftopd.rollout import Decoding, rollout
 from draftopd.texts import TextCache
-from draftopd.trace import ReplayBatch, Rollout, Trace, collate
+from draftopd.trace import ReplayBatch, Rollout, Trace, collate_rollouts
 
 
 class SFTDataModule(DraftDataModule):
@@ -67,6 +68,12 @@ class OnPolicyDataModule(DraftDataModule):
     Args:
         prompts_per_epoch: prompts of one rollout phase. With `batch_size` equal to it every update is made on traces
             of exactly the current weights, as in the official run (210 prompts for each optimizer step).
+        refresh: `rollout`: the target writes every response again; `redraft`: the drafter goes along the texts that the
+            target has written once and for all. The same traces at temperature 0, up to the precision of stored
+            features.
+
+    Raises:
+        DraftError: `redraft` with sampled drafts.
     """
 
     def __init__(
@@ -77,12 +84,18 @@ class OnPolicyDataModule(DraftDataModule):
         batching: Batching,
         prompts_per_epoch: int = 64,
         seed: int = 0,
+        refresh: str = "rollout",
     ) -> None:
         super().__init__(prompts, texts, decoding, batching, seed)
-        self.prompts_per_epoch = prompts_per_epoch
+        if refresh not in ("rollout", "redraft"):
+            raise DraftError(f"data.refresh={refresh} is not known: rollout or redraft")
+        if refresh == "redraft":
+            require_greedy_drafts(decoding)
+        self.prompts_per_epoch, self.refresh = prompts_per_epoch, refresh
 
     def train_dataloader(self) -> DataLoader:
-        results = [r for r in self._roll_out() if len(r.trace.anchors)]
+        fresh = self._roll_out() if self.refresh == "rollout" else self._redraft()
+        results = [r for r in fresh if len(r.trace.anchors)]
         if not results:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
@@ -91,15 +104,13 @@ class OnPolicyDataModule(DraftDataModule):
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
             part = results[step * size : len(results) if step == steps - 1 else (step + 1) * size]
-            return [
-                collate([r.trace for r in m], [r.features for r in m], [r.target_hidden for r in m])
-                for m in self.micro(part)
-            ]
+            return [collate_rollouts(m) for m in self.micro(part)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
 
     def _roll_out(self) -> list[Rollout]:
-        module, (places, prompts) = self.module, self._next_prompts()
+        module, (places, index), pool = self.module, self._next_prompts(), self.encoded("train")
+        prompts = [pool[i][1] for i in index]
         with progress("rolling out", len(prompts)) as on_done, module.ledger.timed("rollout"):
             return rollout(
                 module.target,
@@ -113,16 +124,31 @@ class OnPolicyDataModule(DraftDataModule):
                 on_done=on_done,
             )
 
-    def _next_prompts(self) -> tuple[range, list[list[int]]]:
-        """Places of this epoch's prompts in the run, and the prompts: a new shuffle each time the pool is through."""
-        pool = [ids for _, ids in self.encoded("train")]
+    def _redraft(self) -> list[Rollout]:
+        """Traces without what judges their drafts: the step replays them where the objective reads it."""
+        module, texts = self.module, self.texts("train")
+        chosen = [Rollout(texts[i], texts.features(i)) for i in self._next_prompts()[1]]
+        with progress("redrafting", len(chosen)) as on_done, module.ledger.timed("redraft"):
+            return redraft(
+                module.target,
+                module.drafter,
+                chosen,
+                self.decoding,
+                drafter_step=module.global_step,
+                ledger=module.ledger,
+                on_done=on_done,
+            )
+
+    def _next_prompts(self) -> tuple[range, list[int]]:
+        """Places of this epoch's prompts in the run, and their numbers: a new shuffle when the pool is through."""
+        size = len(self.encoded("train"))
         first = (self.trainer.current_epoch if self.trainer else 0) * self.prompts_per_epoch
         places = range(first, first + self.prompts_per_epoch)
         orders: dict[int, list[int]] = {}
         chosen = []
         for place in places:
-            lap, at = divmod(place, len(pool))
+            lap, at = divmod(place, size)
             if lap not in orders:
-                orders[lap] = torch.randperm(len(pool), generator=generator(self.seed, lap)).tolist()
-            chosen.append(pool[orders[lap][at]])
+                orders[lap] = torch.randperm(size, generator=generator(self.seed, lap)).tolist()
+            chosen.append(orders[lap][at])
         return places, chosen

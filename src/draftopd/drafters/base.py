@@ -111,6 +111,17 @@ class Drafter(nn.Module, ABC):
         """Hidden states [B, N, K, D] of all draft slots of all blocks, from batch.features [B, T, F]."""
 
     @abstractmethod
+    def redraft(
+        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
+    ) -> Tensor:
+        """Greedy drafts [B, N, K] behind the anchors [B, N] of texts that are there: what `draft` would propose.
+
+        Args:
+            tokens [B, T], features [B, T, F]: of the texts.
+            blocks: of a text in one forward; the text itself is taken in once.
+        """
+
+    @abstractmethod
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         """An empty decoding state for a batch."""
 
