@@ -138,9 +138,11 @@ class Ledger:
         rows = float(batch.drafted.sum())
         mean_length = float(batch.anchors[batch.drafted > 0].double().mean()) if blocks else 0.0
         head = 2 * drafter.head_weights(target.vocab_size) * rows
-        forward = drafter.context_flops(float(batch.lengths.sum())) + drafter.block_flops(blocks, mean_length)
+        tokens = float(batch.lengths.sum())
+        forward = drafter.context_flops(tokens) + drafter.block_flops(blocks, mean_length)
         # a lent head is frozen: backward goes through it once, into the hidden states
         passes = 3 if drafter.owns_head else 2
-        self.flops["train"] += 3 * forward + passes * head + (head if target_rows else 0)
+        self.flops["train"] += 3 * forward - 2 * drafter.fc.weight.numel() * tokens
+        self.flops["train"] += passes * head + (head if target_rows else 0)
         self.flops["train"] += 2 * target.head().weight.numel() * rows if whole_head else 0
         self.tokens["train"] += rows

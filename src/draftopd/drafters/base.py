@@ -25,6 +25,7 @@ class Drafter(nn.Module, ABC):
     Attributes:
         block_size: W = anchor + drafts.
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
+        fc: fuses the features, the only weights whose input carries no gradient.
         owns_head: it trains an output head of its own instead of borrowing the target's.
     """
 
@@ -32,6 +33,7 @@ class Drafter(nn.Module, ABC):
     hidden_size: int
     layer_ids: tuple[int, ...]
     d2t: Tensor | None
+    fc: nn.Linear
     owns_head = False
 
     def __init__(

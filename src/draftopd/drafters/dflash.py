@@ -138,7 +138,7 @@ class DFlash(Drafter):
         x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
         for layer, text in zip(self._stack, texts, strict=True):
             x = layer(x, positions, text, mask)
-        return self.norm(x).unflatten(1, inputs.shape[1:])[:, :, 1:]
+        return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, 1:])
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"

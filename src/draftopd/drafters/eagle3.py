@@ -120,7 +120,7 @@ class Eagle3(Drafter):
         rows = blocks * self.num_draft_tokens
         weights = sum(p.numel() for p in self.midlayer.parameters() if p.ndim == 2)
         queries = self.midlayer.self_attn.q_proj.out_features
-        return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size / 2)
+        return 2.0 * weights * rows + 4.0 * queries * rows * (length - 1 + self.block_size / 2)
 
     def _fuse(self, features: Tensor) -> Tensor:
         return self.fc(features.to(self.fc.weight.dtype))
