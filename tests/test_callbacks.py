@@ -53,7 +53,8 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("limits", "steps"), [({"steps": 7}, 7), ({"flops": 50.0}, 5), ({"epochs": 0.5, "steps": 9}, 2), ({"target_tokens": 200}, 5)]
+    ("limits", "steps"),
+    [({"steps": 7}, 7), ({"flops": 50.0}, 5), ({"epochs": 0.5, "steps": 9}, 2), ({"target_tokens": 200}, 5)],
 )
 def test_whichever_limit_is_spent_first_ends_the_run(limits, steps):
     run, budget = Run(batches=4), Budget(**limits)

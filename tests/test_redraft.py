@@ -134,11 +134,17 @@ def test_texts_without_features_are_read_and_counted(target: Target, trained: Dr
 
 def test_replay_adds_what_the_verifications_of_a_rollout_saw(target: Target, trained: Drafter):
     texts = rollout(target, None, PROMPTS, Decoding(24), keep=True, layer_ids=trained.layer_ids)
-    kept = collate_rollouts(rollout(target, trained, PROMPTS, Decoding(24), keep=True))
+    rolled, ledger = Ledger(), Ledger()
+    results = rollout(target, trained, PROMPTS, Decoding(24, batch_size=1), keep=True, ledger=rolled)
+    kept = collate_rollouts(results)
     again = collate_rollouts(redraft(target, trained, texts, Decoding(24)))
     assert again.target_hidden is None
+    ledger.replay(target, again)
     again = target.replay(again, trained.layer_ids)
     torch.testing.assert_close(again.target_hidden[kept.valid], kept.target_hidden[kept.valid], atol=1e-4, rtol=1e-3)
+    # verifications read one token more for each rejection, and what the end of a text cut off; never its last token
+    more = [torch.where(t.accepted < t.drafted, 1, 5 - t.committed).sum() - 1 for t in (r.trace for r in results)]
+    assert rolled.target_tokens - ledger.target_tokens == sum(more)
 
 
 def test_modes_are_restored(target: Target, drafter: DFlash):

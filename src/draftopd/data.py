@@ -70,7 +70,7 @@ class OnPolicyDataModule(DraftDataModule):
             of exactly the current weights, as in the official run (210 prompts for each optimizer step).
         refresh: `rollout`: the target writes every response again; `redraft`: the drafter goes along the texts that the
             target has written once and for all. The same traces at temperature 0, up to the precision of stored
-            features.
+            features. Above 0 rollouts of a later lap draw other texts, redrafts do not.
 
     Raises:
         DraftError: `redraft` with sampled drafts.

@@ -33,8 +33,8 @@ def _causal(rows: int, width: int, length: int) -> float:
 class Ledger:
     """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter.
 
-    Tokens are those that a model reads in a phase, besides `decode` (committed by verifications) and `redraft` (response
-    tokens drafted along again). Seconds nest: `rollout` holds `prefill` and `decode`, `train` holds `replay`.
+    Tokens are those that a model reads in a phase, besides `decode` (committed by verifications) and `redraft`
+    (response tokens drafted along again). Seconds nest: `rollout` holds `prefill` and `decode`, `train` holds `replay`.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ ROWS = 512  # a forward may have as many, however short the text is
 
 
 def require_greedy_drafts(decoding: Decoding) -> None:
-    """Raises DraftError where drafts are sampled: which are kept, and what follows them, is then no matter of the text."""
+    """Raises DraftError where drafts are sampled: whether one is kept is then not a matter of the text alone."""
     if decoding.samples_drafts:
         raise DraftError(
             "decoding.rule=rejection samples drafts, whose text cannot be drafted again: roll out "
