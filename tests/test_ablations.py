@@ -60,7 +60,7 @@ def test_a_scale_wins_over_the_experiment(name: str):
     config = composed(f"experiment=ablations/{name}", "scale=tiny")
     assert config["target"]["_target_"] == "draftopd.load.tiny"
     assert config["prompts"]["_target_"] == "draftopd.prompts.TinyPrompts"
-    assert config["budget"] == {"epochs": 1, "steps": None, "flops": None}
+    assert {name: limit for name, limit in config["budget"].items() if limit} == {"epochs": 1}
     assert composed(f"experiment=ablations/{name}")["budget"]["flops"] == 2e13
 
 

@@ -98,6 +98,7 @@ class DecodingBatch:
             self.drafter.extend(state, features, following, self.target.embed)
             state.lengths = lengths
             self.state.put(rows, state)
+        self.ledger.join(self.target, self.drafter, *padded.shape)
         if self.keep:
             if self.kept is None:
                 self.kept = features.new_zeros(len(self.rows), self.capacity, features.shape[-1])
@@ -126,7 +127,7 @@ class DecodingBatch:
 
     def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:
         result = self.target.step(tokens, cache, self.layer_ids)
-        self.ledger.prefill(self.target, self.drafter, tokens.shape[0], tokens.shape[1], cache.end)
+        self.ledger.prefill(self.target, tokens.shape[0], tokens.shape[1], cache.end)
         return result
 
     def step(self) -> None:
@@ -179,6 +180,7 @@ class DecodingBatch:
                 if self.keep:
                     row.hidden.append(hidden[i].clone())
             row.tokens += committed[i, :count].tolist()
+            self.ledger.tokens["decode"] += count
 
     def finished(self) -> dict[int, Rollout]:
         """The responses that are complete; their rows are free from now on."""

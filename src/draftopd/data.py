@@ -14,9 +14,10 @@ from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, ge
 from draftopd.errors import DraftError
 from draftopd.free_running import free_running
 from draftopd.prompts import Prompts
+from draftopd.redraft import redraft, require_greedy_drafts
 from draftopd.rollout import Decoding, rollout
 from draftopd.texts import TextCache
-from draftopd.trace import ReplayBatch, Rollout, Trace, collate
+from draftopd.trace import ReplayBatch, Rollout, Trace, collate_rollouts
 
 Place = Callable[[Sequence[Trace], torch.Generator], ReplayBatch]
 """traces -> their batch, with blocks elsewhere than where they were drafted (placements.py)"""
@@ -75,8 +76,14 @@ class OnPolicyDataModule(DraftDataModule):
     Args:
         prompts_per_epoch: prompts of one rollout phase. With `batch_size` equal to it every update is made on traces
             of exactly the current weights, as in the official run (210 prompts for each optimizer step).
+        refresh: `rollout`: the target writes every response again; `redraft`: the drafter goes along the texts that the
+            target has written once and for all. The same traces at temperature 0, up to the precision of stored
+            features. Above 0 rollouts of a later lap draw other texts, redrafts do not.
         place: lays the blocks elsewhere before they are trained on; None = where they were drafted.
         skip_share: see DraftDataModule.
+
+    Raises:
+        DraftError: `redraft` with sampled drafts.
     """
 
     roll_out = staticmethod(rollout)
@@ -91,12 +98,18 @@ class OnPolicyDataModule(DraftDataModule):
         seed: int = 0,
         place: Place | None = None,
         skip_share: float = 0.0,
+        refresh: str = "rollout",
     ) -> None:
         super().__init__(prompts, texts, decoding, batching, seed, skip_share)
-        self.prompts_per_epoch, self.place = prompts_per_epoch, place
+        if refresh not in ("rollout", "redraft"):
+            raise DraftError(f"data.refresh={refresh} is not known: rollout or redraft")
+        if refresh == "redraft":
+            require_greedy_drafts(decoding)
+        self.prompts_per_epoch, self.place, self.refresh = prompts_per_epoch, place, refresh
 
     def train_dataloader(self) -> DataLoader:
-        self.results = results = [r for r in self._roll_out() if len(r.trace.anchors)]
+        fresh = self._roll_out() if self.refresh == "rollout" else self._redraft()
+        self.results = results = [r for r in fresh if len(r.trace.anchors)]
         if not results:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
@@ -115,10 +128,11 @@ class OnPolicyDataModule(DraftDataModule):
         traces = [r.trace for r in members]
         if self.place is not None:
             return self.place(traces, draw)
-        return collate(traces, [r.features for r in members], [r.target_hidden for r in members])
+        return collate_rollouts(members)
 
     def _roll_out(self) -> list[Rollout]:
-        module, (places, prompts) = self.module, self._next_prompts()
+        module, (places, index), pool = self.module, self._next_prompts(), self.encoded("train")
+        prompts = [pool[i][1] for i in index]
         with progress("rolling out", len(prompts)) as on_done, module.ledger.timed("rollout"):
             return self.roll_out(
                 module.target,
@@ -132,18 +146,33 @@ class OnPolicyDataModule(DraftDataModule):
                 on_done=on_done,
             )
 
-    def _next_prompts(self) -> tuple[range, list[list[int]]]:
-        """Places of this epoch's prompts in the run, and the prompts: a new shuffle each time the pool is through."""
-        pool = [ids for _, ids in self.encoded("train")]
+    def _redraft(self) -> list[Rollout]:
+        """Traces without what judges their drafts: the step replays them where the objective reads it."""
+        module, texts = self.module, self.texts("train")
+        chosen = [Rollout(texts[i], texts.features(i)) for i in self._next_prompts()[1]]
+        with progress("redrafting", len(chosen)) as on_done, module.ledger.timed("redraft"):
+            return redraft(
+                module.target,
+                module.drafter,
+                chosen,
+                self.decoding,
+                drafter_step=module.global_step,
+                ledger=module.ledger,
+                on_done=on_done,
+            )
+
+    def _next_prompts(self) -> tuple[range, list[int]]:
+        """Places of this epoch's prompts in the run, and their numbers: a new shuffle when the pool is through."""
+        size = len(self.encoded("train"))
         first = (self.trainer.current_epoch if self.trainer else 0) * self.prompts_per_epoch
         places = range(first, first + self.prompts_per_epoch)
         orders: dict[int, list[int]] = {}
         chosen = []
         for place in places:
-            lap, at = divmod(place, len(pool))
+            lap, at = divmod(place, size)
             if lap not in orders:
-                orders[lap] = torch.randperm(len(pool), generator=generator(self.seed, lap)).tolist()
-            chosen.append(pool[orders[lap][at]])
+                orders[lap] = torch.randperm(size, generator=generator(self.seed, lap)).tolist()
+            chosen.append(orders[lap][at])
         return places, chosen
 
 

@@ -155,6 +155,18 @@ def collate(
     )
 
 
+def collate_rollouts(rollouts: Sequence[Rollout]) -> ReplayBatch:
+    """Pads rollouts to one batch, with what every one of them brings."""
+    features = [r.features for r in rollouts if r.features is not None]
+    hidden = [r.target_hidden for r in rollouts if r.target_hidden is not None]
+    whole = len(rollouts)
+    return collate(
+        [r.trace for r in rollouts],
+        features if len(features) == whole else None,
+        hidden if len(hidden) == whole else None,
+    )
+
+
 def text_blocks(
     texts: Sequence[Trace],
     anchors: Sequence[Tensor],
