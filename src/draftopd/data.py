@@ -75,7 +75,7 @@ class OnPolicyDataModule(DraftDataModule):
         skip_share: see DraftDataModule.
     """
 
-    roll_out = staticmethod(rollout)
+    roll_out: Callable[..., list[Rollout]] = staticmethod(rollout)
 
     def __init__(
         self,
@@ -111,7 +111,8 @@ class OnPolicyDataModule(DraftDataModule):
         traces = [r.trace for r in members]
         if self.place is not None:
             return self.place(traces, draw)
-        return collate(traces, [r.features for r in members], [r.target_hidden for r in members])
+        features = [r.features for r in members if r.features is not None]
+        return collate(traces, features, [r.target_hidden for r in members if r.target_hidden is not None])
 
     def _roll_out(self) -> list[Rollout]:
         module, (places, prompts) = self.module, self._next_prompts()
