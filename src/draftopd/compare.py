@@ -78,7 +78,8 @@ def _finished(client: MlflowClient, experiment: str) -> list[MlflowRun]:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise DraftError(f"there is no MLflow experiment '{experiment}': name the one that mlflow.yaml had")
-    runs, token = [], None
+    runs: list[MlflowRun] = []
+    token = None
     while token != "":
         page = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'", page_token=token)
         runs, token = [*runs, *page], page.token or ""

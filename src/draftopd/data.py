@@ -86,7 +86,7 @@ class OnPolicyDataModule(DraftDataModule):
         DraftError: `redraft` with sampled drafts.
     """
 
-    roll_out = staticmethod(rollout)
+    roll_out: Callable[..., list[Rollout]] = staticmethod(rollout)
 
     def __init__(
         self,

@@ -85,7 +85,8 @@ def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
         axis.plot(stage.flops, stage.acceptance_length, marker="o", ms=4, label=stage.name, **style)
     axis.xaxis.set_major_formatter(EngFormatter())
     axis.set(xlabel="training FLOPs", ylabel="τ on validation prompts (tokens a verification)")
-    axis.legend(frameon=False, **({"bbox_to_anchor": (1, 1), "fontsize": "small"} if len(stages) > 6 else {}))
+    beside = len(stages) > 6
+    axis.legend(frameon=False, bbox_to_anchor=(1, 1) if beside else None, fontsize="small" if beside else None)
     axis.grid(alpha=0.3)
     return figure
 

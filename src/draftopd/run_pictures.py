@@ -91,7 +91,7 @@ def acceptance(table: Mapping[str, Sequence[float]], reference: str) -> Figure:
     image = axis.imshow(change, cmap="RdYlGn", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(*values.shape):
         axis.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center")
-    axis.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
+    axis.set_xticks(range(values.shape[1]), [str(k + 1) for k in range(values.shape[1])])
     axis.set_yticks(range(len(names)), names)
     colour = f"colour: percentage points more than {reference}"
     axis.set(xlabel=f"position k in the block\n({colour})", title="% of blocks whose first k drafts held")
