@@ -3,7 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ready := $(VENV)/.ready
 
-.PHONY: quickstart smoke test slow lint ui bench-objectives
+CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
+
+.PHONY: quickstart smoke test slow lint ui bench-objectives serve-check
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -24,6 +26,12 @@ lint: $(ready)
 
 bench-objectives: $(ready) ## every objective on a drafter whose best acceptance length is known, seconds
 	$(BIN)/python benchmarks/objectives.py
+
+serve-check: $(ready) $(CHECKPOINT) ## vLLM and transformers beside ours; takes CHECKPOINT=... and PROMPTS=<JSON Lines file>
+	$(BIN)/python -m benchmarks.serve_check $(CHECKPOINT) $(if $(PROMPTS),--prompts $(PROMPTS))
+
+outputs/bench/checkpoints/last.ckpt: | $(ready)
+	$(BIN)/python -m draftopd.fit experiment=quickstart/sft hydra.run.dir=outputs/bench
 
 ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
 	$(BIN)/python -m draftopd.ui
