@@ -39,7 +39,8 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
     weights = drafter.state_dict()
     weights.pop("d2t", None)
     model.load_state_dict({RENAMES.get(name, name): value for name, value in weights.items()})
-    return model.to(device=target.device, dtype=next(drafter.parameters()).dtype).eval()
+    dtype = next(drafter.parameters()).dtype
+    return model.to(device=target.device, dtype=dtype).eval()  # type: ignore[call-arg]  # its decorator hides self
 
 
 def _config(sheet: Sheet) -> dict[str, Any]:
