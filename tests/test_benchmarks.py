@@ -7,6 +7,7 @@ import pytest
 from benchmarks import decode, redraft
 
 
+@pytest.mark.slow
 def test_decode_writes_results_a_picture_and_a_profile(command, tmp_path: Path, capsys):
     assert command("experiment=smoke/sft", "budget.epochs=2", "logger=none") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
@@ -58,6 +59,7 @@ def test_decode_ends_with_an_error_where_a_text_differs(command, tmp_path: Path,
         decode.main([str(checkpoint), *words])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", ["sft", "eagle3_sft"])
 def test_redraft_compares_equal_traces_and_says_what_they_cost(command, tmp_path: Path, capsys, drafter: str):
     assert command(f"experiment=smoke/{drafter}", "budget.epochs=2", "test.speedup_prompts=0", "logger=none") == 0

@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("experiment", ["smoke/sft", "smoke/draft_opd"])
+@pytest.mark.parametrize("experiment", ["smoke/sft", pytest.param("smoke/draft_opd", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, experiment):
     """Same epochs, same learning rates: the budget is the same, the first run is only cut short."""
     words = (f"experiment={experiment}", "budget.epochs=2", "logger=none", "seed=3")
@@ -84,6 +84,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, e
     assert resumed["ledger"]["flops"] == pytest.approx(whole["ledger"]["flops"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, tmp_path, monkeypatch, capsys):
     def interrupt(self):
         if self.trainer.global_step:
@@ -209,14 +210,14 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
     [
         ("smoke/draft_opd", "data.batching.micro_batch_size=3"),
         ("smoke/draft_opd", "module.chunk_rows=7"),
-        ("smoke/draft_opd", "data.decoding.batch_size=3"),
-        ("smoke/sft", "data.batching.micro_batch_size=3"),
+        pytest.param("smoke/draft_opd", "data.decoding.batch_size=3", marks=pytest.mark.slow),
+        pytest.param("smoke/sft", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         ("smoke/sft", "texts.features_dtype=null"),
-        ("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3"),
-        ("smoke/draft_opd objective=expected_length", "module.chunk_rows=7"),
-        ("smoke/eagle3_opd", "module.chunk_rows=7"),
-        ("smoke/eagle3_sft", "texts.features_dtype=null"),
-        ("smoke/draft_opd", "data.refresh=redraft"),
+        pytest.param("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
+        pytest.param("smoke/draft_opd objective=expected_length", "module.chunk_rows=7", marks=pytest.mark.slow),
+        pytest.param("smoke/eagle3_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
+        pytest.param("smoke/eagle3_sft", "texts.features_dtype=null", marks=pytest.mark.slow),
+        pytest.param("smoke/draft_opd", "data.refresh=redraft", marks=pytest.mark.slow),
         ("smoke/eagle3_opd", "data.refresh=redraft"),
     ],
 )

@@ -17,6 +17,7 @@ def execute(name: str, folder: Path, parameters: str) -> nbformat.NotebookNode:
     return notebook
 
 
+@pytest.mark.slow
 def test_the_trace_notebook_renders_traces(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=2") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
@@ -26,6 +27,7 @@ def test_the_trace_notebook_renders_traces(command, tmp_path):
     assert any("accepted" in str(o) for o in outputs)
 
 
+@pytest.mark.slow
 def test_the_ablations_notebook_compares_runs(command, tmp_path):
     few = ["scale=tiny", "budget.epochs=null", "budget.steps=2", "prompts.train=8", "data.decoding.batch_size=64"]
     assert command("experiment=ablations/sft_continued,ablations/paper", *few, "-m") == 0

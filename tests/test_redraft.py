@@ -56,7 +56,7 @@ def test_the_traces_are_those_of_a_rollout_in_every_family(family: str, kind: st
         drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS)
         drafter.initialise(target.head)
         fit_texts(drafter, target, PROMPTS[:2], decoding, steps=30)
-    assert len(accepted(compare(target, drafter, decoding))) > 2
+    assert len(accepted(compare(target, drafter, decoding))) >= 2
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 24])
