@@ -136,7 +136,7 @@ BAD = {
     "no budget": (["experiment=smoke/sft", "budget.epochs=null"], "no budget"),
     "unknown type": (["experiment=smoke/sft", "texts.features_dtype=bf16"], "bf16"),
     "wrong option": (["experiment=smoke/sft", "prompts=reasoning_gym", "+prompts.words=3"], "words"),
-    "two devices": (["experiment=smoke/sft", "trainer.devices=2"], "trainer.devices=1"),
+    "two processes": (["experiment=smoke/sft", "trainer.devices=2"], "trainer=ddp"),
     "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot keep texts"),
 }
 

@@ -143,7 +143,6 @@ class Speedup(L.Callback):
     def __init__(self, prompts: int = 8) -> None:
         self.prompts = prompts
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
         if not self.prompts:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from draftopd import processes
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
 from draftopd.prompts import Prompts
@@ -40,7 +41,9 @@ class SFTDataModule(DraftDataModule):
         return self.module.objective.needs_target  # it compares with the target's distribution in every step
 
     def train_dataloader(self) -> DataLoader:
-        texts, size = self.texts("train"), self.batching.batch_size
+        # written as they are needed; several processes would all wait for one shard, so they share them out before
+        texts = self.texts("train") if processes.count() == 1 else self.written("train")
+        size = self.batching.batch_size
         epoch = self.trainer.current_epoch if self.trainer else 0
         # the first epoch goes through the texts in order, so that training starts while the target still writes
         order = (
@@ -50,7 +53,7 @@ class SFTDataModule(DraftDataModule):
         def build(step: int) -> list[ReplayBatch]:
             draw = generator(self.seed, epoch, step)
             chosen = [i for i in order[step * size : (step + 1) * size] if candidates(texts[i]).numel()]
-            anchors = {i: self._anchors(texts[i], draw) for i in chosen}
+            anchors = {i: self._anchors(texts[i], draw) for i in chosen}  # all are drawn, whoever takes them
             return [self.replay(texts, part, [anchors[i] for i in part]) for part in self.micro(chosen)]
 
         return DataLoader(Steps(build, max(1, len(texts) // size)), batch_size=None)
@@ -82,36 +85,49 @@ class OnPolicyDataModule(DraftDataModule):
         self.prompts_per_epoch = prompts_per_epoch
 
     def train_dataloader(self) -> DataLoader:
-        results = [r for r in self._roll_out() if len(r.trace.anchors)]
-        if not results:
+        results = self._roll_out()
+        drafted = processes.gather([len(r.trace.anchors) > 0 for r in results.values()])
+        places = [place for place, any_block in enumerate(drafted) if any_block]
+        if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
-        steps = max(1, len(results) // size)
+        steps = max(1, len(places) // size)
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
-            part = results[step * size : len(results) if step == steps - 1 else (step + 1) * size]
-            return [
-                collate([r.trace for r in m], [r.features for r in m], [r.target_hidden for r in m])
-                for m in self.micro(part)
-            ]
+            part = places[step * size : len(places) if step == steps - 1 else (step + 1) * size]
+            owners = [place % processes.count() for place in part]  # traces are replayed where they were rolled out
+            return [self._collate([results[place] for place in m]) for m in self.micro(part, owners)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
 
-    def _roll_out(self) -> list[Rollout]:
-        module, (places, prompts) = self.module, self._next_prompts()
-        with progress("rolling out", len(prompts)) as on_done, module.ledger.timed("rollout"):
-            return rollout(
+    def _collate(self, results: list[Rollout]) -> ReplayBatch:
+        if not results:
+            return self.nothing()
+        return collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+
+    def _roll_out(self) -> dict[int, Rollout]:
+        """This process's share of the epoch's prompts, by their places in the epoch."""
+        module, (keys, prompts) = self.module, self._next_prompts()
+        mine = processes.own(prompts)
+        with (
+            progress("rolling out", len(mine)) as on_done,
+            module.ledger.timed("rollout"),
+            processes.whole(module.drafter),
+        ):
+            results = rollout(
                 module.target,
                 module.drafter,
-                prompts,
+                mine,
                 self.decoding,
                 keep=True,
-                keys=places,
+                keys=processes.own(keys),
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
             )
+        module.share_costs()
+        return dict(zip(processes.own(range(len(prompts))), results, strict=True))
 
     def _next_prompts(self) -> tuple[range, list[list[int]]]:
         """Places of this epoch's prompts in the run, and the prompts: a new shuffle each time the pool is through."""
