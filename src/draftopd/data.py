@@ -104,7 +104,9 @@ class OnPolicyDataModule(DraftDataModule):
     def _collate(self, results: list[Rollout]) -> ReplayBatch:
         if not results:
             return self.nothing()
-        return collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+        features = [r.features for r in results if r.features is not None]
+        hidden = [r.target_hidden for r in results if r.target_hidden is not None]
+        return collate([r.trace for r in results], features, hidden)
 
     def _roll_out(self) -> dict[int, Rollout]:
         """This process's share of the epoch's prompts, by their places in the epoch."""

@@ -44,7 +44,7 @@ class Parent:
     def __init__(self, config: DictConfig) -> None:
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
-        if not config.logger or rank_zero_only.rank:
+        if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
             return
         self.client = MlflowClient(config.logger.tracking_uri)
         experiment = self.client.get_experiment_by_name(config.logger.experiment_name)
