@@ -5,7 +5,7 @@ ready := $(VENV)/.ready
 
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
-.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode
+.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode bench-redraft
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -29,6 +29,9 @@ bench-objectives: $(ready) ## every objective on a drafter whose best acceptance
 
 bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT=... takes a drafter that is there
 	$(BIN)/python -m benchmarks.decode --profile $(CHECKPOINT)
+
+bench-redraft: $(ready) $(CHECKPOINT) ## an on-policy epoch's traces: rolled out, or drafted along texts that are there
+	$(BIN)/python -m benchmarks.redraft $(CHECKPOINT)
 
 outputs/bench/checkpoints/last.ckpt: | $(ready)
 	$(BIN)/python -m draftopd.fit experiment=quickstart/sft hydra.run.dir=outputs/bench

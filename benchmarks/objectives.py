@@ -56,7 +56,8 @@ class Table:
         kept = (draft == text).long().cumprod(1).sum(1, keepdim=True).expand_as(text)
         slot = torch.arange(1, slots + 1).expand_as(text)
         context = torch.arange(contexts).repeat(blocks)[:, None].expand_as(text)
-        return context.flatten(), Rows(draft.flatten(), text.flatten(), slot.flatten(), kept.flatten())
+        block = torch.arange(len(text))[:, None].expand_as(text)
+        return context.flatten(), Rows(*(values.flatten() for values in (draft, text, slot, kept, block)))
 
 
 def acceptance_length(rate: Tensor) -> float:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks import decode, plan
+from benchmarks import decode, plan, redraft
 
 
 def test_decode_writes_results_a_picture_and_a_profile(command, tmp_path: Path, capsys):
@@ -57,6 +57,47 @@ def test_decode_ends_with_an_error_where_a_text_differs(command, tmp_path: Path,
     words = ["--rounds", "1", "--prompts", "2", "--tokens", "4", "--output", str(tmp_path / "out.json")]
     with pytest.raises(SystemExit, match="9 texts are not the plain greedy text"):
         decode.main([str(checkpoint), *words])
+
+
+@pytest.mark.parametrize("drafter", ["sft", "eagle3_sft"])
+def test_redraft_compares_equal_traces_and_says_what_they_cost(command, tmp_path: Path, capsys, drafter: str):
+    assert command(f"experiment=smoke/{drafter}", "budget.epochs=2", "test.speedup_prompts=0", "logger=none") == 0
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    output = tmp_path / "results" / "redraft.json"
+    words = ["--rounds", "2", "--prompts", "4", "--tokens", "12", "--micro-batch-size", "3", "--output", str(output)]
+    redraft.main([str(checkpoint), *words])
+
+    results = json.loads(output.read_text())
+    assert {"commit", "machine", "versions", "settings", "notes", "rounds", "summary"} == results.keys()
+    first, second = results["rounds"]
+    assert first["order"] != second["order"]
+    assert set(first["order"]) == set(second["order"]) == set(first["systems"])
+    for done in results["rounds"]:
+        assert not any(done["differing_traces"].values())
+        for name, (slow, fast) in redraft.RATIOS.items():
+            seconds = [done["systems"][system]["seconds"] for system in (slow, fast)]
+            assert done["ratios"][name] == pytest.approx(seconds[0] / seconds[1])
+    tokens = results["summary"]["target_tokens"]
+    assert tokens["redraft"] == 0
+    assert 0 < tokens["redraft_replay"] <= tokens["rollout_b1"]
+
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"redraft_vs_rollout_b1", "redraft_vs_rollout_b8"} <= last.keys() == redraft.RATIOS.keys()
+    assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_redraft_ends_with_an_error_where_a_trace_differs(command, tmp_path: Path, monkeypatch):
+    assert command("experiment=smoke/sft", "budget.epochs=1", "test.speedup_prompts=0", "logger=none") == 0
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    again = redraft.redraft
+
+    def older(target, drafter, texts, *rest, **options):
+        return again(target, drafter, [*texts[1:], texts[0]], *rest, **options)
+
+    monkeypatch.setattr(redraft, "redraft", older)
+    words = ["--rounds", "1", "--prompts", "2", "--tokens", "4", "--output", str(tmp_path / "out.json")]
+    with pytest.raises(SystemExit, match="4 traces are not those of the rollout"):
+        redraft.main([str(checkpoint), *words])
 
 
 def test_the_plan_in_the_docs_is_what_the_script_prints():

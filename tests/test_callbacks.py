@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from draftopd import callbacks
 from draftopd.callbacks import Budget
 from draftopd.errors import DraftError
 from draftopd.ledger import Ledger
@@ -26,13 +27,15 @@ class Run:
             optimizers=[SimpleNamespace(param_groups=[{"lr": 1.0}])],
         )
 
-    def step(self, budget: Budget, flops: float = 0.0) -> float:
+    def step(self, budget: Budget, flops: float = 0.0, tokens: float = 0.0) -> float:
         trainer = self.trainer
         index = trainer.global_step % trainer.num_training_batches
         if index == 0:
             budget.on_train_epoch_start(trainer, self.module)
         budget.on_train_batch_start(trainer, self.module, None, index)
         self.module.ledger.flops["train"] += flops
+        self.module.ledger.tokens["replay"] += tokens
+        self.module.ledger.tokens["train"] += 1e6  # not the target's
         trainer.global_step += 1
         budget.on_train_batch_end(trainer, self.module, None, None, index)
         trainer.current_epoch = trainer.global_step // trainer.num_training_batches
@@ -50,22 +53,56 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("limits", "steps"), [({"steps": 7}, 7), ({"flops": 50.0}, 5), ({"epochs": 0.5, "steps": 9}, 2)]
+    ("limits", "steps"),
+    [({"steps": 7}, 7), ({"flops": 50.0}, 5), ({"epochs": 0.5, "steps": 9}, 2), ({"target_tokens": 200}, 5)],
 )
 def test_whichever_limit_is_spent_first_ends_the_run(limits, steps):
     run, budget = Run(batches=4), Budget(**limits)
     while not run.trainer.should_stop:
-        run.step(budget, flops=10.0)
+        run.step(budget, flops=10.0, tokens=40.0)
     assert run.trainer.global_step == steps
 
 
-def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun():
-    run, budget = Run(batches=2), Budget(flops=100.0)
+def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+    run, budget = Run(batches=4), Budget(minutes=3.0)
+    now[0] += 600.0  # before the fit
+    budget.on_fit_start(run.trainer, run.module)
+    for _ in range(2):
+        now[0] += 30.0
+        run.step(budget)
+    assert not run.trainer.should_stop
+    later = Budget(minutes=3.0)
+    later.load_state_dict(budget.state_dict())
+    now[0] += 600.0  # between the two
+    later.on_fit_start(run.trainer, run.module)
+    while not run.trainer.should_stop:
+        now[0] += 30.0
+        run.step(later)
+    assert run.trainer.global_step == 6
+
+
+@pytest.mark.parametrize("unit", ["flops", "target_tokens"])
+def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
+    run, budget = Run(batches=2), Budget(**{unit: 100.0})
     while not run.trainer.should_stop:
         if run.trainer.global_step % 2 == 0:
-            run.module.ledger.flops["verify"] += 30.0
+            getattr(run.module.ledger, {"flops": "flops", "target_tokens": "tokens"}[unit])["verify"] += 30.0
+        run.step(budget, flops=1.0, tokens=1.0)
+    assert run.trainer.global_step == 6  # three phases; a fourth rollout would pass 100
+
+
+def test_a_resumed_run_knows_what_a_rollout_phase_costs():
+    run, budget = Run(batches=2), Budget(flops=100.0)
+    while not run.trainer.should_stop:
+        if run.trainer.global_step == 4:
+            state, budget = budget.state_dict(), Budget(flops=100.0)
+            budget.load_state_dict(state)
+        if run.trainer.global_step % 2 == 0:
+            run.module.ledger.flops["verify"] += 20.0
         run.step(budget, flops=1.0)
-    assert run.module.ledger.training_flops == 96.0  # three phases; a fourth rollout would pass 100
+    assert run.trainer.global_step == 8
 
 
 def test_a_run_without_a_budget_is_refused():

@@ -113,6 +113,30 @@ def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
     assert command(*words) == 0
 
 
+def test_redrafting_reads_tails_and_counts_what_it_costs(command, tmp_path):
+    """The target's texts are written once, in the ledger of texts; the phases of training are draft, replay, train."""
+    assert command("experiment=smoke/redraft", "budget.epochs=2", "test.speedup_prompts=0", "logger=none") == 0
+    ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
+    assert ledger["flops"].keys() == {"draft", "replay", "train"}
+    assert {"redraft", "replay", "train", "validate"} <= ledger["seconds"].keys()
+    assert 0 < ledger["tokens"]["redraft"] < ledger["tokens"]["draft"]
+
+
+def test_redrafting_sampled_drafts_is_refused_before_any_text_is_written(command, tmp_path, capsys):
+    words = ("data.decoding.temperature=1.0", "data.decoding.rule=rejection", "logger=none")
+    assert command("experiment=smoke/redraft", *words) == 2
+    assert "data.refresh=rollout" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("limit", "most"), [("target_tokens=900", 4), ("minutes=1e-6", 1)])
+def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
+    words = ("budget.epochs=null", f"budget.{limit}", "test.speedup_prompts=0", "logger=none")
+    assert command("experiment=smoke/draft_opd", *words) == 0
+    checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 1 <= checkpoint["global_step"] <= most
+
+
 def test_a_budget_in_flops_ends_a_run(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e8", "logger=none") == 0
     (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]
@@ -136,6 +160,7 @@ BAD = {
     "no budget": (["experiment=smoke/sft", "budget.epochs=null"], "no budget"),
     "unknown type": (["experiment=smoke/sft", "texts.features_dtype=bf16"], "bf16"),
     "wrong option": (["experiment=smoke/sft", "prompts=reasoning_gym", "+prompts.words=3"], "words"),
+    "unknown refresh": (["experiment=smoke/draft_opd", "data.refresh=again"], "rollout or redraft"),
     "two processes": (["experiment=smoke/sft", "trainer.devices=2"], "trainer=ddp"),
     "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot keep texts"),
 }
@@ -191,10 +216,15 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
         ("smoke/draft_opd objective=expected_length", "module.chunk_rows=7"),
         ("smoke/eagle3_opd", "module.chunk_rows=7"),
         ("smoke/eagle3_sft", "texts.features_dtype=null"),
+        ("smoke/draft_opd", "data.refresh=redraft"),
+        ("smoke/eagle3_opd", "data.refresh=redraft"),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):
-    """Micro-batches share one normalisation, chunks are recomputed exactly, features kept equal features recomputed."""
+    """Micro-batches share one normalisation, chunks are recomputed exactly, features kept equal features recomputed.
+
+    And texts that are drafted along again give the traces of rollouts.
+    """
     same = ["texts.features_dtype=float32", "data.batching.micro_batch_size=8"]
     words = f"experiment={experiment}".split()
     base = final_weights(command, tmp_path, *words, *same)

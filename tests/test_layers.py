@@ -6,11 +6,24 @@ from pathlib import Path
 import draftopd
 
 FLOORS = [
-    {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats"}
+    {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats", "placements"}
     | {"divergences", "losses", "block_losses", "one_token", "terms", "processes"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
-    {"ledger", "batch", "rollout", "texts", "measure", "scores", "speed", "pictures"},
-    {"module", "datamodule", "data", "callbacks", "record", "exchange", "checkpoints"},
+    {
+        "ledger",
+        "batch",
+        "rollout",
+        "redraft",
+        "free_running",
+        "texts",
+        "text_quality",
+        "measure",
+        "scores",
+        "speed",
+        "diagnosis",
+    }
+    | {"pictures", "run_pictures"},
+    {"module", "datamodule", "data", "callbacks", "diagnostics", "record", "compare", "exchange", "checkpoints"},
     {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "export"}
     | {"lint", "ui"},
 ]

@@ -26,7 +26,8 @@ SHARP = torch.tensor([[0.8, 0.1, 0.1]])
 
 def rows(slot, kept, draft=None, text=None) -> Rows:
     draft = draft or [0] * len(slot)
-    return Rows(*(torch.tensor(values) for values in (draft, text or draft, slot, kept)))
+    block = [sum(k == 1 for k in slot[: i + 1]) for i in range(len(slot))]
+    return Rows(*(torch.tensor(values) for values in (draft, text or draft, slot, kept, block)))
 
 
 def mean(objective, draft, target, at: Rows) -> dict[str, float]:

@@ -31,11 +31,11 @@ def some_rows(blocks: int = 7) -> Rows:
     """Blocks of 1 to 4 drafts with every kind of row."""
     generator = torch.Generator().manual_seed(3)
     parts = []
-    for size in [1, 4, 3, 4, 2, 4, 4][:blocks]:
+    for block, size in enumerate([1, 4, 3, 4, 2, 4, 4][:blocks]):
         kept = int(torch.randint(0, size + 1, (), generator=generator))
         draft, text = torch.randint(0, 6, (2, size), generator=generator)
         text[:kept] = draft[:kept]
-        parts.append((draft, text, torch.arange(1, size + 1), torch.full((size,), kept)))
+        parts.append((draft, text, torch.arange(1, size + 1), torch.full((size,), kept), torch.full((size,), block)))
     rows = Rows(*(torch.cat(values) for values in zip(*parts, strict=True)))
     rows.text[2] = -1
     return rows

@@ -98,6 +98,7 @@ class DecodingBatch:
             self.drafter.extend(state, features, following, self.target.embed)
             state.lengths = lengths
             self.state.put(rows, state)
+        self.ledger.join(self.target, self.drafter, *padded.shape)
         if self.keep:
             if self.kept is None:
                 self.kept = features.new_zeros(len(self.rows), self.capacity, features.shape[-1])
@@ -126,7 +127,7 @@ class DecodingBatch:
 
     def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:
         result = self.target.step(tokens, cache, self.layer_ids)
-        self.ledger.prefill(self.target, self.drafter, tokens.shape[0], tokens.shape[1], cache.end)
+        self.ledger.prefill(self.target, tokens.shape[0], tokens.shape[1], cache.end)
         return result
 
     def step(self) -> None:
@@ -147,8 +148,7 @@ class DecodingBatch:
         self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
         if self.kept is not None:
             self.kept[self.cache.where] = features
-        vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
-        kept, bonus = accept(drafts, self.head(hidden), places, proposal, vocabulary)
+        kept, bonus = self._judge(drafts, hidden, places, proposal)
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
         if self.drafter is not None and self.state is not None:
             self.drafter.extend(self.state, features, committed, self.target.embed)
@@ -160,6 +160,12 @@ class DecodingBatch:
         self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + kept + 1)
         if self.state is not None:
             self.state.lengths = self.cache.lengths
+
+    def _judge(self, drafts: Tensor, hidden: Tensor, places: Places, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """Drafts kept [B], and the token [B] committed behind them."""
+        self.ledger.judge(self.target, hidden.shape[0] * hidden.shape[1])
+        vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
+        return accept(drafts, self.head(hidden), places, proposal, vocabulary)
 
     def _record(self, drafts: Tensor, kept: Tensor, committed: Tensor, counts: Tensor, hidden: Tensor) -> None:
         """Bookkeeping in ids only; no model runs here."""
@@ -174,6 +180,7 @@ class DecodingBatch:
                 if self.keep:
                     row.hidden.append(hidden[i].clone())
             row.tokens += committed[i, :count].tolist()
+            self.ledger.tokens["decode"] += count
 
     def finished(self) -> dict[int, Rollout]:
         """The responses that are complete; their rows are free from now on."""

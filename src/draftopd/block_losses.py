@@ -15,7 +15,7 @@ from draftopd.rows import Rows
 
 def per_block(rows: Rows) -> Tensor:
     """[M] 1 at the first row of every block."""
-    return (rows.slot == 1).float()
+    return rows.opens.float()
 
 
 class DPace:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-
 Where = tuple[slice | Tensor, slice | Tensor]
 """rows and slots of a buffer [B, S, ...]"""
 

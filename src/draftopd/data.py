@@ -1,8 +1,10 @@
 """Where replay batches come from: the target's own texts (SFT), or fresh rollouts with the current weights (OPD).
 
-Both hand Lightning one list of micro-batches per optimizer step and reload every epoch, so that an on-policy epoch is
+All hand Lightning one list of micro-batches per optimizer step and reload every epoch, so that an on-policy epoch is
 drafted by the weights it starts from.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +13,15 @@ from torch.utils.data import DataLoader
 from draftopd import processes
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
+from draftopd.free_running import free_running
 from draftopd.prompts import Prompts
+from draftopd.redraft import redraft, require_greedy_drafts
 from draftopd.rollout import Decoding, rollout
 from draftopd.texts import TextCache
-from draftopd.trace import ReplayBatch, Rollout, Trace, collate
+from draftopd.trace import ReplayBatch, Rollout, Trace, collate_rollouts
+
+Place = Callable[[Sequence[Trace], torch.Generator], ReplayBatch]
+"""traces -> their batch, with blocks elsewhere than where they were drafted (placements.py)"""
 
 
 class SFTDataModule(DraftDataModule):
@@ -22,6 +29,7 @@ class SFTDataModule(DraftDataModule):
 
     Args:
         num_anchors: distinct anchors a text, redrawn every step from a generator seeded by (seed, epoch, step).
+        skip_share: see DraftDataModule.
     """
 
     def __init__(
@@ -32,8 +40,9 @@ class SFTDataModule(DraftDataModule):
         batching: Batching,
         num_anchors: int = 24,
         seed: int = 0,
+        skip_share: float = 0.0,
     ) -> None:
-        super().__init__(prompts, texts, decoding, batching, seed)
+        super().__init__(prompts, texts, decoding, batching, seed, skip_share)
         self.num_anchors = num_anchors
 
     @property
@@ -70,7 +79,17 @@ class OnPolicyDataModule(DraftDataModule):
     Args:
         prompts_per_epoch: prompts of one rollout phase. With `batch_size` equal to it every update is made on traces
             of exactly the current weights, as in the official run (210 prompts for each optimizer step).
+        refresh: `rollout`: the target writes every response again; `redraft`: the drafter goes along the texts that the
+            target has written once and for all. The same traces at temperature 0, up to the precision of stored
+            features. Above 0 rollouts of a later lap draw other texts, redrafts do not.
+        place: lays the blocks elsewhere before they are trained on; None = where they were drafted.
+        skip_share: see DraftDataModule.
+
+    Raises:
+        DraftError: `redraft` with sampled drafts.
     """
+
+    roll_out: Callable[..., list[Rollout]] = staticmethod(rollout)
 
     def __init__(
         self,
@@ -80,67 +99,109 @@ class OnPolicyDataModule(DraftDataModule):
         batching: Batching,
         prompts_per_epoch: int = 64,
         seed: int = 0,
+        place: Place | None = None,
+        skip_share: float = 0.0,
+        refresh: str = "rollout",
     ) -> None:
-        super().__init__(prompts, texts, decoding, batching, seed)
-        self.prompts_per_epoch = prompts_per_epoch
+        super().__init__(prompts, texts, decoding, batching, seed, skip_share)
+        if refresh not in ("rollout", "redraft"):
+            raise DraftError(f"data.refresh={refresh} is not known: rollout or redraft")
+        if refresh == "redraft":
+            require_greedy_drafts(decoding)
+        self.prompts_per_epoch, self.place, self.refresh = prompts_per_epoch, place, refresh
 
     def train_dataloader(self) -> DataLoader:
-        results = self._roll_out()
-        drafted = processes.gather([len(r.trace.anchors) > 0 for r in results.values()])
+        fresh = self._roll_out() if self.refresh == "rollout" else self._redraft()
+        self.module.share_costs()
+        self.results = [r for r in fresh.values() if len(r.trace.anchors)]
+        drafted = processes.gather([len(r.trace.anchors) > 0 for r in fresh.values()])
         places = [place for place, any_block in enumerate(drafted) if any_block]
         if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
         steps = max(1, len(places) // size)
+        epoch = self.trainer.current_epoch if self.trainer else 0
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
             part = places[step * size : len(places) if step == steps - 1 else (step + 1) * size]
             owners = [place % processes.count() for place in part]  # traces are replayed where they were rolled out
-            return [self._collate([results[place] for place in m]) for m in self.micro(part, owners)]
+            draw = generator(self.seed, epoch, step)
+            return [self._batch([fresh[place] for place in m], draw) for m in self.micro(part, owners)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
 
-    def _collate(self, results: list[Rollout]) -> ReplayBatch:
-        if not results:
+    def _batch(self, members: Sequence[Rollout], draw: torch.Generator) -> ReplayBatch:
+        if not members:
             return self.nothing()
-        features = [r.features for r in results if r.features is not None]
-        hidden = [r.target_hidden for r in results if r.target_hidden is not None]
-        return collate([r.trace for r in results], features, hidden)
+        if self.place is not None:
+            return self.place([r.trace for r in members], draw)
+        return collate_rollouts(members)
 
     def _roll_out(self) -> dict[int, Rollout]:
         """This process's share of the epoch's prompts, by their places in the epoch."""
-        module, (keys, prompts) = self.module, self._next_prompts()
-        mine = processes.own(prompts)
+        module, (keys, index), pool = self.module, self._next_prompts(), self.encoded("train")
+        prompts = [pool[i][1] for i in processes.own(index)]
         with (
-            progress("rolling out", len(mine)) as on_done,
+            progress("rolling out", len(prompts)) as on_done,
             module.ledger.timed("rollout"),
             processes.whole(module.drafter),
         ):
-            results = rollout(
+            results = self.roll_out(
                 module.target,
                 module.drafter,
-                mine,
+                prompts,
                 self.decoding,
-                keep=True,
+                keep=self.place is None,  # what a verification computed does not fit blocks that were moved
                 keys=processes.own(keys),
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
             )
-        module.share_costs()
-        return dict(zip(processes.own(range(len(prompts))), results, strict=True))
+        return dict(zip(processes.own(range(len(index))), results, strict=True))
 
-    def _next_prompts(self) -> tuple[range, list[list[int]]]:
-        """Places of this epoch's prompts in the run, and the prompts: a new shuffle each time the pool is through."""
-        pool = [ids for _, ids in self.encoded("train")]
+    def _redraft(self) -> dict[int, Rollout]:
+        """As `_roll_out`, without what judges the drafts: the step replays it where the objective reads it."""
+        module, texts = self.module, self.texts("train")
+        index = self._next_prompts()[1]
+        chosen = [Rollout(texts[i], texts.features(i)) for i in processes.own(index)]
+        with (
+            progress("redrafting", len(chosen)) as on_done,
+            module.ledger.timed("redraft"),
+            processes.whole(module.drafter),
+        ):
+            results = redraft(
+                module.target,
+                module.drafter,
+                chosen,
+                self.decoding,
+                drafter_step=module.global_step,
+                ledger=module.ledger,
+                on_done=on_done,
+            )
+        return dict(zip(processes.own(range(len(index))), results, strict=True))
+
+    def _next_prompts(self) -> tuple[range, list[int]]:
+        """Places of this epoch's prompts in the run, and their numbers: a new shuffle when the pool is through."""
+        size = len(self.encoded("train"))
         first = (self.trainer.current_epoch if self.trainer else 0) * self.prompts_per_epoch
         places = range(first, first + self.prompts_per_epoch)
         orders: dict[int, list[int]] = {}
         chosen = []
         for place in places:
-            lap, at = divmod(place, len(pool))
+            lap, at = divmod(place, size)
             if lap not in orders:
-                orders[lap] = torch.randperm(len(pool), generator=generator(self.seed, lap)).tolist()
-            chosen.append(pool[orders[lap][at]])
+                orders[lap] = torch.randperm(size, generator=generator(self.seed, lap)).tolist()
+            chosen.append(orders[lap][at])
         return places, chosen
+
+
+class FreeRunningDataModule(OnPolicyDataModule):
+    """On-policy data of text that the drafter writes alone and the target only scores (free_running.py).
+
+    The paper's counter-example: such text drifts away from what the target would write (arXiv 2605.29343, Fig. 2).
+    Validation and test roll out with the target, as everywhere.
+    """
+
+    verified = False
+    roll_out = staticmethod(free_running)

@@ -18,7 +18,7 @@ from draftopd.module import DraftModule
 from draftopd.prompts import Prompt, Prompts, encode
 from draftopd.rollout import Decoding
 from draftopd.texts import TextCache, Texts
-from draftopd.trace import ReplayBatch, Trace, no_blocks, text_blocks
+from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
 
 
 @contextmanager
@@ -75,12 +75,34 @@ class Steps(Dataset):
 
 
 class DraftDataModule(L.LightningDataModule):
+    """Prompts and texts of one run.
+
+    Args:
+        skip_share: share of the training prompts that is left out, from the first on: those that the run's warm start
+            was trained on.
+
+    Raises:
+        DraftError: skip_share leaves nothing.
+    """
+
+    verified = True
+    """the target has the last word on the text of rollout phases"""
+
     def __init__(
-        self, prompts: Prompts, texts: TextCache, decoding: Decoding, batching: Batching, seed: int = 0
+        self,
+        prompts: Prompts,
+        texts: TextCache,
+        decoding: Decoding,
+        batching: Batching,
+        seed: int = 0,
+        skip_share: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= skip_share < 1:
+            raise DraftError(f"data.skip_share={skip_share} must be at least 0 and below 1")
         self.prompts, self.cache, self.decoding, self.batching = prompts, texts, decoding, batching
-        self.seed = seed
+        self.seed, self.skip_share = seed, skip_share
+        self.results: list[Rollout] = []  # of the current rollout phase, where there is one
         self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}
         self._texts: dict[str, Texts] = {}
 
@@ -103,6 +125,8 @@ class DraftDataModule(L.LightningDataModule):
         """
         if split not in self._encoded:
             prompts, longest = self.prompts.split(split), self.batching.max_prompt_length
+            if split == "train":
+                prompts = prompts[int(self.skip_share * len(prompts)) :]
             tokenizer, thinking = self.module.target.tokenizer, self.batching.enable_thinking
             pairs = [(p, encode(p, tokenizer, thinking, longest)) for p in prompts]
             self._encoded[split] = [(p, ids) for p, ids in pairs if ids is not None]

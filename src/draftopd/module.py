@@ -142,9 +142,11 @@ class DraftModule(L.LightningModule):
         """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
         if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
             return batch
-        if self.training:
-            self.ledger.replay(self.target, batch)
-        return self.target.replay(batch, self.drafter.layer_ids)
+        if not self.training:
+            return self.target.replay(batch, self.drafter.layer_ids)
+        self.ledger.replay(self.target, batch)
+        with self.ledger.timed("replay"):
+            return self.target.replay(batch, self.drafter.layer_ids)
 
     def _head_index(self, head: Head) -> Tensor | None:
         """[V] row of the draft head for each token id, -1 outside the draft vocabulary."""

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.rule import Rule
 
@@ -71,14 +72,21 @@ def rejections(traces: Sequence[Trace]) -> Figure:
     return figure
 
 
-def curves(stages: Sequence[Curve], split: str = "validation") -> Figure:
-    """Acceptance length against training FLOPs; a continuation starts where the stage before it ended."""
+def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
+    """Acceptance length against training FLOPs; a continuation starts where the stage before it ended.
+
+    Args:
+        reference: name of the stage whose curve the others are read against: black and thick.
+    """
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    colors = plt.get_cmap("tab10" if len(stages) <= 10 else "tab20")
     for number, stage in enumerate(stages):
-        petaflops = [value / 1e15 for value in stage.flops]
-        axis.plot(petaflops, stage.acceptance_length, marker="o", ms=4, color=f"C{number}", label=stage.name)
-    axis.set(xlabel="training PFLOPs", ylabel=f"τ on {split} prompts (tokens a verification)")
-    axis.legend(frameon=False)
+        style = {"color": "black", "lw": 3} if stage.name == reference else {"color": colors(number)}
+        axis.plot(stage.flops, stage.acceptance_length, marker="o", ms=4, label=stage.name, **style)
+    axis.xaxis.set_major_formatter(EngFormatter())
+    axis.set(xlabel="training FLOPs", ylabel="τ on validation prompts (tokens a verification)")
+    beside = len(stages) > 6
+    axis.legend(frameon=False, bbox_to_anchor=(1, 1) if beside else None, fontsize="small" if beside else None)
     axis.grid(alpha=0.3)
     return figure
 

@@ -39,6 +39,15 @@ def gather(mine: Sequence[T]) -> list[T]:
     return items
 
 
+def first(value: float) -> float:
+    """The first process's; every process calls it."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
 def wait() -> None:
     """Until every process has come here."""
     if count() > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
+from mlflow.entities import Param, RunTag
 from omegaconf import OmegaConf
 
 from draftopd.callbacks import mlflow_logger
@@ -45,15 +46,17 @@ class RunRecord(L.Callback):
             "git_commit": git_commit(),
             "command": command(),
             "checkpoint": str(self.last.resolve()),
+            "init_from": str(self.config["init_from"] or ""),
             "machine": f"{platform.platform()}, python {platform.python_version()}",
         }
         if isinstance(data := trainer.datamodule, DraftDataModule):  # type: ignore[attr-defined]
             tags["prompts_fingerprint"] = data.prompts.fingerprint
-        for name, value in tags.items():
-            client.set_tag(run, name, value)
-        for name in ("target", "drafter", "objective", "data", "prompts", "module", "budget", "seed"):
-            for key, value in _flat(name, self.config.get(name)):
-                client.log_param(run, key, str(value)[:500])
+        groups = ("target", "drafter", "objective", "data", "prompts", "module", "budget", "seed")
+        flat = [pair for name in groups for pair in _flat(name, self.config.get(name))]
+        params = [Param(key, str(value)[:500]) for key, value in flat]
+        client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
+        for start in range(0, len(params), 100):  # MLflow takes no more at once
+            client.log_batch(run, params=params[start : start + 100])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The final weights, and what each phase has cost."""

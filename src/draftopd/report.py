@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
@@ -17,7 +18,27 @@ from draftopd import measure, pictures, stats
 from draftopd.callbacks import AcceptanceLength
 from draftopd.datamodule import DraftDataModule, progress
 from draftopd.module import DraftModule
+from draftopd.prompts import Prompt
 from draftopd.record import command, git_commit
+from draftopd.trace import Trace
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one test prompt's blocks came to, by position 1..K."""
+
+    id: str
+    set: str
+    held: list[int]
+    """blocks whose first k drafts held"""
+    judged: list[int]
+    """blocks that drafted k tokens before the response's end"""
+
+    @classmethod
+    def of(cls, prompt: Prompt, trace: Trace) -> "Answer":
+        slots = torch.arange(1, trace.drafts.shape[1] + 1)
+        held, judged = ((counts[:, None] >= slots).sum(0).tolist() for counts in (trace.accepted, trace.drafted))
+        return cls(prompt.id, prompt.set, held, judged)
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,8 @@ class StageResult:
     run_id: str | None
     acceptance_lengths: list[float]
     """one a prompt; NaN where the response was a single token"""
+    answers: list[Answer]
+    """one a prompt"""
     metrics: dict[str, float]
     training_flops: float
     seconds: float
@@ -83,24 +106,30 @@ def measure_stage(name: str, start: str | None, checkpoint: str, system: System,
         speed = measure.speedup(module.target, module.drafter, timed, data.decoding, on_done) if timed else {}
     sets = measure.by_set(traces, [prompt.set for prompt, _ in prompts])
     metrics = {f"{group}/{key}" if group else key: v for group, values in sets.items() for key, v in values.items()}
-    lengths = [trace.acceptance_length for trace in traces]
-    if system.logger is not None:
-        estimate = stats.bootstrap(lengths)
-        interval = {"acceptance_length_low": estimate.low, "acceptance_length_high": estimate.high}
-        values = {f"test/{key}": value for key, value in (metrics | speed | interval).items()}
-        system.logger.log_metrics(values, module.global_step)
     watcher = next((c for c in system.trainer.callbacks if isinstance(c, AcceptanceLength)), None)  # type: ignore[attr-defined]
-    return StageResult(
+    result = StageResult(
         name=name,
         start=start,
         checkpoint=checkpoint,
         run_id=None if system.logger is None else system.logger.run_id,
-        acceptance_lengths=lengths,
+        acceptance_lengths=[trace.acceptance_length for trace in traces],
+        answers=[Answer.of(prompt, trace) for (prompt, _), trace in zip(prompts, traces, strict=True)],
         metrics=metrics | speed,
         training_flops=module.ledger.training_flops,
         seconds=seconds,
         curve=[] if watcher is None else watcher.history,
     )
+    if system.logger is not None:
+        _log(result, system.logger, module.global_step)
+    return result
+
+
+def _log(result: StageResult, logger: MLFlowLogger, step: int) -> None:
+    """Test metrics, and results.json of this run alone: what a comparison of runs starts from."""
+    estimate = stats.bootstrap(result.acceptance_lengths)
+    interval = {"acceptance_length_low": estimate.low, "acceptance_length_high": estimate.high}
+    logger.log_metrics({f"test/{key}": value for key, value in (result.metrics | interval).items()}, step)
+    logger.experiment.log_text(logger.run_id, json.dumps({"stages": [asdict(result)]}, indent=1), "results.json")
 
 
 @rank_zero_only

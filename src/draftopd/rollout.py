@@ -16,7 +16,6 @@ from draftopd.trace import Rollout
 __all__ = ["Decoding", "Rollout", "rollout"]
 
 
-@torch.no_grad()
 def rollout(
     target: Target,
     drafter: Drafter | None,
@@ -48,6 +47,25 @@ def rollout(
     Raises:
         DraftError: `decoding.memory_gib` does not hold one response.
     """
+    extras = (keep, layer_ids, keys, drafter_step, ledger, on_done)
+    return decode(DecodingBatch, target, drafter, prompts, decoding, *extras)
+
+
+@torch.no_grad()
+def decode(
+    kind: type[DecodingBatch],
+    target: Target,
+    drafter: Drafter | None,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    keep: bool,
+    layer_ids: Sequence[int],
+    keys: Sequence[int] | None,
+    drafter_step: int,
+    ledger: Ledger | None,
+    on_done: Callable[[int], None],
+) -> list[Rollout]:
+    """`rollout` by batches of this kind, which says what is committed."""
     if not prompts:
         return []
     was_training = drafter is not None and drafter.training
@@ -61,7 +79,7 @@ def rollout(
     capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
     width = min(affordable_rows(target, drafter, capacity, decoding, layer_ids, keep), len(prompts))
     options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger())
-    batch = DecodingBatch(target, drafter, width, capacity, decoding, *options)
+    batch = kind(target, drafter, width, capacity, decoding, *options)
     try:
         results = _run(batch, waiting, on_done)
     finally:

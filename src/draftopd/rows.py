@@ -1,6 +1,7 @@
 """Rows: the supervised draft positions of a batch laid in one line, what objectives read.
 
-One row is one draft slot of one block. Rows of a block stand together and in order, from slot 1 on.
+One row is one draft slot of one block. Rows of a block stand together and in order, from slot 1 on unless the batch
+says that its first slots are not supervised.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ class Rows:
     """[M] in-block position k of the draft, 1..K"""
     kept: Tensor
     """[M] how many drafts of the row's block were accepted, r"""
+    block: Tensor
+    """[M] number of the row's block"""
 
     @property
     def accepted(self) -> Tensor:
@@ -36,19 +39,19 @@ class Rows:
         return self.slot == self.kept + 1
 
     @property
-    def block(self) -> Tensor:
-        """[M] which block a row belongs to, counted from 0."""
-        return (self.slot == 1).cumsum(0) - 1
+    def opens(self) -> Tensor:
+        """[M] bool: the first row of its block."""
+        return self.block.diff(prepend=self.block.new_tensor([-1])) != 0
 
     def __getitem__(self, index: slice) -> "Rows":
-        return Rows(self.draft[index], self.text[index], self.slot[index], self.kept[index])
+        return Rows(*(values[index] for values in (self.draft, self.text, self.slot, self.kept, self.block)))
 
     def __len__(self) -> int:
         return len(self.slot)
 
     def chunks(self, size: int) -> Iterator[slice]:
         """Slices of whole blocks, of at most `size` rows where a block fits; one empty slice of no rows."""
-        starts = (self.slot == 1).nonzero()[:, 0].tolist()
+        starts = self.opens.nonzero()[:, 0].tolist()
         begin = last = 0
         for end in [*starts[1:], len(self)]:
             if end - begin > size and last > begin:
@@ -73,11 +76,12 @@ class Rows:
         """[N, K] values of blocks side by side."""
         if not len(self):
             return values.reshape(0, 1)
-        shape = (int(self.block[-1]) + 1, int(self.slot.max()))
-        return values.new_full(shape, fill).index_put((self.block, self.slot - 1), values)
+        block = self.block - self.block[0]
+        shape = (int(block[-1]) + 1, int(self.slot.max()))
+        return values.new_full(shape, fill).index_put((block, self.slot - 1), values)
 
     def _of_grid(self, grid: Tensor) -> Tensor:
-        return grid[self.block, self.slot - 1]
+        return grid[self.block - self.block[:1], self.slot - 1]
 
 
 def flatten(batch: ReplayBatch, head_index: Tensor | None) -> Rows:
@@ -94,7 +98,10 @@ def flatten(batch: ReplayBatch, head_index: Tensor | None) -> Rows:
         draft, text = head_index[draft], head_index[text]
     text = torch.where(at < batch.lengths[:, None, None], text, -1)
     kept = batch.accepted[..., None].expand_as(slots)
-    return Rows(*(values[batch.valid] for values in (draft, text, slots, kept)))
+    number = torch.arange(batch.anchors.numel(), device=draft.device).view(*batch.anchors.shape, 1).expand_as(slots)
+    valid = batch.valid
+    block = number[valid].unique_consecutive(return_inverse=True)[1]
+    return Rows(*(values[valid] for values in (draft, text, slots, kept)), block=block)
 
 
 def log_mass(head: Callable[[Tensor], Tensor], hidden: Tensor, size: int) -> Tensor:

@@ -108,7 +108,7 @@ class ReplayBatch:
     accepted: Tensor
     """[B, N]"""
     drafted: Tensor
-    """[B, N] supervised drafts of a block, 0..K; 0 marks a padding block"""
+    """[B, N] where a block's supervised drafts end, 0..K; 0 marks a padding block"""
     lengths: Tensor
     """[B] committed tokens"""
     drafter_step: Tensor
@@ -117,12 +117,15 @@ class ReplayBatch:
     """[B, T, F] the target's features of the committed tokens, when they are at hand"""
     target_hidden: Tensor | None = None
     """[B, N, K, D] the target's last hidden state that judges each draft, when it is at hand"""
+    skipped: Tensor | None = None
+    """[B, N] leading drafts of a block that are not supervised; None = supervised from the first on"""
 
     @property
     def valid(self) -> Tensor:
         """[B, N, K] the draft slots that are supervised."""
         slots = torch.arange(self.drafts.shape[2], device=self.drafts.device)
-        return slots < self.drafted[..., None]
+        valid = slots < self.drafted[..., None]
+        return valid if self.skipped is None else valid & (slots >= self.skipped[..., None])
 
     def to(self, device: torch.device | str) -> "ReplayBatch":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -165,6 +168,18 @@ def no_blocks(num_draft_tokens: int, feature_size: int, hidden_size: int) -> Rep
         drafter_step=nothing[0] - 1,
         features=torch.zeros(1, 1, feature_size),
         target_hidden=torch.zeros(1, 1, num_draft_tokens, hidden_size),
+    )
+
+
+def collate_rollouts(rollouts: Sequence[Rollout]) -> ReplayBatch:
+    """Pads rollouts to one batch, with what every one of them brings."""
+    features = [r.features for r in rollouts if r.features is not None]
+    hidden = [r.target_hidden for r in rollouts if r.target_hidden is not None]
+    whole = len(rollouts)
+    return collate(
+        [r.trace for r in rollouts],
+        features if len(features) == whole else None,
+        hidden if len(hidden) == whole else None,
     )
 
 

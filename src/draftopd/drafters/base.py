@@ -25,6 +25,7 @@ class Drafter(nn.Module, ABC):
     Attributes:
         block_size: W = anchor + drafts.
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
+        fc: fuses the features, the only weights whose input carries no gradient.
         owns_head: it trains an output head of its own instead of borrowing the target's.
     """
 
@@ -32,6 +33,7 @@ class Drafter(nn.Module, ABC):
     hidden_size: int
     layer_ids: tuple[int, ...]
     d2t: Tensor | None
+    fc: nn.Linear
     owns_head = False
 
     def __init__(
@@ -109,6 +111,17 @@ class Drafter(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         """Hidden states [B, N, K, D] of all draft slots of all blocks, from batch.features [B, T, F]."""
+
+    @abstractmethod
+    def redraft(
+        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
+    ) -> Tensor:
+        """Greedy drafts [B, N, K] behind the anchors [B, N] of texts that are there: what `draft` would propose.
+
+        Args:
+            tokens [B, T], features [B, T, F]: of the texts.
+            blocks: of a text in one forward; the text itself is taken in once.
+        """
 
     @abstractmethod
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:

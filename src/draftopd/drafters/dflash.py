@@ -121,20 +121,35 @@ class DFlash(Drafter):
     def _context(self, features: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
 
+    def _texts(self, features: Tensor) -> list[KeysValues]:
+        """What each layer sees of whole texts with features [B, T, F]."""
+        context = self._context(features)
+        positions = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
+        return [layer.self_attn.keys_values(context, positions) for layer in self._stack]
+
+    def _blocks(self, texts: list[KeysValues], tokens: Tensor, anchors: Tensor, embed: Embed) -> Tensor:
+        """Hidden states [B, N, K, D] of the draft slots behind anchors [B, N]."""
+        rows, width = anchors.shape
+        inputs = gather_blocks(tokens, anchors, self.block_size, self.mask_token_id)
+        positions = block_positions(anchors, self.block_size).flatten(1)
+        start = anchors[..., None].expand_as(inputs).flatten(1)
+        block = torch.arange(width, device=start.device).repeat_interleave(self.block_size).expand(rows, -1)
+        mask = branch_mask(start, block, tokens.shape[1], causal=False)
+        x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
+        for layer, text in zip(self._stack, texts, strict=True):
+            x = layer(x, positions, text, mask)
+        return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, 1:])
+
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
-        text, (rows, width) = batch.tokens.shape[1], batch.anchors.shape
-        inputs = gather_blocks(batch.tokens, batch.anchors, self.block_size, self.mask_token_id)
-        positions = block_positions(batch.anchors, self.block_size).flatten(1)
-        start = batch.anchors[..., None].expand_as(inputs).flatten(1)
-        block = torch.arange(width, device=start.device).repeat_interleave(self.block_size).expand(rows, -1)
-        mask = branch_mask(start, block, text, causal=False)
-        context = self._context(batch.features)
-        text_positions = torch.arange(text, device=start.device).expand(rows, -1)
-        x = embed(inputs.flatten(1)).to(context.dtype)
-        for layer in self._stack:
-            x = layer(x, positions, layer.self_attn.keys_values(context, text_positions), mask)
-        return self.norm(x).unflatten(1, inputs.shape[1:])[:, :, 1:]
+        return self._blocks(self._texts(batch.features), batch.tokens, batch.anchors, embed)
+
+    def redraft(
+        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
+    ) -> Tensor:
+        texts = self._texts(features)
+        parts = (self._blocks(texts, tokens, part, embed) for part in anchors.split(blocks, 1))
+        return torch.cat([head.tokens(head(hidden).argmax(-1)) for hidden in parts], 1)
 
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         return RaggedCache(rows, capacity, device)

@@ -120,7 +120,7 @@ class Eagle3(Drafter):
         rows = blocks * self.num_draft_tokens
         weights = sum(p.numel() for p in self.midlayer.parameters() if p.ndim == 2)
         queries = self.midlayer.self_attn.q_proj.out_features
-        return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size / 2)
+        return 2.0 * weights * rows + 4.0 * queries * rows * (length - 1 + self.block_size / 2)
 
     def _fuse(self, features: Tensor) -> Tensor:
         return self.fc(features.to(self.fc.weight.dtype))
@@ -166,14 +166,29 @@ class Eagle3(Drafter):
             chosen.append(tokens)
         return torch.stack(outputs, 2), torch.stack(chosen, 2)
 
+    def _texts(self, tokens: Tensor, features: Tensor, embed: Embed) -> tuple[Tensor, KeysValues]:
+        """Fused features [B, T, D] and pairs of whole texts."""
+        fused = self._fuse(features)
+        positions = torch.arange(fused.shape[1], device=fused.device).expand(len(fused), -1)
+        # the last token has none behind it: its pair is wrong, and no block sees it
+        return fused, self._pairs(fused, tokens.roll(-1, 1), positions, embed)
+
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
-        fused = self._fuse(batch.features)
-        text_positions = torch.arange(fused.shape[1], device=fused.device).expand(len(fused), -1)
-        # the last token has none behind it: its pair is wrong, and no block sees it
-        text = self._pairs(fused, batch.tokens.roll(-1, 1), text_positions, embed)
+        fused, text = self._texts(batch.tokens, batch.features, embed)
         anchors = batch.tokens.gather(1, batch.anchors)
         return self._unroll(fused, text, anchors, batch.anchors, embed, lambda k, _: batch.drafts[..., k])[0]
+
+    def redraft(
+        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
+    ) -> Tensor:
+        fused, text = self._texts(tokens, features, embed)
+
+        def choose(_: int, hidden: Tensor) -> Tensor:
+            return head.tokens(head(hidden).argmax(-1))
+
+        parts = anchors.split(blocks, 1)
+        return torch.cat([self._unroll(fused, text, tokens.gather(1, p), p, embed, choose)[1] for p in parts], 1)
 
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         return RaggedCache(rows, capacity, device)
