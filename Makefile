@@ -5,7 +5,7 @@ ready := $(VENV)/.ready
 
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
-.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode bench-redraft
+.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode bench-redraft serve-check
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -32,6 +32,9 @@ bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT
 
 bench-redraft: $(ready) $(CHECKPOINT) ## an on-policy epoch's traces: rolled out, or drafted along texts that are there
 	$(BIN)/python -m benchmarks.redraft $(CHECKPOINT)
+
+serve-check: $(ready) $(CHECKPOINT) ## vLLM and transformers beside ours; takes CHECKPOINT=... and PROMPTS=<JSON Lines file>
+	$(BIN)/python -m benchmarks.serve_check $(CHECKPOINT) $(if $(PROMPTS),--prompts $(PROMPTS))
 
 outputs/bench/checkpoints/last.ckpt: | $(ready)
 	$(BIN)/python -m draftopd.fit experiment=quickstart/sft hydra.run.dir=outputs/bench

@@ -101,7 +101,8 @@ def flatten(batch: ReplayBatch, head_index: Tensor | None) -> Rows:
     number = torch.arange(batch.anchors.numel(), device=draft.device).view(*batch.anchors.shape, 1).expand_as(slots)
     valid = batch.valid
     block = number[valid].unique_consecutive(return_inverse=True)[1]
-    return Rows(*(values[valid] for values in (draft, text, slots, kept)), block=block)
+    draft, text, slots, kept = (values[valid] for values in (draft, text, slots, kept))
+    return Rows(draft, text, slots, kept, block)
 
 
 def log_mass(head: Callable[[Tensor], Tensor], hidden: Tensor, size: int) -> Tensor:
