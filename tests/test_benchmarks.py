@@ -1,10 +1,11 @@
 """Benchmarks run from their first line to their last on the tiny pair; nothing here looks at seconds."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from benchmarks import decode, redraft
+from benchmarks import decode, plan, redraft
 
 
 @pytest.mark.slow
@@ -99,3 +100,11 @@ def test_redraft_ends_with_an_error_where_a_trace_differs(command, tmp_path: Pat
     words = ["--rounds", "1", "--prompts", "2", "--tokens", "4", "--output", str(tmp_path / "out.json")]
     with pytest.raises(SystemExit, match="4 traces are not those of the rollout"):
         redraft.main([str(checkpoint), *words])
+
+
+def test_the_plan_in_the_docs_is_what_the_script_prints():
+    text = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
+    commands = re.findall(r"`python -m benchmarks.plan (experiment=[^`]*)`", text)
+    assert len(commands) == 2
+    for words in commands:
+        assert plan.plan(words.split()) in text, words

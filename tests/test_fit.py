@@ -162,7 +162,7 @@ BAD = {
     "unknown type": (["experiment=smoke/sft", "texts.features_dtype=bf16"], "bf16"),
     "wrong option": (["experiment=smoke/sft", "prompts=reasoning_gym", "+prompts.words=3"], "words"),
     "unknown refresh": (["experiment=smoke/draft_opd", "data.refresh=again"], "rollout or redraft"),
-    "two devices": (["experiment=smoke/sft", "trainer.devices=2"], "trainer.devices=1"),
+    "two processes": (["experiment=smoke/sft", "trainer.devices=2"], "trainer=ddp"),
     "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot keep texts"),
 }
 

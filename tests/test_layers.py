@@ -7,7 +7,7 @@ import draftopd
 
 FLOORS = [
     {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats", "placements"}
-    | {"divergences", "losses", "block_losses", "one_token", "terms"},
+    | {"divergences", "losses", "block_losses", "one_token", "terms", "processes"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
     {
         "ledger",

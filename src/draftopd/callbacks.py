@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from draftopd import measure, pictures
+from draftopd import measure, pictures, processes
 from draftopd.datamodule import DraftDataModule, progress
 from draftopd.errors import DraftError
 from draftopd.module import DraftModule
@@ -82,7 +82,9 @@ class Budget(L.Callback):
     def costs(self, module: DraftModule) -> dict[str, float]:
         """What has been spent so far."""
         ledger = module.ledger
-        return {"flops": ledger.training_flops, "target_tokens": ledger.target_tokens, "minutes": self._minutes}
+        # where time ends a run, all processes go by one clock
+        minutes = processes.first(self._minutes) if "minutes" in self.limits else self._minutes
+        return {"flops": ledger.training_flops, "target_tokens": ledger.target_tokens, "minutes": minutes}
 
     def spent(self, trainer: L.Trainer, module: DraftModule, batch_idx: int) -> float:
         """Share of the budget that is gone, 0..1 and above."""
@@ -175,7 +177,6 @@ class Speedup(L.Callback):
     def __init__(self, prompts: int = 8) -> None:
         self.prompts = prompts
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
         if not self.prompts:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from draftopd import processes
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
 from draftopd.free_running import free_running
@@ -49,7 +50,9 @@ class SFTDataModule(DraftDataModule):
         return self.module.objective.needs_target  # it compares with the target's distribution in every step
 
     def train_dataloader(self) -> DataLoader:
-        texts, size = self.texts("train"), self.batching.batch_size
+        # written as they are needed; several processes would all wait for one shard, so they share them out before
+        texts = self.texts("train") if processes.count() == 1 else self.written("train")
+        size = self.batching.batch_size
         epoch = self.trainer.current_epoch if self.trainer else 0
         # the first epoch goes through the texts in order, so that training starts while the target still writes
         order = (
@@ -59,7 +62,7 @@ class SFTDataModule(DraftDataModule):
         def build(step: int) -> list[ReplayBatch]:
             draw = generator(self.seed, epoch, step)
             chosen = [i for i in order[step * size : (step + 1) * size] if candidates(texts[i]).numel()]
-            anchors = {i: self._anchors(texts[i], draw) for i in chosen}
+            anchors = {i: self._anchors(texts[i], draw) for i in chosen}  # all are drawn, whoever takes them
             return [self.replay(texts, part, [anchors[i] for i in part]) for part in self.micro(chosen)]
 
         return DataLoader(Steps(build, max(1, len(texts) // size)), batch_size=None)
@@ -109,49 +112,65 @@ class OnPolicyDataModule(DraftDataModule):
 
     def train_dataloader(self) -> DataLoader:
         fresh = self._roll_out() if self.refresh == "rollout" else self._redraft()
-        self.results = results = [r for r in fresh if len(r.trace.anchors)]
-        if not results:
+        self.module.share_costs()
+        self.results = [r for r in fresh.values() if len(r.trace.anchors)]
+        drafted = processes.gather([len(r.trace.anchors) > 0 for r in fresh.values()])
+        places = [place for place, any_block in enumerate(drafted) if any_block]
+        if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
-        steps = max(1, len(results) // size)
+        steps = max(1, len(places) // size)
         epoch = self.trainer.current_epoch if self.trainer else 0
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
-            part = results[step * size : len(results) if step == steps - 1 else (step + 1) * size]
+            part = places[step * size : len(places) if step == steps - 1 else (step + 1) * size]
+            owners = [place % processes.count() for place in part]  # traces are replayed where they were rolled out
             draw = generator(self.seed, epoch, step)
-            return [self._batch(members, draw) for members in self.micro(part)]
+            return [self._batch([fresh[place] for place in m], draw) for m in self.micro(part, owners)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
 
     def _batch(self, members: Sequence[Rollout], draw: torch.Generator) -> ReplayBatch:
-        traces = [r.trace for r in members]
+        if not members:
+            return self.nothing()
         if self.place is not None:
-            return self.place(traces, draw)
+            return self.place([r.trace for r in members], draw)
         return collate_rollouts(members)
 
-    def _roll_out(self) -> list[Rollout]:
-        module, (places, index), pool = self.module, self._next_prompts(), self.encoded("train")
-        prompts = [pool[i][1] for i in index]
-        with progress("rolling out", len(prompts)) as on_done, module.ledger.timed("rollout"):
-            return self.roll_out(
+    def _roll_out(self) -> dict[int, Rollout]:
+        """This process's share of the epoch's prompts, by their places in the epoch."""
+        module, (keys, index), pool = self.module, self._next_prompts(), self.encoded("train")
+        prompts = [pool[i][1] for i in processes.own(index)]
+        with (
+            progress("rolling out", len(prompts)) as on_done,
+            module.ledger.timed("rollout"),
+            processes.whole(module.drafter),
+        ):
+            results = self.roll_out(
                 module.target,
                 module.drafter,
                 prompts,
                 self.decoding,
                 keep=self.place is None,  # what a verification computed does not fit blocks that were moved
-                keys=places,
+                keys=processes.own(keys),
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
             )
+        return dict(zip(processes.own(range(len(index))), results, strict=True))
 
-    def _redraft(self) -> list[Rollout]:
-        """Traces without what judges their drafts: the step replays them where the objective reads it."""
+    def _redraft(self) -> dict[int, Rollout]:
+        """As `_roll_out`, without what judges the drafts: the step replays it where the objective reads it."""
         module, texts = self.module, self.texts("train")
-        chosen = [Rollout(texts[i], texts.features(i)) for i in self._next_prompts()[1]]
-        with progress("redrafting", len(chosen)) as on_done, module.ledger.timed("redraft"):
-            return redraft(
+        index = self._next_prompts()[1]
+        chosen = [Rollout(texts[i], texts.features(i)) for i in processes.own(index)]
+        with (
+            progress("redrafting", len(chosen)) as on_done,
+            module.ledger.timed("redraft"),
+            processes.whole(module.drafter),
+        ):
+            results = redraft(
                 module.target,
                 module.drafter,
                 chosen,
@@ -160,6 +179,7 @@ class OnPolicyDataModule(DraftDataModule):
                 ledger=module.ledger,
                 on_done=on_done,
             )
+        return dict(zip(processes.own(range(len(index))), results, strict=True))
 
     def _next_prompts(self) -> tuple[range, list[int]]:
         """Places of this epoch's prompts in the run, and their numbers: a new shuffle when the pool is through."""

@@ -12,19 +12,20 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemai
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from draftopd import processes
 from draftopd.errors import DraftError
 from draftopd.module import DraftModule
 from draftopd.prompts import Prompt, Prompts, encode
 from draftopd.rollout import Decoding
 from draftopd.texts import TextCache, Texts
-from draftopd.trace import ReplayBatch, Rollout, Trace, text_blocks
+from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar for long work; yields the function that moves it on."""
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=get_console(), transient=True) as bar:
+    with Progress(*columns, console=get_console(), transient=True, disable=processes.rank() > 0) as bar:
         task = bar.add_task(title, total=total)
         yield lambda finished: bar.advance(task, finished)
 
@@ -167,6 +168,8 @@ class DraftDataModule(L.LightningDataModule):
         return counts.sort(descending=True, stable=True).indices[:size].sort().values
 
     def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
+        if not index:
+            return self.nothing()
         chosen, num_draft_tokens = [texts[i] for i in index], self.module.drafter.num_draft_tokens
         stored = [f for f in (texts.features(i) for i in index) if f is not None]
         if not stored:
@@ -177,9 +180,21 @@ class DraftDataModule(L.LightningDataModule):
         hidden = [f[:, -width:].to(self.module.target.model.dtype) for f in stored]
         return text_blocks(chosen, anchors, num_draft_tokens, [f[:, :-width] for f in stored], hidden)
 
-    def micro(self, members: Sequence) -> Iterator[Sequence]:
-        size = self.batching.micro_batch_size
-        return (members[at : at + size] for at in range(0, len(members), size))
+    def nothing(self) -> ReplayBatch:
+        drafter, size = self.module.drafter, self.module.target.shape.hidden_size
+        return no_blocks(drafter.num_draft_tokens, len(drafter.layer_ids) * size, size)
+
+    def micro(self, members: Sequence[int], owners: Sequence[int] | None = None) -> Iterator[Sequence[int]]:
+        """This process's members in micro-batches: as many as in every process, so that the last may be empty.
+
+        Args:
+            owners: the process of each member; by default they take turns.
+        """
+        size, count = self.batching.micro_batch_size, processes.count()
+        owners = [i % count for i in range(len(members))] if owners is None else owners
+        mine = [member for member, owner in zip(members, owners, strict=True) if owner == processes.rank()]
+        most = max((owners.count(owner) for owner in set(owners)), default=0)
+        return (mine[at : at + size] for at in range(0, most, size))
 
     def val_dataloader(self) -> DataLoader:
         """The same anchors every time: spread evenly over each response."""

@@ -1,6 +1,7 @@
 """Callbacks that explain a run: where drafts are cut, how far drafter and target are apart, what the drafter writes.
 
-They look at a fixed small number of texts, draw no random numbers, and add nothing to the ledger's FLOPs.
+They look at a fixed small number of texts, draw no random numbers, and add nothing to the ledger's FLOPs. Of several
+processes the first one's rollouts are explained.
 """
 
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from draftopd import pictures, run_pictures
+from draftopd import pictures, processes, run_pictures
 from draftopd.callbacks import AcceptanceLength, data_of, mlflow_logger
 from draftopd.diagnosis import Diagnosis, diagnose
 from draftopd.free_running import free_running
@@ -50,8 +51,8 @@ class Diagnostics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if data_of(trainer).results and batch:
-            drafted_at = torch.cat([micro.drafter_step for micro in batch]).float().mean()
-            self.staleness.append(trainer.global_step - float(drafted_at))
+            drafted_at = torch.cat([micro.drafter_step[micro.lengths > 0] for micro in batch]).tolist()
+            self.staleness += [trainer.global_step - sum(drafted_at) / len(drafted_at)] if drafted_at else []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.staleness:
@@ -64,9 +65,9 @@ class Diagnostics(L.Callback):
 
     def _phase(self, name: str, results: list[Rollout], trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DraftModule)
-        if not results:
-            return
-        with module.ledger.timed("diagnose"):
+        with module.ledger.timed("diagnose"), processes.whole(module.drafter):
+            if not results:
+                return
             sizes = {"texts": self.texts, "rows": self.rows, "step": trainer.global_step}
             phase = diagnose(module.target, module.drafter, results, **sizes)
         self.history[name].append(phase)
@@ -110,11 +111,10 @@ class OwnText(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look(trainer, pl_module)
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look(trainer, pl_module)
         logger = mlflow_logger(trainer)
-        if logger is not None and self.reference is not None:
+        if logger is not None and self.reference is not None and trainer.is_global_zero:
             figure = run_pictures.own_text(self.history, self.reference)
             logger.experiment.log_figure(logger.run_id, figure, "own_text.png")
             pictures.close(figure)
@@ -123,7 +123,7 @@ class OwnText(L.Callback):
         assert isinstance(module, DraftModule)
         data = data_of(trainer)
         prompts, longest = [ids for _, ids in data.encoded("val", self.prompts)], data.decoding.max_new_tokens
-        with module.ledger.timed("diagnose"):
+        with module.ledger.timed("diagnose"), processes.whole(module.drafter):
             if self.reference is None:
                 texts = data.written("val", len(prompts))
                 self.reference = quality(module.target, [texts[i] for i in range(len(prompts))], longest, self.bins)

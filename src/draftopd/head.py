@@ -47,7 +47,8 @@ class Head:
         self.vocabulary = vocabulary
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 

@@ -8,15 +8,18 @@ hides, and padding are not in them. tests/test_ledger.py counts the operations t
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from draftopd.drafters.base import Drafter
 from draftopd.target import Target
 from draftopd.trace import ReplayBatch
+
+PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
 
 
 @lru_cache(maxsize=4)
@@ -42,6 +45,7 @@ class Ledger:
         self.tokens: dict[str, float] = defaultdict(float)
         self.seconds: dict[str, float] = defaultdict(float)
         self._texts: list[Ledger] = []
+        self._shared = self._counts()
 
     @property
     def training_flops(self) -> float:
@@ -70,6 +74,23 @@ class Ledger:
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         for name, values in state.items():
             getattr(self, name).update(values)
+        self._shared = self._counts()
+
+    def _counts(self) -> Tensor:
+        """[2, phases] FLOPs and tokens."""
+        return torch.tensor(
+            [[kind.get(p, 0.0) for p in PHASES] for kind in (self.flops, self.tokens)], dtype=torch.float64
+        )
+
+    def share(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Adds what the other processes have counted since the last call: all call it and hold the same afterwards.
+
+        Args:
+            add: the sum of a tensor over processes.
+        """
+        self._shared = self._shared + add(self._counts() - self._shared)
+        for kind, values in zip((self.flops, self.tokens), self._shared.tolist(), strict=True):
+            kind.update({phase: value for phase, value in zip(PHASES, values, strict=True) if value})
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

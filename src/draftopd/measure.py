@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from draftopd import processes
 from draftopd.drafters.base import Drafter
 from draftopd.ledger import Ledger
 from draftopd.metrics import Acceptance, Speedup
@@ -25,8 +26,11 @@ def roll(
     decoding: Decoding,
     on_done: Done = nothing,
 ) -> list[Trace]:
-    """Traces of the prompts, in order."""
-    return [result.trace for result in rollout(target, drafter, prompts, decoding, on_done=on_done)]
+    """Traces of the prompts, in order; processes share the prompts and all return all traces."""
+    mine, keys = processes.own(prompts), processes.own(range(len(prompts)))
+    with processes.whole(drafter):
+        results = rollout(target, drafter, mine, decoding, keys=keys, on_done=on_done)
+    return processes.gather([result.trace for result in results])
 
 
 def by_set(traces: Sequence[Trace], sets: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -88,8 +92,11 @@ def clocks(
 def speedup(
     target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], decoding: Decoding, on_done: Done = nothing
 ) -> dict[str, float]:
-    """Speculative against plain decoding of whole responses, prefill included."""
+    """Speculative against plain decoding of whole responses, prefill included; the first process times, others wait."""
     metric = Speedup()
-    for fast, plain in clocks(target, (drafter, None), prompts, decoding, on_done):
-        metric.update(fast.tokens, fast.seconds, plain.tokens, plain.seconds)
-    return {name: float(value) for name, value in metric.compute().items()}
+    with processes.whole(drafter):
+        if processes.rank() == 0:
+            for fast, plain in clocks(target, (drafter, None), prompts, decoding, on_done):
+                metric.update(fast.tokens, fast.seconds, plain.tokens, plain.seconds)
+        processes.wait()
+    return {name: float(value) for name, value in metric.compute().items()} if processes.rank() == 0 else {}

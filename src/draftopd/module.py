@@ -1,13 +1,16 @@
 """The training step: a frozen target, a trainable drafter, an objective."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -48,6 +51,19 @@ class DraftModule(L.LightningModule):
         self.make_optimizer = optimizer
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
         self.ledger = Ledger()
+        self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def configure_model(self) -> None:
+        """FSDP2 shards the drafter; the target stays whole in every process.
+
+        Raises:
+            DraftError: the drafter has a head of its own, which is used beside its forward.
+        """
+        sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if sharding and self.drafter.owns_head:
+            raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
+        if sharding and not isinstance(self.drafter, FSDPModule):
+            fully_shard(self.drafter)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(self.drafter.parameters())
@@ -65,35 +81,62 @@ class DraftModule(L.LightningModule):
         return self.drafter.head(self.target.head)
 
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
-        if not batch:  # every text of the step was too short for an anchor
+        if not batch:  # every text of the step was too short for an anchor, in every process
             return
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         head = self.draft_head()
         index = self._head_index(head)
-        totals = self._sum([self.objective.denominators(flatten(micro, index)) for micro in batch])
-        summed = {name: torch.zeros((), device=self.device) for name in totals}
+        totals = self._sum([self._weights(micro, index) for micro in batch])
+        done: list[dict[str, Tensor]] = []
         with self.ledger.timed("train"):
             for micro in batch:
                 terms = self._terms(micro, head, index)
-                self.manual_backward(self._mix(terms, totals) * self.trainer.world_size)
-                summed = {name: value + terms[name].detach() for name, value in summed.items()}
+                with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
+                    self.manual_backward(self._mix(terms, totals) * self.trainer.world_size)
+                done.append({name: value.detach() for name, value in terms.items()})
             self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
             optimizer.step()
             optimizer.zero_grad()
-        self._log_step(batch, summed, totals)
+        self.share_costs()
+        self._log_step(batch, self._sum(done), totals)
 
     def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         """Loss on a fixed grid of anchors."""
-        for micro in batch:
-            self.log("val/loss", self.loss(micro), batch_size=len(micro.tokens), sync_dist=True)
+        self._held_out += [self._terms_and_weights(micro) for micro in batch]
+
+    def on_validation_epoch_end(self) -> None:
+        terms, weights = zip(*self._held_out, strict=True)
+        self._held_out = []
+        self.log("val/loss", self._mix(self._sum(terms), self._sum(weights)), batch_size=1)
 
     def loss(self, batch: ReplayBatch) -> Tensor:
         """The objective on one batch alone."""
+        return self._mix(*self._terms_and_weights(batch))
+
+    def share_costs(self) -> None:
+        """The ledger becomes that of all processes; every process calls it."""
+        if self.trainer.world_size > 1:
+            self.ledger.share(lambda counts: self._add(counts.to(self.device)).cpu())
+
+    def _add(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        return self.trainer.strategy.reduce(value, reduce_op="sum")
+
+    def _gradients_meet(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once a step, in the last backward pass; those of FSDP in every one."""
+        strategy = self.trainer.strategy
+        return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+    def _weights(self, batch: ReplayBatch, index: Tensor | None) -> dict[str, Tensor]:
+        """Denominators of the objective's terms."""
+        dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
+        return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(batch, index)).items()}
+
+    def _terms_and_weights(self, batch: ReplayBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         head = self.draft_head()
         index = self._head_index(head)
-        weights = self.objective.denominators(flatten(batch, index))
-        return self._mix(self._terms(batch, head, index), {name: w.sum() for name, w in weights.items()})
+        return self._terms(batch, head, index), self._weights(batch, index)
 
     def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
         """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
@@ -135,18 +178,21 @@ class DraftModule(L.LightningModule):
             [lambdas[name] * value / totals[name].clamp(min=1e-8) for name, value in terms.items()]
         ).sum()
 
-    def _sum(self, weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        local = {name: torch.stack([w[name].sum() for w in weights]).sum() for name in weights[0]}
-        return {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in local.items()}
+    def _sum(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Sums over micro-batches and processes."""
+        names = list(parts[0])
+        total = self._add(torch.stack([torch.stack([part[name] for part in parts]).sum() for name in names]))
+        return dict(zip(names, total.unbind(), strict=True))
 
     def _log_step(self, batch: list[ReplayBatch], summed: dict[str, Tensor], totals: dict[str, Tensor]) -> None:
-        summed = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in summed.items()}
         loss = self._mix(summed, totals)
         values = {f"train/{name}": value / totals[name].clamp(min=1e-8) for name, value in summed.items()}
-        drafted_at = torch.cat([micro.drafter_step for micro in batch]).float()
-        if (drafted_at >= 0).all():
-            values["train/staleness"] = self.global_step - 1 - drafted_at.mean()
-        values["train/blocks"] = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
+        drafted_at = torch.cat([micro.drafter_step[micro.lengths > 0] for micro in batch]).float()
+        blocks = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
+        counts = [blocks, drafted_at.sum(), drafted_at.new_tensor(len(drafted_at)), (drafted_at < 0).sum().float()]
+        values["train/blocks"], steps, texts, undrafted = self._add(torch.stack(counts)).unbind()
+        if not undrafted:
+            values["train/staleness"] = self.global_step - 1 - steps / texts
         values["ledger/flops"] = torch.tensor(self.ledger.training_flops)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         self.log_dict(values, batch_size=1)

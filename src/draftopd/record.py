@@ -66,8 +66,11 @@ class RunRecord(L.Callback):
             logger.log_metrics(pl_module.ledger.metrics(), trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ctrl-C: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step:
+        """Ctrl-C: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`.
+
+        Several processes may be stopped at different steps: they keep the last epoch's.
+        """
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.world_size == 1:
             trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
@@ -61,12 +62,12 @@ class StageResult:
 
 
 class Parent:
-    """The MLflow run above the stages' runs; does nothing where there is no MLflow logger."""
+    """The MLflow run above the stages' runs; does nothing without an MLflow logger or off the first process."""
 
     def __init__(self, config: DictConfig) -> None:
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
-        if not config.logger:
+        if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
             return
         self.client = MlflowClient(config.logger.tracking_uri)
         experiment = self.client.get_experiment_by_name(config.logger.experiment_name)
@@ -131,6 +132,7 @@ def _log(result: StageResult, logger: MLFlowLogger, step: int) -> None:
     logger.experiment.log_text(logger.run_id, json.dumps({"stages": [asdict(result)]}, indent=1), "results.json")
 
 
+@rank_zero_only
 def show(results: Sequence[StageResult], folder: Path, parent: Parent | None = None) -> None:
     """Prints the table; writes results.json and the picture, and adds them to the parent's MLflow run."""
     console = get_console()

@@ -73,6 +73,7 @@ def build(config: DictConfig) -> System:
     OmegaConf.resolve(config)
     OmegaConf.set_readonly(config, True)
     target: Target = instantiate(config.target)
+    _ = target.fingerprint  # of the weights as they are loaded: trainer.precision may convert them
     L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
     drafter: Drafter = instantiate(config.drafter)(target=target.shape)
     if config.resume and Path(config.resume).is_dir():
@@ -86,8 +87,8 @@ def build(config: DictConfig) -> System:
     callbacks = [record, *instantiate(config.callbacks, _convert_="all").values()]
     logger = instantiate(config.logger, _convert_="all") if config.logger else None
     trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
-    if trainer.world_size > 1:
-        raise DraftError("more than one process is not supported yet: set trainer.devices=1")
+    if trainer.world_size > 1 and "strategy" not in config.trainer:
+        raise DraftError("more than one process needs a strategy: take trainer=ddp or trainer=fsdp2")
     return System(config, module, data, trainer, logger)
 
 
@@ -116,12 +117,14 @@ def run_stage(config: DictConfig, start: str | None = None) -> report.StageResul
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         seconds = time.perf_counter() - began
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        result = report.measure_stage(config.name, start, str(checkpoint.resolve()), system, seconds)
+        place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
+        result = report.measure_stage(config.name, start, place, system, seconds)
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
         status = "KILLED"
         place = f"; last checkpoint: {checkpoint}" if checkpoint.exists() else ""
-        print(f"\nstopped at step {trainer.global_step}{place}")
+        if trainer.is_global_zero:
+            print(f"\nstopped at step {trainer.global_step}{place}")
         raise KeyboardInterrupt from None
     finally:
         if system.logger:
@@ -138,5 +141,7 @@ def quiet() -> None:
         ".*treespec, LeafSpec.*",
         ".*log_every_n_steps.*",
         ".*in eval mode at the start.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # what is logged is of all processes already
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
     ):
         warnings.filterwarnings("ignore", words)

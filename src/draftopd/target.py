@@ -67,8 +67,8 @@ class Target(nn.Module):
     def _refuse_unknown_head(self) -> None:
         """What the drafter borrows must be all that stands between the last hidden state and the logits."""
         tokens = torch.tensor([[self.mask_token_id]], device=self.device)
-        ours, theirs = self.head()(self.read(tokens)[0]), self.model(tokens).logits.float()
-        if not torch.allclose(ours, theirs, atol=1e-2, rtol=1e-2):
+        ours, theirs = self.head()(self.read(tokens)[0]), self.model(tokens).logits
+        if not torch.allclose(ours, theirs.to(ours.dtype), atol=1e-2, rtol=1e-2):
             raise DraftError(
                 f"{type(self.model).__name__} does more between its last hidden state and its logits than a linear "
                 "head, a scale and a soft cap: this family is not supported yet"

@@ -1,4 +1,7 @@
-"""The target's own texts, written once per (target, prompts, decoding) and kept on disk in shards."""
+"""The target's own texts, written once per (target, prompts, decoding) and kept on disk in shards.
+
+Several processes may use one cache at a time; a shard is written by the first that comes to it.
+"""
 
 import hashlib
 import json
@@ -10,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -116,12 +120,13 @@ class Texts:
             return file.get_slice("features")[first : first + len(traces[place].tokens)]
 
     def write(self, count: int) -> None:
-        """Makes sure that the first `count` texts exist."""
+        """Makes sure that the first `count` texts exist; processes that come together share the writing."""
         missing = [s for s in range(-(-count // self.shard_size)) if not self._path(s).exists()]
         if missing:
             with self.bar(sum(len(self._prompts(s)) for s in missing)) as on_done:
-                for shard in missing:
-                    self._write(shard, on_done)
+                for patience in (0, -1):  # what others are at comes last: then it may be there
+                    for shard in missing:
+                        self._write(shard, on_done, patience)
 
     def require_space(self) -> None:
         """Raises DraftError where the disk cannot hold what is still to be written."""
@@ -147,7 +152,22 @@ class Texts:
     def _prompts(self, shard: int) -> Sequence[Sequence[int]]:
         return self.prompts[shard * self.shard_size : (shard + 1) * self.shard_size]
 
-    def _write(self, shard: int, on_done: Callable[[int], None]) -> None:
+    def _write(self, shard: int, on_done: Callable[[int], None], patience: float = -1) -> None:
+        """Writes a shard unless another process has done it.
+
+        Args:
+            patience: seconds to wait for a process that is writing it; -1 = until it is done.
+        """
+        if self._path(shard).exists():
+            return
+        try:
+            with FileLock(self.folder.parent / f"{self.folder.name}-{shard:05d}.lock", timeout=patience):
+                if not self._path(shard).exists():
+                    self._save(shard, on_done)
+        except Timeout:
+            pass
+
+    def _save(self, shard: int, on_done: Callable[[int], None]) -> None:
         keep = self.features_dtype is not None
         prompts, first = self._prompts(shard), shard * self.shard_size
         results = rollout(

@@ -95,7 +95,7 @@ class Rollout:
     """[N, K, D] the hidden state that judged each draft: what `Target.replay` would compute again"""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning converts its tensors where trainer.precision asks for it
 class ReplayBatch:
     """Texts with blocks at given anchors, padded. SFT is the case in which every draft was right."""
 
@@ -152,6 +152,22 @@ def collate(
         drafter_step=torch.tensor([t.drafter_step for t in traces]),
         features=None if features is None else pad(features),
         target_hidden=None if target_hidden is None else pad(target_hidden),
+    )
+
+
+def no_blocks(num_draft_tokens: int, feature_size: int, hidden_size: int) -> ReplayBatch:
+    """A batch that supervises nothing, for a process whose share is empty: its gradients are zeros."""
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    return ReplayBatch(
+        tokens=nothing,
+        anchors=nothing,
+        drafts=nothing[..., None].expand(-1, -1, num_draft_tokens),
+        accepted=nothing,
+        drafted=nothing,
+        lengths=nothing[0],
+        drafter_step=nothing[0] - 1,
+        features=torch.zeros(1, 1, feature_size),
+        target_hidden=torch.zeros(1, 1, num_draft_tokens, hidden_size),
     )
 
 

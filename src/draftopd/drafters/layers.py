@@ -61,7 +61,11 @@ class Attention(nn.Module):
         query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         query = self.rotary(query, positions).transpose(1, 2)
         keys, values = (states.transpose(1, 2) for states in seen)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+        grouped = query.device.type == "cpu"
+        if not grouped:  # on GPUs no fused kernel is sure to take a mask and grouped queries: else all scores are kept
+            groups = query.shape[1] // keys.shape[1]
+            keys, values = (states.repeat_interleave(groups, 1) for states in (keys, values))
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -1,0 +1,147 @@
+"""Memory and time of training on GPUs, computed and not measured: the table of docs/scale.md.
+
+    python -m benchmarks.plan experiment=qwen3_8b_opd data.decoding.memory_gib=16
+
+Target and drafter are built on the meta device from the experiment's own settings; FLOPs are the ledger's, rows of a
+rollout are those that `rollout.affordable_rows` allows. ASSUMED stands for what a measurement would tell.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from draftopd import load
+from draftopd.command import CONFIG_DIR
+from draftopd.drafters.base import Drafter
+from draftopd.ledger import Ledger
+from draftopd.rollout import affordable_rows
+from draftopd.target import Target
+from draftopd.trace import ReplayBatch, no_blocks
+
+GB = 1e9
+# from the config of Qwen/Qwen3-8B on the hub
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Of an H100 SXM and of the texts."""
+
+    flops: float = 989e12  # dense bfloat16, the data sheet's
+    flops_used: float = 0.35  # of them, in training and prefill
+    bandwidth: float = 3.35e12  # bytes a second, the data sheet's
+    bandwidth_used: float = 0.6  # of it, in decoding
+    overhead: float = 0.03  # seconds of one block at least: Python and kernel launches of 41 eager layers
+    link: float = 300e9  # bytes a second of an all-reduce within a machine
+    prompt: int = 128  # tokens
+    response: int = 2048  # tokens
+    acceptance: float = 5.0  # tokens committed a verification
+
+
+ASSUMED = Assumed()
+SETUPS = [("one process", 1, False), ("trainer=ddp", 2, False), ("trainer=ddp", 8, False), ("trainer=fsdp2", 8, True)]
+
+
+def batch_of(texts: int, blocks: int, drafter: Drafter) -> ReplayBatch:
+    """What the ledger reads of a micro-batch: lengths, and blocks spread over the responses."""
+    length, slots = ASSUMED.prompt + ASSUMED.response, drafter.num_draft_tokens
+    anchors = torch.linspace(ASSUMED.prompt, length - slots - 1, blocks).long().expand(texts, -1)
+    full = torch.full_like(anchors, slots)
+    return ReplayBatch(
+        **{
+            **vars(no_blocks(slots, 1, 1)),
+            "tokens": torch.zeros(texts, length, dtype=torch.long),
+            "anchors": anchors,
+            "accepted": full,
+            "drafted": full,
+            "lengths": torch.full((texts,), length),
+        }
+    )
+
+
+def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, sharded: bool) -> dict[str, float]:
+    """Bytes on one GPU: what stays, and what one micro-batch or one rollout adds."""
+    shape, parts = target.shape, gpus if sharded else 1
+    weights = sum(p.numel() for p in drafter.parameters())
+    on_policy = "prompts_per_epoch" in config.data
+    length = ASSUMED.prompt + ASSUMED.response
+    blocks = round(ASSUMED.response / ASSUMED.acceptance) if on_policy else config.data.num_anchors
+    features = length * len(drafter.layer_ids) * shape.hidden_size * 2
+    judged = blocks * drafter.num_draft_tokens * shape.hidden_size * 2
+    prompts = config.data.prompts_per_epoch / gpus if on_policy else 0
+    # a layer keeps for each row about 12 D + 4 I numbers, 2 bytes each; attention matrices are never there (fused)
+    texts = min(config.data.batching.micro_batch_size, config.data.batching.batch_size / gpus)
+    rows = texts * blocks * drafter.block_size
+    layer = 2 * (12 * shape.hidden_size + 4 * shape.intermediate_size)
+    mask = 2 * texts * (rows / texts) * (length + rows / texts)
+    return {
+        "target": 2.0 * sum(p.numel() for p in target.parameters()),
+        "drafter": weights * (4 + 4 + 8) / parts + weights * 2 + (weights * 4 if not sharded and gpus > 1 else 0),
+        "kept rollouts": prompts * (features + judged),
+        "decoding": config.data.decoding.memory_gib * 2**30 if on_policy else 0.0,
+        "activations": rows * layer * config.drafter.num_layers + mask + (0 if on_policy else texts * features),
+        "logits": 8 * 4.0 * config.module.chunk_rows * shape.vocab_size,  # both sides, their logs and gradients
+    }
+
+
+def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> dict[str, float]:
+    """Of one optimizer step."""
+    on_policy, batching, decoding = "prompts_per_epoch" in config.data, config.data.batching, config.data.decoding
+    weights = sum(p.numel() for p in drafter.parameters())
+    speed, stream = ASSUMED.flops * ASSUMED.flops_used, ASSUMED.bandwidth * ASSUMED.bandwidth_used
+    length = ASSUMED.prompt + ASSUMED.response
+    blocks = round(ASSUMED.response / ASSUMED.acceptance) if on_policy else config.data.num_anchors
+    ledger, share = Ledger(), batching.batch_size / gpus
+    batch = batch_of(1, blocks, drafter)
+    ledger.train(target, drafter, batch, on_policy)
+    if not on_policy:
+        ledger.replay(target, batch)
+    train = ledger.training_flops * share / speed + (2 * (gpus - 1) / gpus) * 4 * weights / ASSUMED.link
+    if not on_policy:
+        return {"rollout": 0.0, "train": train}
+    limits = instantiate(decoding)
+    capacity = batching.max_prompt_length + limits.max_new_tokens + drafter.num_draft_tokens + 1
+    width = min(affordable_rows(target, drafter, capacity, limits, drafter.layer_ids, True), share)
+    step = Ledger()
+    step.verify(target, drafter, 1, drafter.block_size, length // 2)
+    step.judge(target, drafter.block_size)
+    cache = 2 * 2 * target.shape.num_layers * target.shape.num_key_value_heads * target.shape.head_dim * length / 2
+    read = 2.0 * sum(p.numel() for p in target.parameters()) + 4.0 * weights + width * cache
+    block = max(step.training_flops * width / speed, read / stream, ASSUMED.overhead)
+    rollout = ASSUMED.response / ASSUMED.acceptance * block * share / width
+    return {"rollout": rollout, "train": train, "rows": width}
+
+
+def plan(words: list[str]) -> str:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = compose("fit", overrides=[*words, "output_dir=none"])
+    target = load.blank(QWEN3_8B, config.target.mask_token_id)
+    with torch.device("meta"):
+        drafter = instantiate(config.drafter)(target=target.shape)
+    lines = []
+    for name, gpus, sharded in SETUPS:
+        parts, times = memory(config, target, drafter, gpus, sharded), seconds(config, target, drafter, gpus)
+        if not lines:
+            head = ["set-up", "GPUs", *parts, "sum, GB", "rollout rows", "rollout, s", "training, s"]
+            lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        cells = [name, str(gpus), *(f"{value / GB:.1f}" for value in parts.values())]
+        cells += [f"**{sum(parts.values()) / GB:.0f}**", f"{times['rows']:.0f}" if "rows" in times else "-"]
+        lines.append("| " + " | ".join([*cells, f"{times['rollout']:.0f}", f"{times['train']:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(plan(sys.argv[1:]))
