@@ -208,7 +208,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a DFlash drafter's checkpoint file")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=16, help="of the drafter's own test split")
-    parser.add_argument("--tokens", type=int, default=64, help="longest response, at least 2")
+    parser.add_argument("--tokens", type=int, default=48, help="longest response, at least 2")
     parser.add_argument("--repeats", type=int, default=15, help="measurements of each cost for the speed model")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, help="default: results/decode-DEVICE.json beside this file")
