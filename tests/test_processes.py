@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock
+from mlflow import MlflowClient
 
 from conftest import EAGLE_LAYERS, PROMPTS
 from draftopd import processes
@@ -32,7 +33,6 @@ STRATEGIES = {  # name -> (trainer's precision, largest difference of a weight)
     "fsdp2": ("32-true", 1e-5),  # Lightning takes no 64-true there
 }
 WORDS = [
-    "logger=none",
     "budget.epochs=4",  # 5 steps each
     "data.batching.batch_size=3",  # two texts for one process, one or two for the other
     "++data.batching.micro_batch_size=1",
@@ -40,8 +40,8 @@ WORDS = [
     "++module.gradient_clip=0.05",  # below the norms that occur: the clipping must see the whole gradient
     "trainer.check_val_every_n_epoch=4",
     "++texts.features_dtype=null",
-    "test.speedup_prompts=0",
-    "callbacks.speedup.prompts=0",
+    "test.speedup_prompts=1",
+    "callbacks.speedup.prompts=1",
 ]
 
 
@@ -63,6 +63,10 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("numbers: ") == 1  # the first process alone reports
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    runs = client.search_runs([client.get_experiment_by_name("draftopd").experiment_id])
+    assert sorted(r.info.run_name for r in runs) == sorted(["smoke", "sft", "draft_opd"] * 2)
+    assert {r.info.status for r in runs} == {"FINISHED"}
     for stage in ("sft", "draft_opd"):
         one, two = (
             torch.load(tmp_path / folder / stage / "checkpoints" / "last.ckpt", weights_only=True)

@@ -1,4 +1,7 @@
-"""One definition for each number, as torchmetrics that sum numerators and denominators over batches and processes."""
+"""One definition for each number, as torchmetrics that sum numerators and denominators over batches.
+
+Several processes gather traces first (measure.roll), so each computes from all of them, alone if it must.
+"""
 
 from collections.abc import Iterable
 
@@ -31,7 +34,7 @@ class Acceptance(Metric):
     histogram: Tensor
 
     def __init__(self, num_draft_tokens: int) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         for name in ("ratio", "responses", "committed", "blocks"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("held", "reached", "drafted", "histogram"):
@@ -80,7 +83,7 @@ class Speedup(Metric):
     plain_seconds: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         for name in ("tokens", "seconds", "plain_tokens", "plain_seconds"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
