@@ -57,7 +57,7 @@ def hidden_states(target: Target, drafter: DFlash) -> tuple[torch.Tensor, torch.
     block = torch.full((1, drafter.block_size), drafter.mask_token_id)
     block[:, 0] = ids[:, -1]
     state = drafter.start(1, 32, torch.device("cpu"))
-    drafter.extend(state, features)
+    drafter.extend(state, features, ids[:, 1:], target.embed)
     state.lengths += ids.shape[1] - 1
     seen: list[torch.Tensor] = []
     handle = drafter.norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
