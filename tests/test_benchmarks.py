@@ -51,6 +51,7 @@ def test_decode_counts_texts_that_are_not_the_plain_ones():
     assert decode.differing([[1, 2], [1, 3], [1]], [[1, 2], [1, 2], [1, 2]]) == [1, 2]
 
 
+@pytest.mark.slow
 def test_decode_ends_with_an_error_where_a_text_differs(command, tmp_path: Path, monkeypatch):
     assert command("experiment=smoke/sft", "budget.epochs=1", "logger=none") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
@@ -88,6 +89,7 @@ def test_redraft_compares_equal_traces_and_says_what_they_cost(command, tmp_path
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_redraft_ends_with_an_error_where_a_trace_differs(command, tmp_path: Path, monkeypatch):
     assert command("experiment=smoke/sft", "budget.epochs=1", "test.speedup_prompts=0", "logger=none") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")

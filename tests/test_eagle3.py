@@ -262,6 +262,7 @@ def test_the_sft_objective_by_hand():
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.slow
 def test_sft_and_then_draft_opd_run_through_the_command(command, tmp_path):
     assert command("experiment=smoke/eagle3", "logger=none") == 0
     (folder,) = {p.parent for p in tmp_path.rglob("results.json")}

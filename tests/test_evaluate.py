@@ -52,6 +52,7 @@ def test_one_drafter(evaluated, tmp_path: Path):
         assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_two_drafters_are_paired_over_prompts_and_logged(evaluated, tmp_path: Path):
     from mlflow import MlflowClient
 

@@ -45,6 +45,7 @@ def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp
     assert torch.equal(restore(last(tmp_path)).drafter.d2t, drafter.d2t)  # the run needs the folder no more
 
 
+@pytest.mark.slow
 def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys):
     assert command(*SMOKE) == 0
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -58,6 +58,7 @@ def test_the_checkpoint_holds_the_drafter_and_never_the_target(command, tmp_path
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_path):
     weights = []
     for seed in (0, 0, 1):
@@ -68,7 +69,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("experiment", ["smoke/sft", pytest.param("smoke/draft_opd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["smoke/sft", "smoke/draft_opd"])
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, experiment):
     """Same epochs, same learning rates: the budget is the same, the first run is only cut short."""
     words = (f"experiment={experiment}", "budget.epochs=2", "logger=none", "seed=3")
@@ -107,6 +109,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, t
     assert command("experiment=smoke/draft_opd", f"init_from={last}", "budget.epochs=1", "logger=none") == 0
 
 
+@pytest.mark.slow
 def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=1", "name=first") == 0
     (run,) = runs(tmp_path, **{"mlflow.runName": "first"})
@@ -209,7 +212,7 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
     ("experiment", "change"),
     [
         ("smoke/draft_opd", "data.batching.micro_batch_size=3"),
-        ("smoke/draft_opd", "module.chunk_rows=7"),
+        pytest.param("smoke/draft_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.decoding.batch_size=3", marks=pytest.mark.slow),
         pytest.param("smoke/sft", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         ("smoke/sft", "texts.features_dtype=null"),
@@ -218,7 +221,7 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
         pytest.param("smoke/eagle3_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_sft", "texts.features_dtype=null", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.refresh=redraft", marks=pytest.mark.slow),
-        ("smoke/eagle3_opd", "data.refresh=redraft"),
+        pytest.param("smoke/eagle3_opd", "data.refresh=redraft", marks=pytest.mark.slow),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):
@@ -236,6 +239,7 @@ def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_p
         torch.testing.assert_close(changed[key], value, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["qwen3", "gemma3_text"])
 def test_other_families_train_by_the_same_command(command, target):
     words = (f"target.architecture.model_type={target}", "+target.architecture.head_dim=8")

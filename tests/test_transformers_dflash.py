@@ -63,6 +63,7 @@ def test_transformers_makes_the_drafts_that_ours_makes(target: Target, eager_dra
         assert torch.equal(drafts, trace.drafts[: len(drafts)])
 
 
+@pytest.mark.slow
 def test_a_reduced_vocabulary_changes_drafts_and_no_text():
     target, drafter = two_layers()
     ways = systems(target, drafter, LIMIT)
