@@ -136,7 +136,7 @@ def test_the_command_trains_a_few_steps_on_a_file_of_the_users(command, tmp_path
         )
         == 0
     )
-    (results,) = tmp_path.rglob("results.json")
+    (results,) = (tmp_path / "outputs").rglob("results.json")
     (stage,) = json.loads(results.read_text())["stages"]
     assert stage["metrics"]["acceptance_length"] >= 1.0
     assert stage["training_flops"] > 0
