@@ -134,7 +134,7 @@ def _differences(difference: Sets | None) -> Iterator[str]:
             e = values["acceptance_length"].estimate()
             interval = f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
             yield f"{name}: τ of drafter - against: {interval}, {_paired(e)}"
-        if "speedup" in values:
+        if "speedup" in values and values["speedup"].count > 1:  # one prompt has no spread
             e = values["speedup"].estimate(null=1.0)
             yield f"{name}: speed of drafter / against: {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}], {_paired(e)}"
 
