@@ -1,11 +1,12 @@
 """What every benchmark writes down: the machine, the versions, spreads over rounds, and a picture."""
 
+import copy
 import os
 import platform
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -13,8 +14,12 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from draftopd.linear import Linear
+
+Model = TypeVar("Model", bound=nn.Module)
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -38,6 +43,18 @@ def processor() -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def stock(model: Model) -> Model:
+    """A copy with torch's own linear layers where ours were; it shares no weights."""
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Linear):
+                layer = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+                layer.weight, layer.bias = child.weight, child.bias
+                setattr(parent, name, layer)
+    return model
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

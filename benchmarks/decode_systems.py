@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from benchmarks.bench import stock
 from benchmarks.transformers_dflash import DFlashAssistant
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from draftopd.drafters.base import Drafter
@@ -54,15 +55,18 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
         raise DraftError(f"transformers has no counterpart of {type(drafter).__name__}: give a DFlash drafter")
     full_head = copy.deepcopy(drafter)
     full_head.d2t = None
-    lookup = greedy(target, max_new_tokens)
+    model, assistant = stock(target.model), DFlashAssistant(stock(drafter))
+    plain, lookup = greedy(target, max_new_tokens), greedy(target, max_new_tokens)
     lookup.prompt_lookup_num_tokens = drafter.num_draft_tokens
     dflash = greedy(target, max_new_tokens)
     dflash.speculation_type = "dflash"
     return {
         "plain": ours(target, None, max_new_tokens),
-        "transformers": theirs(target, greedy(target, max_new_tokens)),
-        "prompt_lookup": theirs(target, lookup),
-        "transformers_dflash": theirs(target, dflash, DFlashAssistant(drafter)),
+        "transformers": theirs(model, plain),
+        "transformers_onednn": theirs(target.model, plain),
+        "prompt_lookup": theirs(model, lookup),
+        "transformers_dflash": theirs(model, dflash, assistant),
+        "transformers_dflash_onednn": theirs(target.model, dflash, DFlashAssistant(drafter)),
         "ours_batch1_full_head": ours(target, full_head, max_new_tokens),
         **{f"ours_batch{size}": ours(target, drafter, max_new_tokens, size) for size in BATCH_SIZES},
     }
@@ -88,15 +92,15 @@ def greedy(target: Target, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def theirs(target: Target, config: GenerationConfig, assistant: DFlashAssistant | None = None) -> System:
+def theirs(model: PreTrainedModel, config: GenerationConfig, assistant: DFlashAssistant | None = None) -> System:
     """transformers' `generate`, one prompt at a time: its assisted decoding knows no batches."""
 
     def decode(prompts: Prompts) -> Pass:
         texts, committed = [], []
         for prompt in prompts:
-            ids = torch.tensor([prompt], device=target.device)
+            ids = torch.tensor([prompt], device=model.device)
             counter = None if assistant is None else Committed()
-            out = target.model.generate(
+            out = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=config,

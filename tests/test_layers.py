@@ -6,7 +6,7 @@ from pathlib import Path
 import draftopd
 
 FLOORS = [
-    {"errors", "trace", "blocks", "sampling", "rows", "metrics", "stats", "placements"}
+    {"errors", "linear", "trace", "blocks", "sampling", "rows", "metrics", "stats", "placements"}
     | {"divergences", "losses", "block_losses", "one_token", "terms", "processes"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
     {

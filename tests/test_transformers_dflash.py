@@ -47,7 +47,7 @@ def their_drafts(target: Target, drafter: DFlash, prompt: list[int]) -> torch.Te
     config.speculation_type = "dflash"
     assistant = DFlashAssistant(drafter)
     with torch.no_grad(), assistant.register_forward_hook(keep):
-        theirs(target, config, assistant)([prompt])
+        theirs(target.model, config, assistant)([prompt])
     return torch.stack(drafts)
 
 

@@ -41,6 +41,10 @@ class DecodingBatch:
     """Responses that are decoded together, in a fixed number of rows; `cache.lengths` are their anchors' positions.
 
     A row whose response is complete idles until a waiting prompt takes it, or until the batch is made smaller.
+
+    Args:
+        width, capacity: rows, and positions of each.
+        prefix: tokens with which every prompt begins, and behind which each has more; they are read once.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class DecodingBatch:
         drafter: Drafter | None,
         width: int,
         capacity: int,
+        prefix: Sequence[int],
         decoding: Decoding,
         layer_ids: tuple[int, ...],
         keep: bool,
@@ -58,7 +63,7 @@ class DecodingBatch:
         self.target, self.drafter, self.layer_ids, self.ledger = target, drafter, layer_ids, ledger
         self.decoding, self.keep, self.drafter_step = decoding, keep, drafter_step
         self.num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
-        self.capacity = capacity
+        self.capacity, self.prefix = capacity, list(prefix)
         device = target.device
         self.head = target.head()
         self.draft_head = None if drafter is None else drafter.head(target.head)
@@ -66,6 +71,7 @@ class DecodingBatch:
         self.rows: list[_Row | None] = [None] * width
         self.cache = RaggedCache(width, self.capacity, device)
         self.state = None if drafter is None else drafter.start(width, self.capacity, device)
+        self.opening: tuple[RaggedCache, Tensor, Tensor] | None = None  # what reading the prefix gave
         self.kept: Tensor | None = None  # features by position
         self.keys = torch.zeros(width, dtype=torch.long, device=device)  # of the responses' random numbers
         self.tokens = torch.zeros(width, dtype=torch.long, device=device)  # of the anchors
@@ -85,7 +91,7 @@ class DecodingBatch:
         lengths = torch.tensor([len(p.tokens) for p in prompts], device=device)
         keys = torch.tensor([p.key for p in prompts], device=device)
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p.tokens) for p in prompts], batch_first=True).to(device)
-        cache, hidden, features = self._prefill(padded, int(lengths.min()))
+        cache, hidden, features = self._prefill(padded)
         last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         tokens = Places(self.decoding, keys, lengths - 1).choose(self.head(last))[:, 0]
         taken = self.free()[: len(prompts)]
@@ -109,20 +115,21 @@ class DecodingBatch:
         for row, prompt, token in zip(taken, prompts, tokens.tolist(), strict=True):
             self.rows[row] = _Row(prompt.index, len(prompt.tokens), [*prompt.tokens, token])
 
-    def _prefill(self, tokens: Tensor, shortest: int) -> tuple[RaggedCache, Tensor, Tensor]:
-        """Cache, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]; their common prefix is read once."""
-        rows = len(tokens)
-        same = (tokens == tokens[:1]).all(0)[: shortest - 1].long().cumprod(0).sum()
-        prefix = int(same) if rows > 1 else 0
-        cache = RaggedCache(rows, self.capacity, tokens.device)
-        if not prefix:
+    def _prefill(self, tokens: Tensor) -> tuple[RaggedCache, Tensor, Tensor]:
+        """Cache, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]."""
+        cache = RaggedCache(len(tokens), self.capacity, tokens.device)
+        if not self.prefix:
             return cache, *self._read(tokens, cache)
-        shared = RaggedCache(1, prefix, tokens.device)
-        first = self._read(tokens[:1, :prefix], shared)
-        shared.lengths += prefix
+        if self.opening is None:
+            shared = RaggedCache(1, len(self.prefix), tokens.device)
+            self.opening = (shared, *self._read(tokens[:1, : len(self.prefix)], shared))
+            shared.lengths += len(self.prefix)
+        shared, *opening = self.opening
         cache.open_with(shared)
-        rest = self._read(tokens[:, prefix:], cache)
-        hidden, features = (torch.cat([a.expand(rows, -1, -1), b], 1) for a, b in zip(first, rest, strict=True))
+        rest = self._read(tokens[:, len(self.prefix) :], cache)
+        hidden, features = (
+            torch.cat([a.expand(len(tokens), -1, -1), b], 1) for a, b in zip(opening, rest, strict=True)
+        )
         return cache, hidden, features
 
     def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from draftopd.linear import Packed, linear
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Head:
         weight: [V', D], and bias [V'].
         scale, softcap: what some families do to their logits.
         vocabulary: [V'] target ids of the rows; None = row and id are the same.
+        packed: see `linear`.
     """
 
     def __init__(
@@ -42,12 +44,13 @@ class Head:
         scale: float = 1.0,
         softcap: float | None = None,
         vocabulary: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> None:
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
-        self.vocabulary = vocabulary
+        self.vocabulary, self.packed = vocabulary, packed
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias, self.packed)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

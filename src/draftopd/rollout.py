@@ -1,5 +1,6 @@
 """Target-assisted rollouts: draft, verify, accept, repeat. With no drafter it is plain decoding."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -79,7 +80,7 @@ def decode(
     capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
     width = min(affordable_rows(target, drafter, capacity, decoding, layer_ids, keep), len(prompts))
     options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger())
-    batch = kind(target, drafter, width, capacity, decoding, *options)
+    batch = kind(target, drafter, width, capacity, common_prefix(prompts), decoding, *options)
     try:
         results = _run(batch, waiting, on_done)
     finally:
@@ -104,6 +105,14 @@ def _run(batch: DecodingBatch, waiting: deque[Waiting], on_done: Callable[[int],
         results |= finished
         on_done(len(finished))
     return results
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Tokens with which all prompts begin, each with at least one more behind them; none where there is one prompt."""
+    if len(prompts) == 1:
+        return []
+    shortest = min(map(len, prompts))
+    return os.path.commonprefix([list(prompt) for prompt in prompts])[: shortest - 1]
 
 
 def affordable_rows(

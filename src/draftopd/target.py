@@ -15,6 +15,7 @@ from draftopd.blocks import Tails, branch_mask, causal_mask
 from draftopd.cache import RaggedCache
 from draftopd.errors import DraftError
 from draftopd.head import Head, TargetShape
+from draftopd.linear import Packed, freeze
 from draftopd.trace import ReplayBatch
 
 
@@ -32,7 +33,9 @@ class Target(nn.Module):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        freeze(model)
+        self.model = model.eval()
+        self._packed_head = Packed()
         self.tokenizer = tokenizer
         self.body: Any = model.get_decoder()
         if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
@@ -136,7 +139,8 @@ class Target(nn.Module):
         weight, bias = linear.weight, linear.bias
         if vocabulary is not None:
             weight, bias = weight[vocabulary], None if bias is None else bias[vocabulary]
-        return Head(weight, bias, scale, softcap, vocabulary)
+        packed = self._packed_head if vocabulary is None else Packed()
+        return Head(weight, bias, scale, softcap, vocabulary, packed)
 
     def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
         """What transformers wants of a visibility mask: additive, and one per kind of layer where kinds are mixed."""

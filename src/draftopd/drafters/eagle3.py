@@ -19,6 +19,7 @@ from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
 from draftopd.errors import DraftError
 from draftopd.head import Head, TargetShape
+from draftopd.linear import Linear
 from draftopd.trace import ReplayBatch
 
 
@@ -77,7 +78,7 @@ class Eagle3(Drafter):
         ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
         size, eps = target.hidden_size, target.rms_norm_eps
-        self.fc = nn.Linear(len(ids) * size, size, bias=False)
+        self.fc = Linear(len(ids) * size, size)
         self.midlayer = Layer(
             Attention(
                 2 * size,
@@ -93,7 +94,7 @@ class Eagle3(Drafter):
             eps,
         )
         self.norm = nn.RMSNorm(size, eps)
-        self.lm_head = nn.Linear(size, draft_vocab_size or target.vocab_size, bias=False)
+        self.lm_head = Linear(size, draft_vocab_size or target.vocab_size)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`
 
