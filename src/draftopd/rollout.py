@@ -1,8 +1,8 @@
 """Target-assisted rollouts: draft, verify, accept, repeat. With no drafter it is plain decoding."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -111,8 +111,10 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     """Tokens with which all prompts begin, each with at least one more behind them; none where there is one prompt."""
     if len(prompts) == 1:
         return []
-    shortest = min(map(len, prompts))
-    return os.path.commonprefix([list(prompt) for prompt in prompts])[: shortest - 1]
+    # whatever the first and the last in lexicographic order share, all share
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return [token for token, _ in same][: min(map(len, prompts)) - 1]
 
 
 def affordable_rows(
