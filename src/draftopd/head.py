@@ -46,6 +46,11 @@ class Head:
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
         self.vocabulary = vocabulary
 
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """Its weights that are trained."""
+        return tuple(w for w in (self.weight, self.bias) if w is not None and w.requires_grad)
+
     def __call__(self, hidden: Tensor) -> Tensor:
         logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
