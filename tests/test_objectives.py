@@ -14,7 +14,7 @@ from draftopd.module import DraftModule
 from draftopd.rollout import Decoding, rollout
 from draftopd.rows import Rows, flatten, log_mass
 from draftopd.target import Target
-from draftopd.terms import sum_terms
+from draftopd.terms import chunked_loss
 from draftopd.trace import ReplayBatch, collate, text_blocks
 
 
@@ -124,9 +124,11 @@ def numerators_and_gradient(
     mine = hidden[0].clone().requires_grad_()
     mass = log_mass(lambda x: head(x), hidden[1], 3) + 0.5 if objective.whole_vocabulary else None
     target = hidden[1] if objective.needs_target else None
-    sums = sum_terms(objective, rows, head, mine, head, target, mass, chunk_rows)
-    (gradient,) = torch.autograd.grad(torch.stack(list(sums.values())).sum(), mine)
-    return {name: value.detach() for name, value in sums.items()}, gradient
+    coefficients = {name: torch.tensor(i + 0.5) for i, name in enumerate(objective.coefficients)}
+    loss, sums = chunked_loss(objective, rows, head, mine, head, target, mass, chunk_rows, coefficients)
+    torch.testing.assert_close(loss, torch.stack([coefficients[name] * value for name, value in sums.items()]).sum())
+    (gradient,) = torch.autograd.grad(loss, mine)
+    return sums, gradient
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,7 @@ from draftopd.losses import CrossEntropy, DraftOPD
 from draftopd.rollout import Decoding
 from draftopd.rows import flatten
 from draftopd.target import Target
-from draftopd.terms import sum_terms
+from draftopd.terms import chunked_loss
 from draftopd.texts import TextCache
 from draftopd.trace import no_blocks
 
@@ -111,9 +111,12 @@ def test_an_empty_share_gives_every_parameter_a_gradient_of_zero(target: Target,
     batch = no_blocks(drafter.num_draft_tokens, len(drafter.layer_ids) * size, size)
     hidden, judged = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
     head, rows = drafter.head(target.head), flatten(batch, None)
-    terms = sum_terms(objective, rows, head, hidden, target.head(), judged, None, 64)
-    sum(terms.values()).backward()
-    assert all(value.item() == 0 for value in terms.values())
+    coefficients = {name: torch.tensor(0.01) for name in objective.coefficients}
+    loss, terms = chunked_loss(
+        objective, rows, head, hidden, target.head(), judged, None, 64, coefficients, head.trained
+    )
+    loss.backward()
+    assert all(value.item() == 0 for value in (loss, *terms.values()))
     for name, parameter in drafter.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name

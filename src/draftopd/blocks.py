@@ -8,6 +8,7 @@ side by side as rows behind the text and go through one forward.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from draftopd.trace import ReplayBatch
 
@@ -37,6 +38,22 @@ def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool)
     if causal:
         rows = rows.tril()
     return torch.cat([text, rows], dim=-1)[:, None]
+
+
+def flex_branch_mask(start: Tensor, block: Tensor, text_length: int, seen: Tensor) -> BlockMask:
+    """The same for torch's flex attention, which skips what nobody sees; rows look at [text ‖ seen rows].
+
+    Args:
+        start, block: [B, R] of the rows that look, as in `branch_mask`.
+        seen: [B, S] blocks of the rows that are looked at, each from its block's first up to the last that may be seen.
+    """
+
+    def visible(b: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        same = seen[b, (key - text_length).clamp(min=0)] == block[b, row]
+        return torch.where(key < text_length, key < start[b, row], same)
+
+    rows, keys = start.shape[1], text_length + seen.shape[1]
+    return create_block_mask(visible, len(start), None, rows, keys, device=str(start.device))
 
 
 def causal_mask(positions: Tensor, length: int) -> Tensor:

@@ -49,6 +49,11 @@ class Head:
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
         self.vocabulary, self.packed = vocabulary, packed
 
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """Its weights that are trained."""
+        return tuple(w for w in (self.weight, self.bias) if w is not None and w.requires_grad)
+
     def __call__(self, hidden: Tensor) -> Tensor:
         logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias, self.packed)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -58,7 +58,7 @@ def text_loss(draft_logits: Tensor, rows: Rows) -> Tensor:
 
 def position_weight(slot: Tensor, decay: float | None) -> Tensor:
     """exp(-(k - 1) / decay) at slot k (arXiv 2602.06036); None: 1."""
-    return torch.ones_like(slot, dtype=torch.float32) if decay is None else torch.exp(-(slot - 1) / decay)
+    return torch.ones_like(slot, dtype=torch.float32) if decay is None else torch.exp((1 - slot).float() / decay)
 
 
 class CrossEntropy:

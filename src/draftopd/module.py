@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -19,7 +19,7 @@ from draftopd.ledger import Ledger
 from draftopd.losses import Objective, shares
 from draftopd.rows import flatten, log_mass
 from draftopd.target import Target
-from draftopd.terms import sum_terms
+from draftopd.terms import chunked_loss
 from draftopd.trace import ReplayBatch
 
 
@@ -33,6 +33,12 @@ class DraftModule(L.LightningModule):
         optimizer: makes the optimizer from the drafter's parameters.
         chunk_rows: rows whose logits [chunk_rows, V] exist at a time.
         gradient_clip: largest norm of the gradient.
+        attention: of the drafter in training: "sdpa", or "flex_attention" with block masks, for GPUs.
+        gradient_checkpointing: the drafter's layers run again in the backward pass instead of keeping activations.
+        torch_compile: compile the drafter's forward; a name is that of another backend than inductor.
+
+    Raises:
+        DraftError: attention is neither.
     """
 
     def __init__(
@@ -43,6 +49,9 @@ class DraftModule(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         chunk_rows: int = 4096,
         gradient_clip: float = 1.0,
+        attention: Literal["sdpa", "flex_attention"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        torch_compile: bool | str = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -50,6 +59,11 @@ class DraftModule(L.LightningModule):
         self.target, self.drafter, self.objective = target, drafter, objective
         self.make_optimizer = optimizer
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
+        if attention not in ("sdpa", "flex_attention"):
+            raise DraftError(f"module.attention is '{attention}': it must be 'sdpa' or 'flex_attention'")
+        drafter.attention, drafter.gradient_checkpointing = attention, gradient_checkpointing
+        if torch_compile:  # in place: names of weights stay
+            drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
         self.ledger = Ledger()
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -88,13 +102,14 @@ class DraftModule(L.LightningModule):
         head = self.draft_head()
         index = self._head_index(head)
         totals = self._sum([self._weights(micro, index) for micro in batch])
+        coefficients = self._coefficients(totals)
         done: list[dict[str, Tensor]] = []
         with self.ledger.timed("train"):
             for micro in batch:
-                terms = self._terms(micro, head, index)
+                loss, terms = self._loss(micro, head, index, coefficients)
                 with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
-                    self.manual_backward(self._mix(terms, totals) * self.trainer.world_size)
-                done.append({name: value.detach() for name, value in terms.items()})
+                    self.manual_backward(loss * self.trainer.world_size)
+                done.append(terms)
             self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
             optimizer.step()
             optimizer.zero_grad()
@@ -103,7 +118,7 @@ class DraftModule(L.LightningModule):
 
     def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         """Loss on a fixed grid of anchors."""
-        self._held_out += [self._terms_and_weights(micro) for micro in batch]
+        self._held_out += [self._alone(micro)[1:] for micro in batch]
 
     def on_validation_epoch_end(self) -> None:
         terms, weights = zip(*self._held_out, strict=True)
@@ -112,7 +127,7 @@ class DraftModule(L.LightningModule):
 
     def loss(self, batch: ReplayBatch) -> Tensor:
         """The objective on one batch alone."""
-        return self._mix(*self._terms_and_weights(batch))
+        return self._alone(batch)[0]
 
     def share_costs(self) -> None:
         """The ledger becomes that of all processes; every process calls it."""
@@ -133,10 +148,17 @@ class DraftModule(L.LightningModule):
         dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
         return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(batch, index)).items()}
 
-    def _terms_and_weights(self, batch: ReplayBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _coefficients(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a numerator of each term adds to the loss: nothing where the term has no rows."""
+        lambdas = shares(self.objective.coefficients)
+        return {name: lambdas[name] / total.clamp(min=1e-8) * (total > 0) for name, total in totals.items()}
+
+    def _alone(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Loss, numerators and denominators of a batch."""
         head = self.draft_head()
         index = self._head_index(head)
-        return self._terms(batch, head, index), self._weights(batch, index)
+        weights = self._weights(batch, index)
+        return *self._loss(batch, head, index, self._coefficients(weights)), weights
 
     def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
         """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
@@ -155,8 +177,10 @@ class DraftModule(L.LightningModule):
         index = torch.full((self.target.vocab_size,), -1, device=self.device)
         return index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
-    def _terms(self, batch: ReplayBatch, head: Head, index: Tensor | None) -> dict[str, Tensor]:
-        """Numerators of the objective's terms, summed over chunks of rows."""
+    def _loss(
+        self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss in chunks of rows, and the numerators of the objective's terms."""
         batch, objective = self._evidence(batch), self.objective
         whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
         if self.training:
@@ -170,13 +194,12 @@ class DraftModule(L.LightningModule):
             judged, judge = batch.target_hidden[valid], self.target.head(head.vocabulary)
             if whole is not None:  # fewer rows at a time for more logits a row: the same memory
                 mass = log_mass(whole, judged, max(1, self.chunk_rows * len(judge.weight) // len(whole.weight)))
-        return sum_terms(objective, flatten(batch, index), head, hidden, judge, judged, mass, self.chunk_rows)
+        rows, chunk = flatten(batch, index), self.chunk_rows
+        return chunked_loss(objective, rows, head, hidden, judge, judged, mass, chunk, coefficients, head.trained)
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
-        lambdas = shares(self.objective.coefficients)
-        return torch.stack(
-            [lambdas[name] * value / totals[name].clamp(min=1e-8) for name, value in terms.items()]
-        ).sum()
+        coefficients = self._coefficients(totals)
+        return torch.stack([coefficients[name] * value for name, value in terms.items()]).sum()
 
     def _sum(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Sums over micro-batches and processes."""

@@ -1,9 +1,11 @@
-"""Numerators of an objective over many rows, without their logits ever being there all at once."""
+"""An objective over many rows, and its gradient, without their logits ever being there all at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from draftopd.losses import Objective
 from draftopd.rows import Rows
@@ -11,7 +13,21 @@ from draftopd.rows import Rows
 Logits = Callable[[Tensor], Tensor]
 
 
-def sum_terms(
+class _Known(torch.autograd.Function):
+    """A value whose gradients have been computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(upstream * gradient for gradient in ctx.saved_tensors)
+
+
+def chunked_loss(
     objective: Objective,
     rows: Rows,
     draft_head: Logits,
@@ -20,8 +36,14 @@ def sum_terms(
     target_hidden: Tensor | None,
     target_log_mass: Tensor | None,
     chunk_rows: int,
-) -> dict[str, Tensor]:
-    """Sum of each term's numerators.
+    coefficients: Mapping[str, Tensor],
+    trained: Sequence[Tensor] = (),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = sum_i coefficients_i * (sum of numerators_i), and these sums.
+
+    The gradient of a chunk is computed right behind its value, while its logits are there, and the backward pass of L
+    only scales it (as liger-kernel's fused linear cross-entropy does, arXiv 2410.10989): no logits are kept, and none
+    are computed twice.
 
     Args:
         draft_head: [m, D] -> logits [m, V].
@@ -31,22 +53,36 @@ def sum_terms(
         target_log_mass: [M] log-sum-exp of the target's logits over all tokens, where V is a part of them and the
             objective wants the mass that p gives it; None = normalise p over V.
         chunk_rows: rows whose logits exist at a time; chunks end between blocks.
+        coefficients: of each term, scalars.
+        trained: weights of `draft_head` that are trained; a lent head has none.
+
+    Returns:
+        L, with gradients for `hidden` and `trained`, and the terms without.
     """
-
-    def of_chunk(draft: Tensor, target: Tensor | None, mass: Tensor | None, part: Rows) -> dict[str, Tensor]:
-        log_p = None
-        if target is not None and target_head is not None:
-            logits = target_head(target)
-            log_p = logits.log_softmax(-1) if mass is None else logits - mass[:, None]
-        return {name: value.sum() for name, value in objective.numerators(draft_head(draft), log_p, part).items()}
-
-    parts = list(rows.chunks(chunk_rows))
+    # gradients are those of L over its largest coefficient: values near 1 outlive float16, coefficients need not
+    largest = torch.stack(list(coefficients.values())).max().clamp(min=1e-30)
+    gradients: list[Tensor] = []
+    of_weights: list[Tensor] = []
     sums: dict[str, Tensor] = {}
-    for part in parts:
-        target = None if target_hidden is None else target_hidden[part]
-        mass = None if target_log_mass is None else target_log_mass[part]
-        call = (hidden[part], target, mass, rows[part])
-        # with several chunks the logits of each are computed again in the backward pass instead of kept
-        chunk = of_chunk(*call) if len(parts) == 1 else checkpoint(of_chunk, *call, use_reentrant=False)
-        sums = {name: value + sums.get(name, 0) for name, value in chunk.items()}
-    return sums
+    value = largest.new_zeros(())
+    for part in rows.chunks(chunk_rows):
+        with torch.no_grad():
+            log_p = None
+            if target_head is not None and target_hidden is not None:
+                log_p = target_head(target_hidden[part])
+                log_p = log_p.log_softmax(-1) if target_log_mass is None else log_p - target_log_mass[part, None]
+        leaf = hidden[part].detach().requires_grad_(torch.is_grad_enabled())
+        numerators = objective.numerators(draft_head(leaf), log_p, rows[part])
+        terms = {name: x.sum() for name, x in numerators.items()}
+        loss = torch.stack([coefficients[name] / largest * x for name, x in terms.items()]).sum()
+        if torch.is_grad_enabled():
+            gradient, *own = torch.autograd.grad(loss, [leaf, *trained], materialize_grads=True)
+            gradients.append(gradient)
+            wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in own]
+            of_weights = [a.add_(b) for a, b in zip(of_weights, wide, strict=True)] if of_weights else wide
+        value = value + loss.detach()
+        sums = {name: x.detach() + sums.get(name, 0) for name, x in terms.items()}
+    if torch.is_grad_enabled():
+        known = [torch.cat(gradients), *(g.to(w.dtype) for g, w in zip(of_weights, trained, strict=True))]
+        value = _Known.apply(value, known, hidden, *trained)
+    return value * largest, sums

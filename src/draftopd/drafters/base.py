@@ -3,9 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from draftopd.cache import RaggedCache
 from draftopd.errors import DraftError
@@ -17,6 +19,7 @@ LendHead = Callable[[Tensor | None], Head]
 """a draft vocabulary [V'] -> the target's head restricted to it: `Target.head`"""
 Propose = Callable[[Tensor], Tensor]
 """draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n]"""
+R = TypeVar("R")
 
 
 class Drafter(nn.Module, ABC):
@@ -27,6 +30,8 @@ class Drafter(nn.Module, ABC):
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
         fc: fuses the features, the only weights whose input carries no gradient.
         owns_head: it trains an output head of its own instead of borrowing the target's.
+        attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
+        gradient_checkpointing: layers run again in the backward pass instead of keeping what they computed.
     """
 
     block_size: int
@@ -35,6 +40,8 @@ class Drafter(nn.Module, ABC):
     d2t: Tensor | None
     fc: nn.Linear
     owns_head = False
+    attention: Literal["sdpa", "flex_attention"] = "sdpa"
+    gradient_checkpointing = False
 
     def __init__(
         self, target: TargetShape, block_size: int, layer_ids: Sequence[int], draft_vocab_size: int | None
@@ -68,6 +75,12 @@ class Drafter(nn.Module, ABC):
             yield
         finally:
             self.block_size = own
+
+    def run(self, layer: Callable[..., R], *inputs: Any) -> R:
+        """layer(*inputs), under `gradient_checkpointing`."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return layer(*inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     @property
     def num_draft_tokens(self) -> int:

@@ -10,8 +10,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
-from draftopd.blocks import block_positions, branch_mask, gather_blocks
+from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gather_blocks
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter, Embed, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
@@ -34,7 +35,7 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
 
-    def forward(self, x: Tensor, positions: Tensor, text: KeysValues, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, text: KeysValues, mask: Tensor | BlockMask) -> Tensor:
         normed = self.input_layernorm(x)
         # the same projections for text and block
         seen = join(text, self.self_attn.keys_values(normed, positions))
@@ -126,7 +127,7 @@ class DFlash(Drafter):
         """What each layer sees of whole texts with features [B, T, F]."""
         context = self._context(features)
         positions = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
-        return [layer.self_attn.keys_values(context, positions) for layer in self._stack]
+        return [self.run(layer.self_attn.keys_values, context, positions) for layer in self._stack]
 
     def _blocks(self, texts: list[KeysValues], tokens: Tensor, anchors: Tensor, embed: Embed) -> Tensor:
         """Hidden states [B, N, K, D] of the draft slots behind anchors [B, N]."""
@@ -135,10 +136,14 @@ class DFlash(Drafter):
         positions = block_positions(anchors, self.block_size).flatten(1)
         start = anchors[..., None].expand_as(inputs).flatten(1)
         block = torch.arange(width, device=start.device).repeat_interleave(self.block_size).expand(rows, -1)
-        mask = branch_mask(start, block, tokens.shape[1], causal=False)
+        length, flex = tokens.shape[1], self.attention == "flex_attention"
+        mask: Tensor | BlockMask
+        mask = (
+            flex_branch_mask(start, block, length, block) if flex else branch_mask(start, block, length, causal=False)
+        )
         x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
         for layer, text in zip(self._stack, texts, strict=True):
-            x = layer(x, positions, text, mask)
+            x = self.run(layer, x, positions, text, mask)
         return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, 1:])
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:

@@ -8,12 +8,13 @@ outputs back (training-time test), so `forward` and `draft` are one loop. The em
 is its own. Parameter names are those of the published checkpoints, whose `t2d` follows from `d2t`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
-from draftopd.blocks import branch_mask
+from draftopd.blocks import branch_mask, flex_branch_mask
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
@@ -47,9 +48,14 @@ class Layer(nn.Module):
         """What attention reads: [..., 2 D]."""
         return torch.cat([self.input_layernorm(embedded.to(hidden.dtype)), self.hidden_norm(hidden)], -1)
 
-    def forward(self, pair: Tensor, hidden: Tensor, positions: Tensor, seen: KeysValues, mask: Tensor) -> Tensor:
-        hidden = hidden + self.self_attn(pair, positions, seen, mask)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+    def forward(
+        self, embedded: Tensor, hidden: Tensor, positions: Tensor, seen: list[KeysValues], mask: Tensor | BlockMask
+    ) -> tuple[Tensor, KeysValues]:
+        """Hidden states of one slot of all blocks, and its keys and values, which come behind those `seen` before."""
+        pair = self.pair(embedded, hidden)
+        own = self.self_attn.keys_values(pair, positions)
+        hidden = hidden + self.self_attn(pair, positions, join(*seen, own), mask)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden)), own
 
 
 class Eagle3(Drafter):
@@ -132,6 +138,16 @@ class Eagle3(Drafter):
         """Keys and values of the text's pairs at positions [B, R]: fused [B, R, D], the tokens behind them [B, R]."""
         return self.midlayer.self_attn.keys_values(self.midlayer.pair(embed(following), fused), positions)
 
+    def _masks(self, start: Tensor, length: int, attention: str) -> Sequence[Tensor | BlockMask]:
+        """What rows of each slot see: the text before `start` [B, N], and their block's slots up to their own."""
+        slots, width = self.num_draft_tokens, start.shape[1]
+        block = torch.arange(width, device=start.device).expand_as(start)
+        if attention == "flex_attention":
+            return [flex_branch_mask(start, block, length, block.repeat(1, k + 1)) for k in range(slots)]
+        # rows of all slots, slot after slot
+        mask = branch_mask(start.repeat(1, slots), block.repeat(1, slots), length, causal=True)
+        return [mask[:, :, k * width : (k + 1) * width, : length + (k + 1) * width] for k in range(slots)]
+
     def _unroll(
         self,
         fused: Tensor,
@@ -140,6 +156,7 @@ class Eagle3(Drafter):
         positions: Tensor,
         embed: Embed,
         choose: Callable[[int, Tensor], Tensor],
+        attention: str,
     ) -> tuple[Tensor, Tensor]:
         """Fills blocks slot by slot, all blocks of a text side by side.
 
@@ -151,19 +168,13 @@ class Eagle3(Drafter):
         Returns:
             hidden states [B, N, K, D] for the head, and the chosen tokens [B, N, K].
         """
-        width, slots = anchors.shape[1], self.num_draft_tokens
-        # rows of all slots, slot after slot: behind the text, a row sees those of its own block up to itself
-        start = (positions - 1).repeat(1, slots)
-        block = torch.arange(width, device=start.device).repeat(slots).expand_as(start)
-        mask = branch_mask(start, block, text[0].shape[1], causal=True)
+        masks = self._masks(positions - 1, text[0].shape[1], attention)
         first = (positions - 1).clamp(min=0)[..., None]  # padding blocks have their anchor at 0
         hidden = fused.gather(1, first.expand(-1, -1, fused.shape[-1]))
-        tokens, seen, outputs, chosen = anchors, text, [], []
-        for k in range(slots):
-            pair, at = self.midlayer.pair(embed(tokens), hidden), positions - 1 + k
-            seen = join(seen, self.midlayer.self_attn.keys_values(pair, at))
-            visible = mask[:, :, k * width : (k + 1) * width, : seen[0].shape[1]]
-            hidden = self.midlayer(pair, hidden, at, seen, visible)
+        tokens, seen, outputs, chosen = anchors, [text], [], []
+        for k, mask in enumerate(masks):
+            hidden, own = self.run(self.midlayer, embed(tokens), hidden, positions - 1 + k, [*seen], mask)
+            seen.append(own)
             outputs.append(self.norm(hidden))
             tokens = choose(k, outputs[-1])
             chosen.append(tokens)
@@ -180,7 +191,8 @@ class Eagle3(Drafter):
         assert batch.features is not None, "replay the batch first"
         fused, text = self._texts(batch.tokens, batch.features, embed)
         anchors = batch.tokens.gather(1, batch.anchors)
-        return self._unroll(fused, text, anchors, batch.anchors, embed, lambda k, _: batch.drafts[..., k])[0]
+        forced = lambda k, _: batch.drafts[..., k]  # noqa: E731
+        return self._unroll(fused, text, anchors, batch.anchors, embed, forced, self.attention)[0]
 
     def redraft(
         self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
@@ -190,8 +202,10 @@ class Eagle3(Drafter):
         def choose(_: int, hidden: Tensor) -> Tensor:
             return head.tokens(head(hidden).argmax(-1))
 
-        parts = anchors.split(blocks, 1)
-        return torch.cat([self._unroll(fused, text, tokens.gather(1, p), p, embed, choose)[1] for p in parts], 1)
+        def unroll(part: Tensor) -> Tensor:
+            return self._unroll(fused, text, tokens.gather(1, part), part, embed, choose, self.attention)[1]
+
+        return torch.cat([unroll(part) for part in anchors.split(blocks, 1)], 1)
 
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         return RaggedCache(rows, capacity, device)
@@ -209,4 +223,4 @@ class Eagle3(Drafter):
             return head.tokens(propose(head(hidden)))
 
         positions = state.lengths[:, None]
-        return self._unroll(fused, (keys, values), anchors[:, None], positions, embed, choose)[1][:, 0]
+        return self._unroll(fused, (keys, values), anchors[:, None], positions, embed, choose, "sdpa")[1][:, 0]

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from draftopd.linear import Linear
 
@@ -10,9 +11,12 @@ KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""
 
 
-def join(first: KeysValues, second: KeysValues) -> KeysValues:
-    """Keys and values of two sets of positions, one behind the other."""
-    return torch.cat([first[0], second[0]], 1), torch.cat([first[1], second[1]], 1)
+_compiled_flex_attention = torch.compile(flex_attention)  # on GPUs it is a kernel only when it is compiled
+
+
+def join(*parts: KeysValues) -> KeysValues:
+    """Keys and values of several sets of positions, one behind the other."""
+    return torch.cat([keys for keys, _ in parts], 1), torch.cat([values for _, values in parts], 1)
 
 
 class Rotary(nn.Module):
@@ -58,17 +62,31 @@ class Attention(nn.Module):
         keys = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
         return self.rotary(keys, positions), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
 
-    def forward(self, x: Tensor, positions: Tensor, seen: KeysValues, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, seen: KeysValues, mask: Tensor | BlockMask) -> Tensor:
         """[B, R, size]: rows x [B, R, inputs] look at seen [B, S, ...] where mask [B, 1, R, S] allows it."""
         query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         query = self.rotary(query, positions).transpose(1, 2)
         keys, values = (states.transpose(1, 2) for states in seen)
+        out = (
+            self._flex(query, keys, values, mask)
+            if isinstance(mask, BlockMask)
+            else self._sdpa(query, keys, values, mask)
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
+        run = flex_attention if query.device.type == "cpu" else _compiled_flex_attention
+        query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast does not know it and leaves norms wide
+        return run(query, keys, values, block_mask=mask, enable_gqa=True)
+
+    @staticmethod
+    def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         grouped = query.device.type == "cpu"
         if not grouped:  # on GPUs no fused kernel is sure to take a mask and grouped queries: else all scores are kept
             groups = query.shape[1] // keys.shape[1]
             keys, values = (states.repeat_interleave(groups, 1) for states in (keys, values))
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
