@@ -1,5 +1,6 @@
-"""What every benchmark writes down: the machine, the versions, spreads over rounds, and a picture."""
+"""What benchmarks share: a drafter with its prompts, what every one writes down, spreads over rounds, a picture."""
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,42 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch.profiler import ProfilerActivity, profile
 
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.restore import Restored, restore
+from draftopd.target import Target
+
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def opened(checkpoint: str, split: str, count: int, device: torch.device) -> tuple[Restored, list[list[int]]]:
+    """A drafter with its target on a device, and the first `count` prompts of its own split.
+
+    Raises:
+        DraftError: the split has fewer.
+    """
+    run = restore(checkpoint)
+    run.target.to(device)
+    run.drafter.to(device)
+    prompts = run.encoded(split, count)
+    if len(prompts) < count:
+        raise DraftError(f"the drafter's {split} split has {len(prompts)} prompts: lower --prompts={count}")
+    return run, prompts
+
+
+def pair(checkpoint: str, target: Target, drafter: Drafter) -> dict[str, Any]:
+    """What was measured: target, drafter and the file that it came from."""
+    return {
+        "target": type(target.model).__name__,
+        "target_parameters": target.model.num_parameters(),
+        "target_fingerprint": target.fingerprint,
+        "dtype": str(target.model.dtype).removeprefix("torch."),
+        "attention": target.config._attn_implementation,
+        "drafter": type(drafter).__name__,
+        "checkpoint_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16],
+        "block_size": drafter.block_size,
+        "draft_vocab_size": target.vocab_size if drafter.vocabulary is None else len(drafter.vocabulary),
+    }
 
 
 def machine(device: torch.device) -> dict[str, Any]:
