@@ -1,9 +1,10 @@
 """What benchmarks share: a drafter with its prompts, what every one writes down, spreads over rounds, a picture."""
 
+import copy
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
 
 from draftopd.drafters.base import Drafter
@@ -37,6 +40,19 @@ def opened(checkpoint: str, split: str, count: int, device: torch.device) -> tup
     if len(prompts) < count:
         raise DraftError(f"the drafter's {split} split has {len(prompts)} prompts: lower --prompts={count}")
     return run, prompts
+
+
+def full_head(drafter: Drafter) -> Drafter:
+    """A copy that drafts from the target's whole vocabulary; a drafter with a head of its own keeps it."""
+    copied = copy.deepcopy(drafter)
+    if not drafter.owns_head:
+        copied.d2t = None
+    return copied
+
+
+def rounds_of(count: int, what: str) -> Iterable[int]:
+    """0, 1, ..., with a bar on stderr."""
+    return track(range(count), what, console=Console(stderr=True))
 
 
 def pair(checkpoint: str, target: Target, drafter: Drafter) -> dict[str, Any]:
