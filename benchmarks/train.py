@@ -91,6 +91,8 @@ def summary(parts: dict[str, dict[str, Any]]) -> dict[str, float]:
     wanted = {
         "redraft_vs_rollout_b1": ("redraft", "redraft_vs_rollout_b1"),
         "redraft_vs_rollout_b8": ("redraft", "redraft_vs_rollout_b8"),
+        "redraft_replay_vs_rollout_b1": ("redraft", "redraft_replay_vs_rollout_b1"),
+        "redraft_replay_vs_rollout_b8": ("redraft", "redraft_replay_vs_rollout_b8"),
         "opd_step_vs_sft_step": ("step", "opd_step_vs_sft_step"),
         "sft_step_vs_speculators": ("speculators", "cross_entropy"),
         "sft_step_vs_speculators_kl": ("speculators", "forward_kl"),

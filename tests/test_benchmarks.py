@@ -112,7 +112,7 @@ def test_training_is_measured_part_by_part(command, tmp_path: Path, capsys, draf
     sizes = [(p["kind"], p["length"], p["texts"]) for p in results["parts"]["growth"]["points"]]
     assert sizes == [(kind, *size) for size in ((128, 1), (64, 2)) for kind in growth.KINDS]
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last.keys() == train.WANTED.keys() - {"sft_step_vs_speculators"}
+    assert last.keys() > train.WANTED.keys() - {"sft_step_vs_speculators"}
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
