@@ -5,7 +5,7 @@ ready := $(VENV)/.ready
 
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
-.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode bench-redraft serve-check
+.PHONY: quickstart smoke test slow lint ui bench-objectives bench-decode bench-train serve-check
 
 quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD, on a real model
 	$(BIN)/python -m draftopd.fit experiment=quickstart
@@ -30,8 +30,8 @@ bench-objectives: $(ready) ## every objective on a drafter whose best acceptance
 bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT=... takes a drafter that is there
 	$(BIN)/python -m benchmarks.decode --profile $(CHECKPOINT)
 
-bench-redraft: $(ready) $(CHECKPOINT) ## an on-policy epoch's traces: rolled out, or drafted along texts that are there
-	$(BIN)/python -m benchmarks.redraft $(CHECKPOINT)
+bench-train: $(ready) $(CHECKPOINT) ## traces, steps, memory and growth of training, beside rollouts, SFT and speculators
+	$(BIN)/python -m benchmarks.train $(CHECKPOINT) $(if $(PARTS),--parts $(PARTS))
 
 serve-check: $(ready) $(CHECKPOINT) ## vLLM and transformers beside ours; takes CHECKPOINT=... and PROMPTS=<JSON Lines file>
 	$(BIN)/python -m benchmarks.serve_check $(CHECKPOINT) $(if $(PROMPTS),--prompts $(PROMPTS))

@@ -1,9 +1,10 @@
-"""What every benchmark writes down: the machine, the versions, spreads over rounds, and a picture."""
+"""What benchmarks share: a drafter with its prompts, what every one writes down, spreads over rounds, a picture."""
 
 import copy
+import hashlib
 import os
 import platform
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +15,62 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
 from draftopd.linear import Linear
+from draftopd.restore import Restored, restore
+from draftopd.target import Target
 
 Model = TypeVar("Model", bound=nn.Module)
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def opened(checkpoint: str, split: str, count: int, device: torch.device) -> tuple[Restored, list[list[int]]]:
+    """A drafter with its target on a device, and the first `count` prompts of its own split.
+
+    Raises:
+        DraftError: the split has fewer.
+    """
+    run = restore(checkpoint)
+    run.target.to(device)
+    run.drafter.to(device)
+    prompts = run.encoded(split, count)
+    if len(prompts) < count:
+        raise DraftError(f"the drafter's {split} split has {len(prompts)} prompts: lower --prompts={count}")
+    return run, prompts
+
+
+def full_head(drafter: Drafter) -> Drafter:
+    """A copy that drafts from the target's whole vocabulary; a drafter with a head of its own keeps it."""
+    copied = copy.deepcopy(drafter)
+    if not drafter.owns_head:
+        copied.d2t = None
+    return copied
+
+
+def rounds_of(count: int, what: str) -> Iterable[int]:
+    """0, 1, ..., with a bar on stderr."""
+    return track(range(count), what, console=Console(stderr=True))
+
+
+def pair(checkpoint: str, target: Target, drafter: Drafter) -> dict[str, Any]:
+    """What was measured: target, drafter and the file that it came from."""
+    return {
+        "target": type(target.model).__name__,
+        "target_parameters": target.model.num_parameters(),
+        "target_fingerprint": target.fingerprint,
+        "dtype": str(target.model.dtype).removeprefix("torch."),
+        "attention": target.config._attn_implementation,
+        "drafter": type(drafter).__name__,
+        "checkpoint_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16],
+        "block_size": drafter.block_size,
+        "draft_vocab_size": target.vocab_size if drafter.vocabulary is None else len(drafter.vocabulary),
+    }
 
 
 def machine(device: torch.device) -> dict[str, Any]:

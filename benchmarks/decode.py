@@ -7,7 +7,6 @@ within a round. Results are written after each round; the last line printed is o
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -18,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.bench import bars, machine, profiles, spread, versions
+from benchmarks.bench import bars, machine, opened, pair, profiles, spread, versions
 from benchmarks.decode_systems import Pass, Prompts, System, systems
 from rich.console import Console
 from rich.progress import Progress
 
 from draftopd import speed
 from draftopd.command import one_line_errors
-from draftopd.errors import DraftError
 from draftopd.metrics import Acceptance
 from draftopd.record import git_commit
-from draftopd.restore import Restored, restore
+from draftopd.restore import Restored
 from draftopd.trace import Trace
 
 WARM_UP = 2  # prompts
@@ -58,13 +56,8 @@ NOTES = {
 
 def main(words: Sequence[str] | None = None) -> None:
     args = arguments(words)
-    run = restore(args.checkpoint)
     device = torch.device(args.device)
-    run.target.to(device)
-    run.drafter.to(device)
-    prompts = run.encoded("test", args.prompts)
-    if len(prompts) < args.prompts:
-        raise DraftError(f"the drafter's test split has {len(prompts)} prompts: lower --prompts={args.prompts}")
+    run, prompts = opened(args.checkpoint, "test", args.prompts, device)
     ways = systems(run.target, run.drafter, args.tokens)
     output = args.output or Path(__file__).parent / "results" / f"decode-{device.type}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -173,20 +166,13 @@ def column(rounds: list[dict[str, Any]], system: str, key: str) -> list[float]:
 
 
 def facts(run: Restored, args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
-    drafter = run.drafter
     return {
         "commit": git_commit(),
         "machine": machine(torch.device(args.device)),
         "versions": versions("torch", "transformers"),
         "settings": {
+            **pair(args.checkpoint, run.target, run.drafter),
             "target": f"{run.config.target._target_.rpartition('.')[2]}, {type(run.target.model).__name__}",
-            "target_parameters": run.target.model.num_parameters(),
-            "target_fingerprint": run.target.fingerprint,
-            "dtype": str(run.target.model.dtype).removeprefix("torch."),
-            "attention": run.target.config._attn_implementation,
-            "checkpoint_sha256": hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest()[:16],
-            "block_size": drafter.block_size,
-            "draft_vocab_size": run.target.vocab_size if drafter.vocabulary is None else len(drafter.vocabulary),
             "prompts": len(prompts),
             "prompt_tokens": sum(map(len, prompts)),
             "max_new_tokens": args.tokens,

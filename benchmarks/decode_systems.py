@@ -1,11 +1,10 @@
 """The ways to decode that `decode.py` compares: each takes prompts and gives back their texts."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from benchmarks.bench import stock
+from benchmarks.bench import full_head, stock
 from benchmarks.transformers_dflash import DFlashAssistant
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
@@ -53,8 +52,6 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
     """
     if not isinstance(drafter, DFlash):
         raise DraftError(f"transformers has no counterpart of {type(drafter).__name__}: give a DFlash drafter")
-    full_head = copy.deepcopy(drafter)
-    full_head.d2t = None
     model, assistant = stock(target.model), DFlashAssistant(stock(drafter))
     plain, lookup = greedy(target, max_new_tokens), greedy(target, max_new_tokens)
     lookup.prompt_lookup_num_tokens = drafter.num_draft_tokens
@@ -67,7 +64,7 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
         "prompt_lookup": theirs(model, lookup),
         "transformers_dflash": theirs(model, dflash, assistant),
         "transformers_dflash_onednn": theirs(target.model, dflash, DFlashAssistant(drafter)),
-        "ours_batch1_full_head": ours(target, full_head, max_new_tokens),
+        "ours_batch1_full_head": ours(target, full_head(drafter), max_new_tokens),
         **{f"ours_batch{size}": ours(target, drafter, max_new_tokens, size) for size in BATCH_SIZES},
     }
 

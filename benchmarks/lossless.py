@@ -27,7 +27,7 @@ CHUNK = 50
 
 
 def main() -> None:
-    args = arguments()
+    args, commit = arguments(), git_commit()  # of the code that runs: the tree may change while it does
     run = restore(args.checkpoint)
     generated = [p for split in ("test", "val", "train") for p in run.prompts.split(split)]
     prompts = questions(args.prompts, args.limit) + generated[: args.generated]
@@ -56,7 +56,7 @@ def main() -> None:
         done.append(line)
         with args.output.open("a") as file:
             file.write(json.dumps(line) + "\n")
-    print(json.dumps(summary(done)))
+    print(json.dumps({"commit": commit, **summary(done)}))
 
 
 def compare(texts, plain, prompts, length: int, target: Target) -> dict:
@@ -102,7 +102,7 @@ def summary(done: list[dict]) -> dict:
         cell["acceptance_length"] = round(cell.pop("tau_sum") / max(1, cell.pop("drafted")), 3)
     total = {name: sum(cell[name] for cell in cells.values()) for name in ("texts", "tokens", "equal", "ties", "wrong")}
     ties = [tie for line in done for tie in line["ties"]]
-    return {"commit": git_commit(), **total, "listed_ties": ties, "by_setting": cells}
+    return {**total, "listed_ties": ties, "by_setting": cells}
 
 
 COUNTS = ("texts", "tokens", "equal", "ties", "wrong", "drafted", "tau_sum")

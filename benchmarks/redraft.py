@@ -1,33 +1,22 @@
 """What does an on-policy epoch's data cost? Rollouts beside drafting along texts that the target has written before.
 
-    python -m benchmarks.redraft CHECKPOINT
-
 Every round makes the same traces in every way, in an order that changes from round to round; ratios are taken within a
-round. Results are written after each round; the last line printed is one JSON object with the medians.
+round.
 """
 
 import argparse
-import hashlib
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-from benchmarks.bench import bars, machine, spread, versions
-from rich.console import Console
-from rich.progress import Progress
+from benchmarks.bench import rounds_of, spread
+from benchmarks.identity import differing
 
-from draftopd.command import one_line_errors
 from draftopd.drafters.base import Drafter
-from draftopd.errors import DraftError
 from draftopd.ledger import Ledger
-from draftopd.record import git_commit
 from draftopd.redraft import redraft
-from draftopd.restore import restore
+from draftopd.restore import Restored
 from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.target import Target
 from draftopd.trace import Trace, collate_rollouts
@@ -50,48 +39,14 @@ NOTES = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    args = arguments(words)
-    run = restore(args.checkpoint)
-    device = torch.device(args.device)
-    run.target.to(device)
-    run.drafter.to(device)
-    prompts = run.encoded("train", args.prompts)
-    if len(prompts) < args.prompts:
-        raise DraftError(f"the drafter's training split has {len(prompts)} prompts: lower --prompts={args.prompts}")
+def measure(
+    run: Restored, prompts: Sequence[Sequence[int]], args: argparse.Namespace, save: Callable[[dict[str, Any]], None]
+) -> None:
     ways = systems(run.target, run.drafter, prompts, args.tokens, args.micro_batch_size)
-    output = args.output or Path(__file__).parent / "results" / f"redraft-{device.type}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "commit": git_commit(),
-        "machine": machine(device),
-        "versions": versions("torch", "transformers"),
-        "settings": {
-            "target_parameters": run.target.model.num_parameters(),
-            "dtype": str(run.target.model.dtype).removeprefix("torch."),
-            "drafter": type(run.drafter).__name__,
-            "checkpoint_sha256": hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest()[:16],
-            "block_size": run.drafter.block_size,
-            "prompts": len(prompts),
-            "prompt_tokens": sum(map(len, prompts)),
-            "max_new_tokens": args.tokens,
-            "micro_batch_size": args.micro_batch_size,
-        },
-        "notes": NOTES,
-        "rounds": [],
-    }
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("comparing", total=args.rounds * len(ways))
-        for number in range(args.rounds):
-            results["rounds"].append(one_round(ways, number, lambda: progress.advance(task)))
-            results["summary"] = summary(results["rounds"])
-            output.write_text(json.dumps(results, indent=1) + "\n")
-    seconds = {name: [r["systems"][name]["seconds"] for r in results["rounds"]] for name in ways}
-    title = f"Traces of {len(prompts)} prompts, up to {args.tokens} tokens"
-    bars(seconds, ("rollout_b1", "rollout_b8"), "seconds", title, output.with_suffix(".png"))
-    print(json.dumps({name: round(value["median"], 3) for name, value in results["summary"]["ratios"].items()}))
-    if results["summary"]["differing_traces"]:
-        sys.exit(f"{results['summary']['differing_traces']} traces are not those of the rollout: see {output}")
+    rounds: list[dict[str, Any]] = []
+    for number in rounds_of(args.redraft_rounds, "traces"):
+        rounds.append(one_round(ways, number))
+        save({"notes": NOTES, "rounds": rounds, "summary": summary(rounds)})
 
 
 def systems(
@@ -125,7 +80,7 @@ def systems(
     }
 
 
-def one_round(ways: dict[str, Way], number: int, advance: Callable[[], None]) -> dict[str, Any]:
+def one_round(ways: dict[str, Way], number: int) -> dict[str, Any]:
     names = list(ways)
     shift = number % len(names)
     done, traces = {}, {}
@@ -140,7 +95,6 @@ def one_round(ways: dict[str, Way], number: int, advance: Callable[[], None]) ->
             "target_tokens": ledger.target_tokens,
             "flops": ledger.training_flops,
         }
-        advance()
     return {
         "order": list(done),
         "systems": {name: done[name] for name in names},
@@ -148,16 +102,6 @@ def one_round(ways: dict[str, Way], number: int, advance: Callable[[], None]) ->
         "acceptance_length": acceptance_length(traces["rollout_b1"]),
         "ratios": {name: done[a]["seconds"] / done[b]["seconds"] for name, (a, b) in RATIOS.items()},
     }
-
-
-def differing(traces: list[Trace], others: list[Trace]) -> list[int]:
-    """Numbers of the prompts whose traces differ."""
-
-    def same(a: Trace, b: Trace) -> bool:
-        pairs = ((a.tokens, b.tokens), (a.anchors, b.anchors), (a.drafts, b.drafts), (a.accepted, b.accepted))
-        return all(torch.equal(x, y) for x, y in pairs)
-
-    return [i for i, pair in enumerate(zip(traces, others, strict=True)) if not same(*pair)]
 
 
 def acceptance_length(traces: list[Trace]) -> float:
@@ -178,23 +122,3 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "acceptance_length": rounds[0]["acceptance_length"],
         "differing_traces": sum(len(found) for r in rounds for found in r["differing_traces"].values()),
     }
-
-
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a drafter's checkpoint file")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=32, help="of the drafter's own training split")
-    parser.add_argument("--tokens", type=int, default=128, help="longest response, at least 2")
-    parser.add_argument("--micro-batch-size", type=int, default=8, help="texts of one replay")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--output", type=Path, help="default: results/redraft-DEVICE.json beside this file")
-    args = parser.parse_args(words)
-    if min(args.rounds, args.prompts, args.micro_batch_size) < 1 or args.tokens < 2:
-        parser.error("--rounds, --prompts and --micro-batch-size must be at least 1, --tokens at least 2")
-    return args
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()

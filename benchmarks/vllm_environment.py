@@ -39,25 +39,25 @@ def ask_vllm(environment: Path, request: dict[str, Any]) -> dict[str, Any]:
         return json.loads(answer.read_text())
 
 
-def ensure(environment: Path) -> Path:
-    """The environment's Python; installs what `vllm-requirements.txt` names unless that was done.
+def ensure(environment: Path, requirements: Path = REQUIREMENTS, name: str = "vLLM") -> Path:
+    """The environment's Python; installs what a file of requirements names unless that was done.
 
     Raises:
         DraftError: pip failed.
     """
-    python, ready, wanted = environment / "bin" / "python", environment / ".ready", REQUIREMENTS.read_text()
+    python, ready, wanted = environment / "bin" / "python", environment / ".ready", requirements.read_text()
     if ready.exists() and ready.read_text() == wanted:
         return python.absolute()
-    print(f"installing vLLM into {environment} (once; 4 GB, minutes)", file=sys.stderr)
+    print(f"installing {name} into {environment} (once; 4 GB, minutes)", file=sys.stderr)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     for command in (
         [sys.executable, "-m", "venv", str(environment)],
         # torch first and with what it needs: CPU machines keep the CPU build that the pin finds
-        [*pip, "-c", str(REQUIREMENTS), "torch"],
-        [*pip, "--no-deps", "-r", str(REQUIREMENTS)],
+        [*pip, "-c", str(requirements), "torch"],
+        [*pip, "--no-deps", "-r", str(requirements)],
     ):
         if subprocess.run(command, stdout=2, check=False, env=clean()).returncode != 0:
-            raise DraftError(f"cannot make vLLM's environment {environment}: see the message above and run again")
+            raise DraftError(f"cannot make {name}'s environment {environment}: see the message above and run again")
     ready.write_text(wanted)
     return python.absolute()
 

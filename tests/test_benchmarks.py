@@ -2,10 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks import decode, plan, redraft
+import torch
+from benchmarks import decode, growth, identity, loss_memory, plan, redraft, train, train_speculators, train_step
+from safetensors.torch import load_file
+
+from conftest import PROMPTS
+from draftopd.drafters.dflash import DFlash
+from draftopd.rows import flatten
+from draftopd.stages import quiet
+from draftopd.target import Target
+from draftopd.trace import Rollout
 
 
 @pytest.mark.slow
@@ -61,36 +71,53 @@ def test_decode_ends_with_an_error_where_a_text_differs(command, tmp_path: Path,
         decode.main([str(checkpoint), *words])
 
 
+TINY = [
+    *["--prompts", "4", "--tokens", "12", "--rounds", "2", "--redraft-rounds", "2", "--micro-batch-size", "3"],
+    *["--steps", "1", "--step-texts", "3", "--identity", "4"],
+    *["--loss-rows", "256", "--loss-vocabulary", "2000", "--loss-chunk-rows", "64"],
+    *["--growth-lengths", "128", "--growth-texts", "2", "--growth-text-length", "64", "--growth-blocks", "4"],
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("drafter", ["sft", "eagle3_sft"])
-def test_redraft_compares_equal_traces_and_says_what_they_cost(command, tmp_path: Path, capsys, drafter: str):
+def test_training_is_measured_part_by_part(command, tmp_path: Path, capsys, drafter: str):
     assert command(f"experiment=smoke/{drafter}", "budget.epochs=2", "test.speedup_prompts=0", "logger=none") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
-    output = tmp_path / "results" / "redraft.json"
-    words = ["--rounds", "2", "--prompts", "4", "--tokens", "12", "--micro-batch-size", "3", "--output", str(output)]
-    redraft.main([str(checkpoint), *words])
+    output = tmp_path / "results" / "train.json"
+    parts = ["redraft", "identity", "step", "loss_memory", "growth"]
+    train.main([str(checkpoint), "--parts", *parts, *TINY, "--output", str(output)])
 
     results = json.loads(output.read_text())
-    assert {"commit", "machine", "versions", "settings", "notes", "rounds", "summary"} == results.keys()
-    first, second = results["rounds"]
+    assert {"commit", "machine", "versions", "settings", "wanted", "parts", "summary"} == results.keys()
+    assert list(results["parts"]) == parts
+    redrafted = results["parts"]["redraft"]
+    first, second = redrafted["rounds"]
     assert first["order"] != second["order"]
     assert set(first["order"]) == set(second["order"]) == set(first["systems"])
-    for done in results["rounds"]:
+    for done in redrafted["rounds"]:
         assert not any(done["differing_traces"].values())
         for name, (slow, fast) in redraft.RATIOS.items():
             seconds = [done["systems"][system]["seconds"] for system in (slow, fast)]
             assert done["ratios"][name] == pytest.approx(seconds[0] / seconds[1])
-    tokens = results["summary"]["target_tokens"]
+    tokens = redrafted["summary"]["target_tokens"]
     assert tokens["redraft"] == 0
     assert 0 < tokens["redraft_replay"] <= tokens["rollout_b1"]
 
+    assert results["parts"]["identity"]["equal"] == 4
+    step = results["parts"]["step"]
+    assert step["batch"]["opd"]["blocks"] == step["batch"]["sft"]["blocks"]
+    (name,) = results["settings"]["loss_objectives"]
+    assert results["parts"]["loss_memory"]["summary"]["ratios"].keys() == {name}
+    sizes = [(p["kind"], p["length"], p["texts"]) for p in results["parts"]["growth"]["points"]]
+    assert sizes == [(kind, *size) for size in ((128, 1), (64, 2)) for kind in growth.KINDS]
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"redraft_vs_rollout_b1", "redraft_vs_rollout_b8"} <= last.keys() == redraft.RATIOS.keys()
+    assert last.keys() > train.WANTED.keys() - {"sft_step_vs_speculators"}
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_redraft_ends_with_an_error_where_a_trace_differs(command, tmp_path: Path, monkeypatch):
+def test_training_ends_with_an_error_where_a_trace_differs(command, tmp_path: Path, monkeypatch):
     assert command("experiment=smoke/sft", "budget.epochs=1", "test.speedup_prompts=0", "logger=none") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
     again = redraft.redraft
@@ -99,9 +126,75 @@ def test_redraft_ends_with_an_error_where_a_trace_differs(command, tmp_path: Pat
         return again(target, drafter, [*texts[1:], texts[0]], *rest, **options)
 
     monkeypatch.setattr(redraft, "redraft", older)
-    words = ["--rounds", "1", "--prompts", "2", "--tokens", "4", "--output", str(tmp_path / "out.json")]
+    words = ["--parts", "redraft", "--redraft-rounds", "1", "--prompts", "2", "--tokens", "4"]
     with pytest.raises(SystemExit, match="4 traces are not those of the rollout"):
-        redraft.main([str(checkpoint), *words])
+        train.main([str(checkpoint), *words, "--output", str(tmp_path / "out.json")])
+
+
+def test_traces_are_compared_in_all_fields(target: Target, eager_drafter: DFlash, monkeypatch: pytest.MonkeyPatch):
+    found = identity.identity(target, eager_drafter, PROMPTS, 12, batch_size=2)
+    assert found["equal"] == len(PROMPTS)
+    assert found["acceptance_length"] > 1
+    monkeypatch.setattr(identity, "redraft", lambda *args: [changed(r) for r in redraft.redraft(*args)])
+    (first, *_) = identity.identity(target, eager_drafter, PROMPTS, 12, batch_size=2)["differing"]
+    assert first["fields"] == ["drafts"]
+    assert (first["prompt"], first["slot"]) == (0, 2)
+    assert first["logit_gap"] >= 0
+
+
+def changed(result: Rollout) -> Rollout:
+    drafts = result.trace.drafts.clone()
+    drafts[0, 1] += 1
+    return replace(result, trace=replace(result.trace, drafts=drafts))
+
+
+def test_training_steps_are_those_of_the_module(target: Target, eager_drafter: DFlash):
+    """As many blocks in both kinds of step; a replay reads texts and tails and nothing twice."""
+    quiet()
+    work = train_step.prepare(target, eager_drafter, PROMPTS[:3], 12)
+    before = eager_drafter.fc.weight.detach().clone()
+    step = train_step.module(target, eager_drafter, "draft_opd")
+    seconds = train_step.run_steps(step, [work.opd(kept=False), work.opd()])
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+    replayed = step.ledger.tokens["replay"]
+    assert torch.equal(eager_drafter.fc.weight, before)
+    assert torch.isclose(step.loss(work.opd()), step.loss(work.opd(kept=False)), atol=1e-5)
+
+    counts = [train_step.counted(batch) for batch in (work.sft(), work.opd())]
+    assert counts[0]["blocks"] == counts[1]["blocks"] == sum(len(r.trace.anchors) for r in work.rolled)
+    tokens = train_step.replay_tokens(target, eager_drafter, work.opd(kept=False))
+    assert tokens["text"] + tokens["tails"] == replayed
+    assert tokens["real_vs_text_and_tails"] == 1.0
+    assert tokens["read"] >= tokens["text"] + tokens["tails"]
+
+
+def test_speculators_gets_the_same_blocks(target: Target, eager_drafter: DFlash, tmp_path: Path):
+    """Read as its step reads them: tokens, labels and target's logits of every supervised row."""
+    work = train_step.prepare(target, eager_drafter, PROMPTS[:3], 12)
+    train_speculators.hand_over(tmp_path / "drafter", target, eager_drafter, work, 1)
+    given = load_file(tmp_path / "drafter" / "inputs.safetensors")
+    slots = given["anchors"][:, None] + torch.arange(eager_drafter.block_size)
+    assert int(slots.max()) < len(given["input_ids"])
+    supervised = given["loss_mask"][slots][:, 1:].bool()
+    batch = work.sft(hidden=True)
+    rows = flatten(batch, None)
+    assert torch.equal(given["input_ids"][slots][:, 1:][supervised], rows.text)
+    assert torch.equal(
+        given["document_ids"][slots[:, :1]].expand(-1, 4)[supervised], given["document_ids"][slots][:, 1:][supervised]
+    )
+    places = torch.cat(work.anchors)
+    assert torch.equal(given["position_ids"][given["anchors"]], places)
+    hidden = target.body.norm(given["verifier_last_hidden_states"][slots[:, :-1]][supervised])
+    assert batch.target_hidden is not None
+    torch.testing.assert_close(hidden, batch.target_hidden[batch.valid])
+
+
+def test_the_loss_in_chunks_has_the_same_gradient():
+    chunked, whole = (loss_memory.backward("draft_opd", 256, 300, size) for size in (64, 256))
+    found = loss_memory.compared(chunked, {**whole, "peak_bytes": max(1, whole["peak_bytes"])})
+    assert found["largest_gradient_difference"] < 1e-5
+    assert chunked["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
 def test_the_plan_in_the_docs_is_what_the_script_prints():
