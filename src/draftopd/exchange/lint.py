@@ -7,7 +7,7 @@ speculators 0.9, transformers 5.
 import torch
 from torch import Tensor
 
-from draftopd.exchange import weights
+from draftopd.exchange import reads, weights
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.folder import Contents
 from draftopd.exchange.sheet import Layout, Sheet
@@ -40,6 +40,7 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
     if findings.errors:
         return layout, sheet
     weights.check(contents, sheet, layout, findings)
+    reads.check(contents.metadata, sheet.build("meta"), findings)
     if target is not None:
         _target(contents.tensors, sheet, target, findings)
     elif any(name in contents.tensors for name in weights.LENT if sheet.draft_vocab_size is None):

@@ -11,6 +11,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.exchange import folder as files
+from draftopd.exchange import reads
 from draftopd.exchange.findings import Finding, Findings
 from draftopd.exchange.folder import Contents, locate
 from draftopd.exchange.lint import LAYOUTS, inspect
@@ -123,7 +124,7 @@ def write(
         extras = {"lm_head.weight": rows, "t2d": marks}
         tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
     config = chosen.compose(sheet, str(dtype).removeprefix("torch."))
-    contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
+    contents, findings = Contents(config, tensors, {"format": "pt", **reads.note(drafter)}), Findings()
     inspect(contents, findings, target)
     _refuse(path, findings)
     files.save(Path(path).expanduser(), contents)
