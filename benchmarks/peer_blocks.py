@@ -9,6 +9,7 @@ from z-lab's code `features.i` as it reads them off the target; ANSWER's name wi
 
 import importlib.util
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -24,9 +25,9 @@ def main() -> None:
     names = [name.partition(".")[2] for name in values if name.startswith("tokens")]
     rows = {i: (values[f"tokens.{i}"], values[f"features.{i}"], values[f"anchors.{i}"]) for i in names}
     with torch.no_grad():
-        result, version = zlab(folder, rows, *more) if kind == "zlab" else speculators(folder, rows)
+        result, code = zlab(folder, rows, *more) if kind == "zlab" else speculators(folder, rows)
     save_file({name: value.contiguous() for name, value in result.items()}, answer)
-    Path(answer).with_suffix(".version").write_text(f"{version}, transformers {transformers.__version__}")
+    Path(answer).with_suffix(".version").write_text(f"{code}, transformers {transformers.__version__}")
 
 
 Rows = dict[str, tuple[Tensor, Tensor, Tensor]]
@@ -34,7 +35,7 @@ Rows = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
     """By the training forward, whose logits nothing returns: its head tells them."""
-    from speculators import SpeculatorModel, __version__
+    from speculators import SpeculatorModel
     from speculators.losses import resolve_loss_config
 
     model = SpeculatorModel.from_pretrained(folder).eval()
@@ -53,7 +54,7 @@ def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
             max_anchors=len(anchors),
         )
         result[f"logits.{i}"] = seen.pop().unflatten(1, (len(anchors), model.block_size))[0, :, 1:]
-    return result, f"speculators {__version__}"
+    return result, f"speculators {version('speculators')}"
 
 
 def zlab(folder: str, rows: Rows, file: str, target_name: str) -> tuple[dict[str, Tensor], str]:
