@@ -198,7 +198,7 @@ def test_a_wrong_layer_offset_reaches_the_engine_and_the_linter_refuses_it(serve
     assert asked["config"]["dflash_config"]["target_layer_ids"] == shifted
     assert report["broken"] == "layer-offset"
     (refusal,) = [finding for finding in report["linter"] if finding.startswith("error")]
-    assert f'lets the drafter read {{"layer_ids": {shifted}' in refusal
+    assert f"lets the drafter read {{'layer_ids': {shifted}" in refusal
 
 
 def test_eagle3_is_judged_by_vllm_alone(served, capsys):

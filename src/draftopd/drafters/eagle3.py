@@ -73,10 +73,12 @@ class Eagle3(Drafter):
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
         intermediate_size: int | None = None,
+        rms_norm_eps: float | None = None,
+        rope_theta: float | None = None,
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
-        size, eps = target.hidden_size, target.rms_norm_eps
+        size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.midlayer = Layer(
             Attention(
@@ -85,7 +87,7 @@ class Eagle3(Drafter):
                 num_attention_heads or target.num_attention_heads,
                 num_key_value_heads or target.num_key_value_heads,
                 head_dim or target.head_dim,
-                target.rope_theta,
+                target.rope_theta if rope_theta is None else rope_theta,
                 None,
             ),
             MLP(size, intermediate_size or target.intermediate_size),

@@ -8,7 +8,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from draftopd.drafters.base import Drafter
+from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
+from draftopd.exchange.body import sizes
 from draftopd.exchange.sheet import Sheet
 from draftopd.target import Target
 
@@ -22,9 +24,12 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
     drafter accepts what it would accept here with `d2t = None`.
 
     Raises:
-        DraftError: this transformers has no DFlash, or would hand the drafter other features than it was trained on.
+        DraftError: no DFlash drafter, this transformers has no DFlash, or would hand the drafter other features than it
+            was trained on.
     """
     sheet = Sheet.of(drafter, target)
+    if sheet.kind is not DFlash:
+        raise DraftError(f"transformers has no model for {sheet.kind.__name__} drafters: serve it with vLLM or SGLang")
     last = target.shape.num_layers - 1
     if last in sheet.layer_ids:
         raise DraftError(
@@ -45,18 +50,10 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
 
 def _config(sheet: Sheet) -> dict[str, Any]:
     return {
-        "hidden_size": sheet.hidden_size,
-        "intermediate_size": sheet.intermediate_size,
-        "num_hidden_layers": sheet.num_layers,
-        "num_attention_heads": sheet.num_attention_heads,
-        "num_key_value_heads": sheet.num_key_value_heads,
-        "head_dim": sheet.head_dim,
-        "rms_norm_eps": sheet.rms_norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": sheet.rope_theta},
-        "max_position_embeddings": sheet.max_position_embeddings,
+        **sizes(sheet),
         "layer_types": ["full_attention"] * sheet.num_layers,  # its default is sliding windows
         "block_size": sheet.block_size,
-        "mask_token_id": sheet.mask_token_id,
+        "mask_token_id": sheet.shape.mask_token_id,
         "target_layer_ids": list(sheet.layer_ids),
         "bos_token_id": None,
         "eos_token_id": None,

@@ -9,6 +9,7 @@ import torch
 
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.exchange import folder as files
 from draftopd.exchange import reads
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 class Published:
     """A drafter as it was published, on the CPU, in the dtype of its file."""
 
-    drafter: DFlash
+    drafter: DFlash | Eagle3
     layout: str
     sheet: Sheet
     warnings: list[Finding]
@@ -45,21 +46,20 @@ def lint(path: str | Path, target: Target | None = None) -> Findings:
 
 
 def read(path: str | Path, target: Target | None = None) -> Published:
-    """A drafter from a folder or hub id in z-lab's or speculators' layout; the layout is told from config.json.
+    """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout, which config.json tells.
 
     Raises:
         DraftError: the linter found an error.
     """
     contents, layout, sheet, findings = _checked(path, target)
     drafter = sheet.build()
-    names = drafter.state_dict().keys()
-    weights = {name: value for name, value in contents.tensors.items() if name in names}
+    weights = {name: contents.tensors[layout.tensor(name)] for name in drafter.state_dict()}
     kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
     drafter.to(kinds.pop() if len(kinds) == 1 else torch.float32).load_state_dict(weights)
     return Published(drafter, layout.name, sheet, findings.warnings)
 
 
-def published(path: str | Path, target: Target) -> DFlash:
+def published(path: str | Path, target: Target) -> DFlash | Eagle3:
     """The drafter of a folder or hub id, ready to draft for its target.
 
     Raises:
@@ -77,7 +77,7 @@ def drafter_config(path: str | Path) -> dict[str, Any]:
         DraftError: the linter found an error.
     """
     *_, sheet, _ = _checked(path, None)
-    return {"_target_": "draftopd.drafters.dflash.DFlash", "_partial_": True, **sheet.options()}
+    return {"_target_": f"{sheet.kind.__module__}.{sheet.kind.__name__}", "_partial_": True, **sheet.options()}
 
 
 def load_published(drafter: Drafter, path: Path, target: Target) -> None:
@@ -104,18 +104,21 @@ def write(
     """Writes a drafter into a new folder; gives back the linter's warnings.
 
     Args:
-        layout: "zlab" or "speculators".
-        target: what it was trained for: its sizes and fingerprint go into config.json, and the rows of its head into
-            the weights where the draft vocabulary is reduced.
+        layout: "zlab" for DFlash, "safeai" for EAGLE-3, "speculators" for either.
+        target: what it was trained for: its sizes and fingerprint go into config.json, and for DFlash the rows of its
+            head into the weights where the draft vocabulary is reduced.
         target_name: hub id of the target; by default what it was loaded from.
 
     Raises:
-        DraftError: unknown layout, the linter found an error, or the folder is not empty.
+        DraftError: the layout has no such drafters, the linter found an error, or the folder is not empty.
     """
-    if layout not in LAYOUTS:
-        raise DraftError(f"no layout '{layout}': choose {' or '.join(LAYOUTS)}")
-    chosen, sheet = LAYOUTS[layout], Sheet.of(drafter, target, target_name)
-    tensors = {name: value.detach().cpu().clone() for name, value in drafter.state_dict().items()}
+    sheet = Sheet.of(drafter, target, target_name)
+    layouts = {known.name: known for known in LAYOUTS if known.kind is sheet.kind}
+    if layout not in layouts:
+        names = " or ".join(layouts)
+        raise DraftError(f"no layout '{layout}' for {sheet.kind.__name__} drafters: choose {names}")
+    chosen = layouts[layout]
+    tensors = {chosen.tensor(name): value.detach().cpu().clone() for name, value in drafter.state_dict().items()}
     dtype = next(drafter.parameters()).dtype
     if drafter.vocabulary is not None:
         vocabulary = drafter.vocabulary.cpu()
@@ -123,8 +126,8 @@ def write(
         marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
         extras = {"lm_head.weight": rows, "t2d": marks}
         tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
-    config = chosen.compose(sheet, str(dtype).removeprefix("torch."))
-    contents, findings = Contents(config, tensors, {"format": "pt", **reads.note(drafter)}), Findings()
+    config = chosen.compose(sheet, str(dtype).removeprefix("torch.")) | reads.note(drafter)
+    contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
     inspect(contents, findings, target)
     _refuse(path, findings)
     files.save(Path(path).expanduser(), contents)

@@ -1,30 +1,30 @@
-"""What a drafter was trained to read, noted in its weights file as well.
+"""What a drafter was trained to read, noted a second time in config.json, in words of no engine.
 
-A layer offset between two conventions leaves a config.json in which every key is valid (vllm#40727): without a second
-witness nothing but lost acceptance tells it. Engines ignore the note, and folders of others have none.
+A layer offset between two conventions leaves a config.json in which every key that engines read is valid
+(vllm#40727): without a witness nothing but lost acceptance tells it. Folders of others have none.
 """
 
-import json
+from typing import Any
 
 from draftopd.drafters.base import Drafter
 from draftopd.exchange.findings import Findings
 
-KEY = "draftopd.reads"  # in the metadata of model.safetensors
+KEY = "trained_to_read"
 
 
-def note(drafter: Drafter) -> dict[str, str]:
-    return {KEY: json.dumps(drafter.reads)}
+def note(drafter: Drafter) -> dict[str, Any]:
+    return {KEY: drafter.reads}
 
 
-def check(metadata: dict[str, str], drafter: Drafter, findings: Findings) -> None:
+def check(config: dict[str, Any], drafter: Drafter, findings: Findings) -> None:
     """
     Args:
-        drafter: as config.json describes it.
+        drafter: as the other keys of config.json describe it.
     """
-    told, noted = note(drafter)[KEY], metadata.get(KEY)
-    if noted is not None and noted != told:
+    noted = config.get(KEY)
+    if noted is not None and noted != drafter.reads:
         findings.error(
-            f"config.json lets the drafter read {told}, its weights were written for {noted}",
+            f"config.json lets the drafter read {drafter.reads}, it was trained to read {noted}",
             "it gets other features than it was trained on: acceptance falls and nothing fails (vllm#40727)",
-            "write config.json as it was, or export it again",
+            "write the first as they were, or export it again",
         )

@@ -1,43 +1,70 @@
-"""The layout of vLLM's speculators package for DFlash (version 0.9).
+"""The layouts of vLLM's speculators package (version 0.9), one envelope around either kind of drafter.
 
-Its `aux_hidden_state_layer_ids` count the hidden states *before* a layer: ours plus one. Embedding and head are the
-verifier's and stay out of the file; a reduced vocabulary brings `d2t`, `t2d` and the head's rows.
+Their `aux_hidden_state_layer_ids` count the hidden states *before* a layer: ours plus one. The embedding is the
+verifier's and stays out of the file, and so does DFlash's head; a reduced vocabulary brings `d2t`, `t2d` and the head's
+rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to speculate.
 """
 
 from typing import Any
 
-from draftopd.exchange import body
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.exchange import body, eagle, keys
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.sheet import Layout, Sheet
 
 VERSION = "0.9.0"  # of the layout
 
 
-def recognises(config: dict[str, Any]) -> bool:
+def recognises_dflash(config: dict[str, Any]) -> bool:
     return config.get("speculators_model_type") == "dflash"
 
 
-def compose(sheet: Sheet, dtype: str) -> dict[str, Any]:
+def recognises_eagle3(config: dict[str, Any]) -> bool:
+    return config.get("speculators_model_type") == "eagle3"
+
+
+def compose_dflash(sheet: Sheet, dtype: str) -> dict[str, Any]:
+    return {
+        **_envelope(sheet, "dflash", "DFlashSpeculator", dtype),
+        "block_size": sheet.block_size,
+        "mask_token_id": sheet.shape.mask_token_id,
+        "aux_hidden_state_layer_ids": [i + 1 for i in sheet.layer_ids],
+        "sliding_window_non_causal": False,
+        "sample_from_anchor": False,
+    }
+
+
+def compose_eagle3(sheet: Sheet, dtype: str) -> dict[str, Any]:
+    envelope = _envelope(sheet, "eagle3", "Eagle3Speculator", dtype)
+    envelope["transformer_layer_config"]["num_aux_hidden_states"] = len(sheet.layer_ids)  # vLLM takes 3 without it
+    return {
+        **envelope,
+        eagle.LAYERS: [i + 1 for i in sheet.layer_ids],
+        "norm_before_residual": False,  # vLLM takes true where it is missing
+        "norm_before_fc": False,
+        "fc_norm": False,
+        "norm_output": False,
+        "embed_requires_grad": False,
+    }
+
+
+def _envelope(sheet: Sheet, algorithm: str, architecture: str, dtype: str) -> dict[str, Any]:
     method = {"proposal_type": "greedy", "speculative_tokens": sheet.block_size - 1}
     verifier = {"name_or_path": sheet.target_name, "architectures": list(sheet.target_architectures)}
     return {
-        "architectures": ["DFlashSpeculator"],
-        "speculators_model_type": "dflash",
+        "architectures": [architecture],
+        "speculators_model_type": algorithm,
         "speculators_version": VERSION,
         "speculators_config": {
-            "algorithm": "dflash",
+            "algorithm": algorithm,
             "default_proposal_method": "greedy",
             "proposal_methods": [{**method, "verifier_accept_k": 1, "accept_tolerance": 0.0}],
             "verifier": verifier,
         },
         "transformer_layer_config": body.compose(sheet),
-        "draft_vocab_size": sheet.draft_vocab_size or sheet.vocab_size,
-        "block_size": sheet.block_size,
-        "mask_token_id": sheet.mask_token_id,
-        "aux_hidden_state_layer_ids": [i + 1 for i in sheet.layer_ids],
-        "target_hidden_size": sheet.hidden_size,
-        "sliding_window_non_causal": False,
-        "sample_from_anchor": False,
+        "draft_vocab_size": sheet.draft_vocab_size or sheet.shape.vocab_size,
+        "target_hidden_size": sheet.shape.hidden_size,
         "tie_word_embeddings": False,
         "dtype": dtype,
         "num_target_layers": sheet.target_layers,
@@ -45,58 +72,99 @@ def compose(sheet: Sheet, dtype: str) -> dict[str, Any]:
     }
 
 
-def parse(config: dict[str, Any], findings: Findings) -> Sheet | None:
-    layer = config.get("transformer_layer_config")
-    if not isinstance(layer, dict):
-        findings.error("no transformer_layer_config", "vLLM and speculators refuse", "add the drafter's Qwen3 config")
+def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> Sheet | None:
+    layer = _layer(config, findings)
+    if layer is None:
         return None
     if config.get("sample_from_anchor"):
-        findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not built here", body.RETRAIN)
+        findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not built here", keys.OTHER)
     layer = {"model_type": "qwen3", **layer}
-    base, theta = body.parse(layer, findings), body.rope_theta(layer, findings)
-    block = body.agreed(
+    base, theta = body.parse(layer, DFlash, findings), keys.rope_theta(layer, findings)
+    block = keys.agreed(
         "block_size", {"config.json": config.get("block_size")}, "speculators takes 8 by default", findings
     )
-    mask = body.agreed(
+    mask = keys.agreed(
         "mask_token_id", {"config.json": config.get("mask_token_id")}, "vLLM refuses, speculators stops", findings
     )
-    aux = body.numbers("aux_hidden_state_layer_ids", config.get("aux_hidden_state_layer_ids"), findings)
-    if 0 in aux:
+    aux = keys.numbers("aux_hidden_state_layer_ids", config.get("aux_hidden_state_layer_ids"), findings)
+    ids = keys.outputs(aux, "aux_hidden_state_layer_ids", "z-lab's", findings)
+    name, architectures, tokens = _verifier(config, findings)
+    if None not in (block, tokens) and tokens != block - 1:
         findings.error(
-            f"aux_hidden_state_layer_ids {aux} holds 0, the embedding's output",
-            "speculators and vLLM count hidden states before a layer, so 0 looks like z-lab's ids, one too low",
-            f"if these are 0-based layer outputs, write {[i + 1 for i in aux]}",
+            f"speculative_tokens is {tokens} beside block_size {block}",
+            "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
+            f"write {block - 1}",
         )
-    name, architectures = _verifier(config, block, findings)
-    draft = config.get("draft_vocab_size")
-    if draft is None:
-        findings.error("no draft_vocab_size", "speculators takes 32000", "write it; the target's size if not reduced")
-    if base is None or block is None or mask is None or not aux:
+    target_layers = keys.depth("num_target_layers", config, findings)
+    if base is None or block is None or mask is None or not ids:
         return None
-    return Sheet(
-        hidden_size=base.hidden_size,
-        num_layers=base.num_hidden_layers,
-        num_attention_heads=base.num_attention_heads,
-        num_key_value_heads=base.num_key_value_heads,
-        head_dim=body.head_dim(base),
-        intermediate_size=base.intermediate_size,
-        rms_norm_eps=base.rms_norm_eps,
+    return body.sheet(
+        DFlash,
+        base,
+        config,
         rope_theta=theta,
         block_size=block,
-        mask_token_id=mask,
-        layer_ids=tuple(i - 1 for i in aux),
-        target_layers=config.get("num_target_layers"),
-        vocab_size=base.vocab_size,
-        draft_vocab_size=None if draft == base.vocab_size else draft,
-        max_position_embeddings=base.max_position_embeddings,
+        layer_ids=ids,
+        target_layers=target_layers,
         target_name=name,
         target_architectures=architectures,
-        target_fingerprint=config.get("target_fingerprint"),
+        mask_token_id=mask,
     )
 
 
-def _verifier(config: dict[str, Any], block: int | None, findings: Findings) -> tuple[str | None, tuple[str, ...]]:
-    """Checks `speculators_config`; gives back the target's name and architectures."""
+def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None = None) -> Sheet | None:
+    layer = _layer(config, findings)
+    if layer is None:
+        return None
+    if layer.get("model_type") != "llama":
+        findings.error(
+            f"model_type of the layer is {layer.get('model_type')!r}",
+            "speculators builds Qwen3's layer, with norms on queries and keys, where it is not llama",
+            "write llama if the file holds no q_norm; no other layer is built here",
+        )
+        return None
+    base, theta = body.parse(layer, Eagle3, findings), keys.rope_theta(layer, findings, eagle.THETA)
+    if "norm_before_residual" not in config:
+        findings.error(
+            "no norm_before_residual",
+            "speculators takes false, vLLM true: acceptance falls and nothing fails",
+            "write false, if the drafter was trained so",
+        )
+    target_layers, aux = keys.depth("num_target_layers", config, findings), config.get(eagle.LAYERS)
+    before = None if aux is None else keys.numbers(eagle.LAYERS, aux, findings)
+    ids = eagle.layer_ids(before, target_layers or depth, findings)
+    eagle.count(ids, layer.get("num_aux_hidden_states") or 3, findings)
+    name, architectures, tokens = _verifier(config, findings)
+    if base is None or tokens is None or not ids:
+        return None
+    eagle.variants([config, layer], base.num_hidden_layers, base.hidden_size, findings)
+    return body.sheet(
+        Eagle3,
+        base,
+        config,
+        rope_theta=theta,
+        block_size=tokens + 1,
+        layer_ids=ids,
+        target_layers=target_layers,
+        target_name=name,
+        target_architectures=architectures,
+    )
+
+
+def _layer(config: dict[str, Any], findings: Findings) -> dict[str, Any] | None:
+    if config.get("draft_vocab_size") is None:
+        findings.error("no draft_vocab_size", "speculators takes 32000", "write it; the target's size if not reduced")
+    layer = config.get("transformer_layer_config")
+    if isinstance(layer, dict):
+        return layer
+    findings.error(
+        "no transformer_layer_config", "vLLM and speculators refuse", "add the config of the drafter's layer"
+    )
+    return None
+
+
+def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, tuple[str, ...], int | None]:
+    """`speculators_config`: the target's name and architectures, and the number of tokens to speculate."""
     try:
         section = config["speculators_config"]
         tokens = section["proposal_methods"][0]["speculative_tokens"]
@@ -108,20 +176,19 @@ def _verifier(config: dict[str, Any], block: int | None, findings: Findings) -> 
             "vLLM refuses the folder",
             "write both",
         )
-        return None, ()
-    if block is not None and tokens != block - 1:
-        findings.error(
-            f"speculative_tokens is {tokens} beside block_size {block}",
-            "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
-            f"write {block - 1}",
-        )
+        return None, (), None
+    tokens = keys.agreed("speculative_tokens", {"proposal_methods[0]": tokens}, "vLLM refuses the folder", findings)
     if not name or str(name).startswith(("/", "~", ".")):
         findings.warning(
             f"verifier.name_or_path is {name!r}",
             "vLLM and speculators fetch the target by it, so it works on no other machine",
             "export with target_name=<hub id>",
         )
-    return name, architectures
+    return name, architectures, tokens
 
 
-SPECULATORS = Layout("speculators", recognises, parse, compose, reduced=("d2t", "t2d", "lm_head.weight"))
+REDUCED = ("d2t", "t2d", "lm_head.weight")
+DFLASH = Layout("speculators", DFlash, recognises_dflash, parse_dflash, compose_dflash, REDUCED)
+EAGLE3 = Layout(
+    "speculators", Eagle3, recognises_eagle3, parse_eagle3, compose_eagle3, REDUCED[:2], ("midlayer.", "layers.0.")
+)

@@ -5,43 +5,74 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.folder import Contents
-from draftopd.exchange.sheet import Layout, Sheet
+from draftopd.exchange.sheet import Kind, Layout, Sheet
 
-LENT = ("embed_tokens.weight", "lm_head.weight")  # the target's; a published drafter may carry them all the same
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SILENT = "SGLang serves random weights in their place without a word"
+MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT}, vLLM what its memory held"}
 
 
 def check(contents: Contents, sheet: Sheet, layout: Layout, findings: Findings) -> None:
-    _shapes(contents.tensors, sheet, findings)
+    expected = {
+        layout.tensor(name): tuple(value.shape)
+        for name, value in sheet.build("meta").state_dict().items()
+        if name != "d2t"
+    }
+    _names(contents.tensors, sheet, layout, expected, findings)
+    _shapes(contents.tensors, sheet, expected | _optional(sheet), findings)
     _dtypes(contents, findings)
     if not findings.errors:
         _vocabulary(contents.tensors, sheet, layout, findings)
 
 
-def _shapes(tensors: dict[str, Tensor], sheet: Sheet, findings: Findings) -> None:
-    draft = sheet.draft_vocab_size or sheet.vocab_size
-    expected = {name: tuple(value.shape) for name, value in sheet.build("meta").state_dict().items() if name != "d2t"}
-    size = sheet.hidden_size
-    optional = {LENT[0]: (sheet.vocab_size, size), LENT[1]: (draft, size), "d2t": (draft,), "t2d": (sheet.vocab_size,)}
+def lent(sheet: Sheet) -> tuple[str, ...]:
+    """What is the target's; a published drafter may carry it all the same."""
+    return (EMBEDDING,) if sheet.kind is Eagle3 else (EMBEDDING, HEAD)
+
+
+def _optional(sheet: Sheet) -> dict[str, tuple[int, ...]]:
+    size, whole = sheet.shape.hidden_size, sheet.shape.vocab_size
+    draft = sheet.draft_vocab_size or whole
+    return {EMBEDDING: (whole, size), HEAD: (draft, size), "d2t": (draft,), "t2d": (whole,)}
+
+
+def _names(
+    tensors: dict[str, Tensor], sheet: Sheet, layout: Layout, expected: dict[str, tuple[int, ...]], findings: Findings
+) -> None:
     missing = [name for name in expected if name not in tensors]
-    if missing:
+    if missing == [HEAD]:
         findings.error(
-            f"missing {_list(missing)}",
-            "SGLang serves random weights in their place without a word, vLLM stops",
-            "copy them from the checkpoint"
-            if not any(name.startswith(("model.", "encoder.")) for name in tensors)
-            else "strip the prefix model., and call encoder.fc fc and encoder.output_norm_enc hidden_norm",
+            f"no {HEAD}: an EAGLE-3 drafter has a head of its own",
+            "SGLang drafts from random rows without a word, vLLM from the target's",
+            "copy it from the checkpoint",
         )
-    extra = [name for name in tensors if name not in expected and name not in optional]
+    elif missing:
+        findings.error(f"missing {_list(missing)}", MISSING[sheet.kind], _renaming(tensors, layout))
+    extra = [name for name in tensors if name not in expected and name not in _optional(sheet)]
     if extra:
         findings.error(
             f"unknown {_list(extra)}",
             "SGLang drops unknown names without a word, vLLM stops",
-            "drop them, or take a drafter of plain DFlash",
+            f"drop them, or take a plain {sheet.kind.__name__} drafter",
         )
-    for name, shape in (expected | optional).items():
+
+
+def _renaming(tensors: dict[str, Tensor], layout: Layout) -> str:
+    """How to mend missing names, by what stands there instead."""
+    if any(name.startswith(("model.", "encoder.")) for name in tensors):
+        return "strip the prefix model., and call encoder.fc fc and encoder.output_norm_enc hidden_norm"
+    if layout.kind is Eagle3 and any(name.startswith(("layers.0.", "midlayer.")) for name in tensors):
+        return f"call the layer {layout.tensor('midlayer.')}*, as its layout does"
+    return "copy them from the checkpoint"
+
+
+def _shapes(tensors: dict[str, Tensor], sheet: Sheet, expected: dict[str, tuple[int, ...]], findings: Findings) -> None:
+    for name, shape in expected.items():
         found = tuple(tensors[name].shape) if name in tensors else shape
         if name == "fc.weight" and found == shape[::-1] != shape:
             findings.error(
@@ -49,8 +80,8 @@ def _shapes(tensors: dict[str, Tensor], sheet: Sheet, findings: Findings) -> Non
             )
         elif name == "fc.weight" and found != shape:
             findings.error(
-                f"fc.weight {list(found)} instead of {list(shape)}: it reads {found[-1] / size:g} layers, "
-                f"config.json names {len(sheet.layer_ids)}",
+                f"fc.weight {list(found)} instead of {list(shape)}: it reads "
+                f"{found[-1] / sheet.shape.hidden_size:g} layers, config.json names {len(sheet.layer_ids)}",
                 "SGLang and vLLM refuse it",
                 "write the layer ids that the drafter was trained on",
             )
@@ -77,6 +108,8 @@ def _dtypes(contents: Contents, findings: Findings) -> None:
         findings.error(
             f"{_list(broken)} not finite", "speculators saves NaN where it lacked weights", "export it again"
         )
+    elif HEAD in weights and not weights[HEAD].any():
+        findings.error(f"{HEAD} is all zero: it was never trained", "every draft is one token", "export a trained one")
 
 
 def _vocabulary(tensors: dict[str, Tensor], sheet: Sheet, layout: Layout, findings: Findings) -> None:
@@ -86,19 +119,17 @@ def _vocabulary(tensors: dict[str, Tensor], sheet: Sheet, layout: Layout, findin
             findings.error("d2t or t2d without draft_vocab_size", "vLLM drafts other tokens", "write draft_vocab_size")
         return
     absent = [name for name in layout.reduced if name not in tensors]
-    if d2t is None or "t2d" in absent:
-        findings.error(
-            f"draft_vocab_size {draft} without {_list(absent)}",
-            "speculators fills in zeros, vLLM drafts other tokens",
-            "export it again with its target",
-        )
+    again = "export it again with its target"
+    if d2t is None:
+        effect = "speculators fills in zeros, vLLM and SGLang take draft ids for token ids, without a word"
+        findings.error(f"draft_vocab_size {draft} without {_list(absent)}", effect, again)
+        return
+    if "t2d" in absent and layout.name == "speculators":
+        findings.error(f"draft_vocab_size {draft} without t2d", "speculators fills in zeros", again)
         return
     if absent:
-        findings.warning(
-            f"draft_vocab_size {draft} without {_list(absent)}",
-            "vLLM has no rows of its own to draft from",
-            "export it again with its target",
-        )
+        effect = "vLLM has no rows of its own to draft from" if HEAD in absent else "SafeAI's code cannot train it on"
+        findings.warning(f"draft_vocab_size {draft} without {_list(absent)}", effect, again)
     if layout.name == "zlab":
         findings.warning(
             f"draft_vocab_size {draft} in z-lab's layout",
@@ -116,15 +147,23 @@ def _offsets(d2t: Tensor, t2d: Tensor | None, sheet: Sheet, findings: Findings) 
     ids = d2t.long() + torch.arange(len(d2t))
     if not d2t.any():
         findings.error("d2t is all zero", "it was never filled: drafts could only be the first tokens", "fill it")
-    elif ids.min() < 0 or ids.max() >= sheet.vocab_size or not (ids.diff() > 0).all():
+    elif ids.min() < 0 or ids.max() >= sheet.shape.vocab_size or not (ids.diff() > 0).all():
         looks = " (it seems to hold ids instead of offsets)" if (d2t.long().diff() > 0).all() else ""
         findings.error(
-            f"d2t does not lead to rising token ids below {sheet.vocab_size}{looks}",
+            f"d2t does not lead to rising token ids below {sheet.shape.vocab_size}{looks}",
             "vLLM drafts other tokens than the drafter meant",
             "write target id minus draft id",
         )
+    elif t2d is not None and t2d.bool().sum() != len(d2t):
+        findings.error(
+            f"t2d marks {int(t2d.bool().sum())} tokens, d2t holds {len(d2t)}", "speculators stops", "mend t2d"
+        )
     elif t2d is not None and not torch.equal(t2d.bool().nonzero()[:, 0], ids):
-        findings.error("t2d marks other tokens than d2t", "speculators takes the wrong rows of the head", "mend t2d")
+        findings.error(
+            "t2d marks other tokens than d2t: one of them is stale",
+            "training goes on with t2d's tokens, engines serve d2t's",
+            "export it again with its target",
+        )
 
 
 def _list(names: Sequence[str]) -> str:

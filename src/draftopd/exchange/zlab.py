@@ -6,7 +6,8 @@ Read with block size and mask token at the top level, in `dflash_config`, or in 
 
 from typing import Any
 
-from draftopd.exchange import body
+from draftopd.drafters.dflash import DFlash
+from draftopd.exchange import body, keys
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.sheet import Layout, Sheet
 
@@ -39,10 +40,10 @@ def compose(sheet: Sheet, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "num_target_layers": sheet.target_layers,
         "block_size": sheet.block_size,
-        "mask_token_id": sheet.mask_token_id,
+        "mask_token_id": sheet.shape.mask_token_id,
         "dflash_config": {
             "block_size": sheet.block_size,
-            "mask_token_id": sheet.mask_token_id,
+            "mask_token_id": sheet.shape.mask_token_id,
             "target_layer_ids": list(sheet.layer_ids),
         },
         "target_name_or_path": sheet.target_name,
@@ -52,7 +53,7 @@ def compose(sheet: Sheet, dtype: str) -> dict[str, Any]:
     return config if sheet.draft_vocab_size is None else config | {"draft_vocab_size": sheet.draft_vocab_size}
 
 
-def parse(config: dict[str, Any], findings: Findings) -> Sheet | None:
+def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> Sheet | None:
     nested = config.get("dflash_config")
     if not isinstance(nested, dict):
         findings.error(
@@ -67,52 +68,43 @@ def parse(config: dict[str, Any], findings: Findings) -> Sheet | None:
         )
     for key, kind in VARIANTS.items():
         if nested.get(key) or config.get(key):
-            findings.error(f"{key} is set: {kind}", "plain DFlash is built here", body.RETRAIN)
+            findings.error(f"{key} is set: {kind}", "plain DFlash is built here", keys.OTHER)
     if config.get("is_neox_style") is False:
-        findings.error("is_neox_style is false", "half-split rope is built here", body.RETRAIN)
-    base, theta = body.parse(config, findings), body.rope_theta(config, findings)
+        findings.error("is_neox_style is false", "half-split rope is built here", keys.OTHER)
+    base, theta = body.parse(config, DFlash, findings), keys.rope_theta(config, findings)
     block = _block_size(config, nested, findings)
-    mask = body.agreed(
+    mask = keys.agreed(
         "mask_token_id",
         {"dflash_config": nested.get("mask_token_id"), "the top level": config.get("mask_token_id")},
         "SGLang and vLLM read dflash_config first, transformers the top level; without one SGLang takes <|MASK|>",
         findings,
     )
     ids = _layer_ids(config, nested, findings)
-    depth = body.agreed(
+    target_layers = keys.agreed(
         "num_target_layers",
         {"the top level": config.get("num_target_layers"), "dflash_config": nested.get("num_target_layers")},
         "z-lab's code stops; SGLang takes the drafter's own depth for the target's and refuses the layer ids",
         findings,
     )
-    if base is None or block is None or mask is None or depth is None or not ids:
+    if base is None or block is None or mask is None or target_layers is None or not ids:
         return None
-    draft = config.get("draft_vocab_size")
-    return Sheet(
-        hidden_size=base.hidden_size,
-        num_layers=base.num_hidden_layers,
-        num_attention_heads=base.num_attention_heads,
-        num_key_value_heads=base.num_key_value_heads,
-        head_dim=body.head_dim(base),
-        intermediate_size=base.intermediate_size,
-        rms_norm_eps=base.rms_norm_eps,
+    return body.sheet(
+        DFlash,
+        base,
+        config,
         rope_theta=theta,
         block_size=block,
-        mask_token_id=mask,
-        layer_ids=tuple(ids),
-        target_layers=depth,
-        vocab_size=base.vocab_size,
-        draft_vocab_size=None if draft in (None, base.vocab_size) else draft,
-        max_position_embeddings=base.max_position_embeddings,
+        layer_ids=ids,
+        target_layers=target_layers,
         target_name=config.get("target_name_or_path"),
         target_architectures=tuple(config.get("target_architectures") or ()),
-        target_fingerprint=config.get("target_fingerprint"),
+        mask_token_id=mask,
     )
 
 
 def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> int | None:
     top, inner = config.get("block_size"), nested.get("block_size")
-    block = body.agreed(
+    block = keys.agreed(
         "block_size",
         {"the top level": top, "dflash_config": inner},
         "z-lab's first code reads the top level, its later code and SGLang dflash_config, with 16 by default",
@@ -135,7 +127,7 @@ def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findin
 
 def _layer_ids(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> list[int]:
     inner, top = nested.get("target_layer_ids"), config.get("target_layer_ids")
-    ids = body.numbers("target_layer_ids", top if inner is None else inner, findings)
+    ids = keys.numbers("target_layer_ids", top if inner is None else inner, findings)
     if inner is not None and top is not None and inner != top:
         findings.error(
             f"target_layer_ids is {inner} in dflash_config and {top} at the top level",
@@ -152,4 +144,4 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], findings: Finding
     return ids
 
 
-ZLAB = Layout("zlab", recognises, parse, compose, reduced=("d2t", "lm_head.weight"))
+ZLAB = Layout("zlab", DFlash, recognises, parse, compose, reduced=("d2t", "lm_head.weight"))

@@ -252,7 +252,7 @@ FAULTS = {
     # another drafter, another target
     "architecture": (Z, put("architectures", value=["DFlash2DraftModel"]), "architectures is ['DFlash2DraftModel']"),
     "dflash2": (Z, put("dflash_config", "selector_rank", value=256), "DFlash2"),
-    "eagle": (S, put("speculators_model_type", value="eagle3"), "eagle3 is no DFlash drafter"),
+    "eagle": (S, put("speculators_model_type", value="peagle"), "peagle is neither a DFlash drafter"),
     "anchor draft": (S, put("sample_from_anchor", value=True), "sample_from_anchor"),
     "no verifier": (S, put("speculators_config", "verifier"), "verifier.name_or_path"),
     "no layer config": (S, put("transformer_layer_config"), "no transformer_layer_config"),
@@ -338,7 +338,7 @@ def test_the_config_of_a_drafter_of_z_labs_is_read():
     assert not findings
     assert sheet is not None
     assert sum(p.numel() for p in sheet.build("meta").parameters()) == 1_048_626_432
-    assert (sheet.block_size, sheet.mask_token_id, sheet.rope_theta) == (16, 151669, 1e6)
+    assert (sheet.block_size, sheet.shape.mask_token_id, sheet.shape.rope_theta) == (16, 151669, 1e6)
     assert sheet.layer_ids == (1, 9, 17, 25, 33)
 
 
