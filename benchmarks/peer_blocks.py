@@ -20,7 +20,7 @@ from torch import Tensor
 
 def main() -> None:
     kind, folder, inputs, answer, *more = sys.argv[1:]
-    torch._dynamo.config.disable = True  # on a CPU compiling costs minutes and gives the same
+    torch._dynamo.config.disable = True  # it compiles its whole forward too
     values = load_file(inputs)
     names = [name.partition(".")[2] for name in values if name.startswith("tokens")]
     rows = {i: (values[f"tokens.{i}"], values[f"features.{i}"], values[f"anchors.{i}"]) for i in names}
@@ -35,10 +35,12 @@ Rows = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
     """By the training forward, whose logits nothing returns: its head tells them."""
-    from speculators import SpeculatorModel
+    from speculators import SpeculatorModel, SpeculatorModelConfig
     from speculators.losses import resolve_loss_config
 
-    model = SpeculatorModel.from_pretrained(folder).eval()
+    config = SpeculatorModelConfig.from_pretrained(folder)
+    config.transformer_layer_config._attn_implementation = "eager"  # as its draft_attn_impl; by default it compiles
+    model = SpeculatorModel.from_pretrained(folder, config=config).eval()
     seen: list[Tensor] = []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     result = {}
