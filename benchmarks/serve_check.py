@@ -36,7 +36,8 @@ from draftopd.restore import Restored, restore
 from draftopd.target import Target
 
 TOLERANCE = 0.02  # of the acceptance length
-JUDGED = ("vllm", "transformers")
+# two errors can cancel: that of vLLM's kernel hid most of a layer offset of -1, which the mended pass shows
+JUDGED = ("vllm", "vllm_mended", "transformers")
 LAYER_IDS = ("target_layer_ids", "aux_hidden_state_layer_ids", "eagle_aux_hidden_state_layer_ids")
 
 
@@ -104,8 +105,8 @@ def verdict(engines: dict[str, Served], prompts: PromptIds, tokens: int, target:
     """Compares every engine's texts with plain decoding, and acceptance with ours.
 
     Args:
-        engines: `plain`, `ours`, `vllm`, `transformers` unless it has no such drafter, and `ours_full_head` where the
-            draft vocabulary is reduced: then transformers is compared with that. Others are reported, not judged.
+        engines: `plain`, `ours`, `vllm`; `vllm_mended` and `transformers` for DFlash; `ours_full_head` where its draft
+            vocabulary is reduced: then transformers is compared with that.
     """
     plain = [torch.tensor(text) for text in engines["plain"].texts]
     speculative = {name: served for name, served in engines.items() if name != "plain"}

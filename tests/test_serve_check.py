@@ -98,7 +98,8 @@ def test_what_vllm_accepts_behind_the_end_does_not_count():
 @pytest.fixture(scope="module")
 def engines(target: Target, eager_drafter: DFlash) -> dict[str, Served]:
     mine = ours(target, eager_drafter, PROMPTS, LIMIT)
-    return {"plain": ours(target, None, PROMPTS, LIMIT), "ours": mine, "transformers": mine, "vllm": mine}
+    served = dict.fromkeys(("ours", "transformers", "vllm", "vllm_mended"), mine)
+    return {"plain": ours(target, None, PROMPTS, LIMIT), **served}
 
 
 def judged(engines: dict[str, Served], target: Target) -> dict[str, Any]:
@@ -109,12 +110,13 @@ def test_equal_texts_and_lengths_pass(engines: dict[str, Served], target: Target
     report = judged(engines, target)
     assert report["passed"]
     assert report["texts_equal"]
-    assert report["deviation"] == {"transformers": 0.0, "vllm": 0.0}
-    assert report["same_verifications"] == {"transformers": len(PROMPTS), "vllm": len(PROMPTS)}
+    others = ("transformers", "vllm", "vllm_mended")
+    assert report["deviation"] == dict.fromkeys(others, 0.0)
+    assert report["same_verifications"] == dict.fromkeys(others, len(PROMPTS))
     assert report["tau_ours"] == report["tau_vllm"] == report["tau_transformers"] > 1
 
 
-@pytest.mark.parametrize("name", ["vllm", "transformers"])
+@pytest.mark.parametrize("name", ["vllm", "vllm_mended", "transformers"])
 def test_another_acceptance_length_fails(engines: dict[str, Served], target: Target, name: str):
     slow = replace(engines[name], committed=[[1] * sum(counts) for counts in engines[name].committed])
     report = judged(engines | {name: slow}, target)
