@@ -169,6 +169,10 @@ def only_old_rope(config, tensors, copy):
     del config["rope_parameters"]
 
 
+def last_layer(config, tensors, folder):
+    config["dflash_config"]["target_layer_ids"] = config["trained_to_read"]["layer_ids"] = [0, 3]
+
+
 def no_rope(config, tensors, copy):
     only_new_rope(config, tensors, copy)
     only_old_rope(config, tensors, copy)
@@ -284,7 +288,8 @@ WARNINGS = {
     "dtype": (Z, put("dtype", value="bfloat16"), "dtype is bfloat16"),
     "mixed dtypes": (Z, tensor("norm.weight", lambda v: v.to(torch.bfloat16)), "weights of bfloat16, float32"),
     "no head rows": (R, drop("lm_head.weight"), "draft_vocab_size 40 without lm_head.weight"),
-    "last layer": (Z, put("dflash_config", "target_layer_ids", value=[0, 3]), "layer id 3 is the target's last layer"),
+    "last layer": (Z, last_layer, "layer id 3 is the target's last layer"),
+    "causal for vLLM": (S, put("sliding_window_non_causal", value=False), "sliding_window_non_causal is false"),
     "local verifier": (
         S,
         put("speculators_config", "verifier", value={"name_or_path": "/data/target", "architectures": []}),

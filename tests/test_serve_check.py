@@ -125,6 +125,14 @@ def test_another_acceptance_length_fails(engines: dict[str, Served], target: Tar
     assert report["deviation"][name] == pytest.approx(1 / report["tau_ours"] - 1)
 
 
+def test_the_same_mean_of_other_verifications_fails(engines: dict[str, Served], target: Target):
+    other = replace(engines["vllm"], committed=[counts[::-1] for counts in engines["vllm"].committed])
+    report = judged(engines | {"vllm_mended": other}, target)
+    assert report["deviation"]["vllm_mended"] == 0.0
+    assert report["same_verifications"]["vllm_mended"] < len(PROMPTS) / 2
+    assert not report["passed"]
+
+
 def test_another_text_fails_unless_the_target_is_undecided(
     engines: dict[str, Served], target: Target, monkeypatch: pytest.MonkeyPatch
 ):
