@@ -91,6 +91,14 @@ def fit_texts(drafter: Drafter, target: Target, prompts: list[list[int]], decodi
         optimizer.step()
 
 
+@pytest.fixture(scope="session")
+def folders(target: Target, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny drafters in every published layout: tests/published_folders.py."""
+    from published_folders import publish
+
+    return publish(target, tmp_path_factory.mktemp("published"))
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `python -m draftopd.fit ...`, or another command, in this process and an empty folder: exit code."""

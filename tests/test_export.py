@@ -23,9 +23,10 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("layout", ["zlab", "speculators"])
-def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp_path, capsys, layout):
-    assert command(*SMOKE, "logger=none") == 0
+@pytest.mark.parametrize(("kind", "layout"), [("", "zlab"), ("eagle3_", "safeai"), ("eagle3_", "speculators")])
+def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp_path, capsys, kind, layout):
+    smoke = f"experiment=smoke/{kind}sft"
+    assert command(smoke, *SHORT, "logger=none") == 0
     checkpoint = last(tmp_path)
     assert command(f"run={checkpoint}", f"layout={layout}", "to=out", "target_name=org/t", main=export.main) == 0
     assert "written: out" in capsys.readouterr().out
@@ -34,11 +35,10 @@ def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp
     trained = weights(checkpoint)
     assert all(torch.equal(value, trained[f"drafter.{name}"]) for name, value in drafter.state_dict().items())
 
-    words = ("experiment=smoke/sft", "drafter=published", "drafter.path=out", *SHORT, "logger=none", "seed=1")
-    assert command(*words) == 0
+    assert command(smoke, "drafter=published", "drafter.path=out", *SHORT, "logger=none", "seed=1") == 0
     further = torch.load(last(tmp_path), weights_only=True)
     assert further["global_step"] == 2
-    assert further["config"]["drafter"]["num_layers"] == 1
+    assert further["config"]["drafter"]["_target_"].endswith("Eagle3" if kind else "DFlash")
     difference = (further["state_dict"]["drafter.fc.weight"] - trained["drafter.fc.weight"]).abs().max()
     assert 0 < difference < 0.02  # two steps from there, not from new weights
     (tmp_path / "out").rename(tmp_path / "moved")
@@ -63,6 +63,8 @@ def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys)
 def test_a_folder_is_converted_and_linted_for_its_target(command, tmp_path, capsys):
     assert command(*SMOKE, "logger=none") == 0
     assert command(f"run={last(tmp_path)}", "layout=zlab", "to=a", main=export.main) == 0
+    assert command(f"run={last(tmp_path)}", "layout=safeai", "to=b", main=export.main) == 2
+    assert "no layout 'safeai' for DFlash drafters: choose zlab or speculators" in capsys.readouterr().err
     assert command("run=a", "layout=speculators", "to=b", main=export.main) == 2
     assert "name its target too" in capsys.readouterr().err
     words = ("run=a", "layout=speculators", "to=b", "target=tiny", "target_name=org/t")

@@ -1,4 +1,4 @@
-"""The export command: `python -m draftopd.export run=... layout=zlab to=...`."""
+"""The export command: `python -m draftopd.export run=... layout=zlab|safeai|speculators to=...`."""
 
 from pathlib import Path
 
