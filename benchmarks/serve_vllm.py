@@ -2,10 +2,10 @@
 
     python benchmarks/serve_vllm.py REQUEST.json ANSWER.json
 
-The request names target and drafter folders, `prompts` (token ids, so that no chat template comes between), `stop`
-tokens, `max_new_tokens`, `num_speculative_tokens`, `max_model_len` and `dtype`. The answer has for each prompt the
-response's `tokens` and the `accepted` drafts of each verification: in `vllm` as vLLM is installed, in `vllm_mended`
-with `normalize_by_layer` in place; and of the first pass vLLM's own `counters`.
+The request names target and drafter folders, `method` (dflash or eagle3), `prompts` (token ids, so that no chat
+template comes between), `stop` tokens, `max_new_tokens`, `num_speculative_tokens`, `max_model_len` and `dtype`. The
+answer has for each prompt the response's `tokens` and the `accepted` drafts of each verification: in `vllm` as vLLM is
+installed, for DFlash in `vllm_mended` with `normalize_by_layer` in place; and of the first pass vLLM's own `counters`.
 """
 
 import json
@@ -36,12 +36,14 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         disable_log_stats=False,  # the counters are log statistics
         per_request_spec_decode_metrics="detailed",
         speculative_config={
-            "method": "dflash",
+            "method": request["method"],
             "model": request["drafter"],
             "num_speculative_tokens": request["num_speculative_tokens"],
         },
     )
     served = {"vllm": generate(llm, request), "counters": counters(llm), "version": __version__}
+    if request["method"] != "dflash":
+        return served
     DFlashQwen3Model._normalize_context_k = normalize_by_layer
     llm.reset_prefix_cache()
     return served | {"vllm_mended": generate(llm, request)}

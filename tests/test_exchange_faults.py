@@ -79,6 +79,7 @@ FAULTS = {
     "heads": (Z, put("num_key_value_heads", value=3), "impossible sizes"),
     "unknown model type": (Z, put("model_type", value="dflash"), "model_type 'dflash'"),
     # layers
+    "all one too high": (Z, put("dflash_config", "target_layer_ids", value=[1, 3]), "trained to read"),
     "one too high": (Z, put("dflash_config", "target_layer_ids", value=[1, 4]), "layer id 4 of a target of 4 layers"),
     "ids without plus one": (S, put("aux_hidden_state_layer_ids", value=[0, 2]), "one too low"),
     "aux and target ids": (Z, put("eagle_aux_hidden_state_layer_ids", value=[0, 2]), "vllm#40727"),
@@ -123,7 +124,12 @@ WARNINGS = {
     "dtype": (Z, put("dtype", value="bfloat16"), "dtype is bfloat16"),
     "mixed dtypes": (Z, tensor("norm.weight", lambda v: v.to(torch.bfloat16)), "weights of bfloat16, float32"),
     "no head rows": (R, drop("lm_head.weight"), "draft_vocab_size 40 without lm_head.weight"),
-    "last layer": (Z, put("dflash_config", "target_layer_ids", value=[0, 3]), "layer id 3 is the target's last layer"),
+    "last layer": (
+        Z,
+        together(put("dflash_config", "target_layer_ids", value=[0, 3]), put("trained_to_read")),
+        "layer id 3 is the target's last layer",
+    ),
+    "causal for vLLM": (S, put("sliding_window_non_causal", value=False), "sliding_window_non_causal is false"),
     "local verifier": (
         S,
         put("speculators_config", "verifier", value={"name_or_path": "/data/target", "architectures": []}),

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import serve_check
-from benchmarks.serve_check import Served, by_transformers, from_vllm, full_head, main, ours, verdict
+from benchmarks.serve_check import main, verdict
+from benchmarks.serve_engines import Served, by_transformers, from_vllm, full_head, ours
 from benchmarks.vllm_environment import REQUIREMENTS, ask_vllm, ensure
 from torch import nn
 
 from conftest import FAMILIES, PROMPTS
 from draftopd import load
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.exchange.assistant import to_transformers
 from draftopd.target import Target
@@ -96,7 +98,8 @@ def test_what_vllm_accepts_behind_the_end_does_not_count():
 @pytest.fixture(scope="module")
 def engines(target: Target, eager_drafter: DFlash) -> dict[str, Served]:
     mine = ours(target, eager_drafter, PROMPTS, LIMIT)
-    return {"plain": ours(target, None, PROMPTS, LIMIT), "ours": mine, "transformers": mine, "vllm": mine}
+    served = dict.fromkeys(("ours", "transformers", "vllm", "vllm_mended"), mine)
+    return {"plain": ours(target, None, PROMPTS, LIMIT), **served}
 
 
 def judged(engines: dict[str, Served], target: Target) -> dict[str, Any]:
@@ -107,18 +110,27 @@ def test_equal_texts_and_lengths_pass(engines: dict[str, Served], target: Target
     report = judged(engines, target)
     assert report["passed"]
     assert report["texts_equal"]
-    assert report["deviation"] == {"transformers": 0.0, "vllm": 0.0}
-    assert report["same_verifications"] == {"transformers": len(PROMPTS), "vllm": len(PROMPTS)}
+    others = ("transformers", "vllm", "vllm_mended")
+    assert report["deviation"] == dict.fromkeys(others, 0.0)
+    assert report["same_verifications"] == dict.fromkeys(others, len(PROMPTS))
     assert report["tau_ours"] == report["tau_vllm"] == report["tau_transformers"] > 1
 
 
-@pytest.mark.parametrize("name", ["vllm", "transformers"])
+@pytest.mark.parametrize("name", ["vllm", "vllm_mended", "transformers"])
 def test_another_acceptance_length_fails(engines: dict[str, Served], target: Target, name: str):
     slow = replace(engines[name], committed=[[1] * sum(counts) for counts in engines[name].committed])
     report = judged(engines | {name: slow}, target)
     assert not report["passed"]
     assert report["texts_equal"]
     assert report["deviation"][name] == pytest.approx(1 / report["tau_ours"] - 1)
+
+
+def test_the_same_mean_of_other_verifications_fails(engines: dict[str, Served], target: Target):
+    other = replace(engines["vllm"], committed=[counts[::-1] for counts in engines["vllm"].committed])
+    report = judged(engines | {"vllm_mended": other}, target)
+    assert report["deviation"]["vllm_mended"] == 0.0
+    assert report["same_verifications"]["vllm_mended"] < len(PROMPTS) / 2
+    assert not report["passed"]
 
 
 def test_another_text_fails_unless_the_target_is_undecided(
@@ -155,7 +167,7 @@ def served(tmp_path: Path, target: Target, eager_drafter: DFlash, monkeypatch: p
 
     def answer(environment: Path, request: dict[str, Any]) -> dict[str, Any]:
         asked.update(request, config=json.loads(Path(request["drafter"], "config.json").read_text()))
-        mine = ours(loaded, eager_drafter, request["prompts"], request["max_new_tokens"])
+        mine = ours(loaded, run.drafter, request["prompts"], request["max_new_tokens"])
         responses = [
             {"tokens": text[len(prompt) :], "accepted": [count - 1 for count in counts]}
             for text, counts, prompt in zip(mine.texts, mine.committed, PROMPTS, strict=True)
@@ -181,10 +193,35 @@ def test_the_gate_ends_with_one_json_object(served, tmp_path: Path, capsys):
     assert report["tau_ours"] == report["tau_vllm"] == report["tau_transformers"] == report["tau_vllm_mended"]
     assert report["vllm_counters"] == {"num_drafts": 9}
     assert asked["target"] == str(tmp_path / "target")
+    assert asked["method"] == "dflash"
     assert asked["config"]["architectures"] == ["DFlashDraftModel"]
     assert asked["num_speculative_tokens"] == asked["config"]["block_size"] - 1 == 4
     assert asked["max_model_len"] >= max(map(len, PROMPTS)) + LIMIT + 5
     assert not Path(asked["drafter"]).exists()
+
+
+def test_a_wrong_layer_offset_reaches_the_engine_and_the_linter_refuses_it(served, capsys):
+    run, asked = served
+    main(["any.ckpt", "--tokens", "4", "--break", "layer-offset"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shifted = [i + 1 for i in run.drafter.layer_ids]
+    assert asked["config"]["dflash_config"]["target_layer_ids"] == shifted
+    assert report["broken"] == "layer-offset"
+    (refusal,) = [finding for finding in report["linter"] if finding.startswith("error")]
+    assert f"lets the drafter read {{'layer_ids': {shifted}" in refusal
+
+
+def test_eagle3_is_judged_by_vllm_alone(served, capsys):
+    run, asked = served
+    torch.manual_seed(0)
+    run.drafter = Eagle3(run.target.shape, block_size=4, layer_ids=[0, 1, 2])
+    run.drafter.initialise(run.target.head)
+    assert main(["any.ckpt", "--tokens", "4"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (asked["method"], asked["num_speculative_tokens"]) == ("eagle3", 3)
+    assert asked["config"]["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert report["tau_transformers"] is None
+    assert report["tau_vllm"] == report["tau_ours"]
 
 
 def test_a_target_that_lies_nowhere_cannot_be_served(served, capsys, target: Target):

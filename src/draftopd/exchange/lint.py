@@ -10,7 +10,7 @@ from torch import Tensor
 
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
-from draftopd.exchange import speculators, weights
+from draftopd.exchange import reads, speculators, weights
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.folder import Contents
 from draftopd.exchange.safeai import SAFEAI
@@ -50,6 +50,7 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
     if findings.errors:
         return layout, sheet
     weights.check(contents, sheet, layout, findings)
+    reads.check(config, sheet.build("meta"), findings)
     if target is not None:
         _target(contents.tensors, sheet, target, findings)
     else:

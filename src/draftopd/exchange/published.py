@@ -12,6 +12,7 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.exchange import folder as files
+from draftopd.exchange import reads
 from draftopd.exchange.findings import Finding, Findings
 from draftopd.exchange.folder import Contents, locate
 from draftopd.exchange.lint import LAYOUTS, inspect
@@ -125,7 +126,7 @@ def write(
         marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
         extras = {"lm_head.weight": rows, "t2d": marks}
         tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
-    config = chosen.compose(sheet, str(dtype).removeprefix("torch."))
+    config = chosen.compose(sheet, str(dtype).removeprefix("torch.")) | reads.note(drafter)
     contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
     inspect(contents, findings, target)
     _refuse(path, findings)

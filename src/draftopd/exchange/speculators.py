@@ -30,7 +30,7 @@ def compose_dflash(sheet: Sheet, dtype: str) -> dict[str, Any]:
         "block_size": sheet.block_size,
         "mask_token_id": sheet.shape.mask_token_id,
         "aux_hidden_state_layer_ids": [i + 1 for i in sheet.layer_ids],
-        "sliding_window_non_causal": False,
+        "sliding_window_non_causal": True,  # false makes vLLM 0.32 causal in every layer, full attention too
         "sample_from_anchor": False,
     }
 
@@ -78,6 +78,13 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
         return None
     if config.get("sample_from_anchor"):
         findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not built here", keys.OTHER)
+    if config.get("sliding_window_non_causal") is False:
+        findings.warning(
+            "sliding_window_non_causal is false",
+            "vLLM 0.32 then lets no slot of a block see later ones, with full attention too: acceptance changes and "
+            "nothing fails (vllm#56692)",
+            "write true: speculators reads it for sliding windows alone",
+        )
     layer = {"model_type": "qwen3", **layer}
     base, theta = body.parse(layer, DFlash, findings), keys.rope_theta(layer, findings)
     block = keys.agreed(

@@ -1,0 +1,90 @@
+"""Block logits of an exported DFlash drafter by other people's models; runs in their environment, without this package.
+
+    python peer_blocks.py speculators FOLDER INPUTS ANSWER
+    python peer_blocks.py zlab FOLDER INPUTS ANSWER MODEL_FILE TARGET
+
+INPUTS has for each text i `tokens.i` [T], `features.i` [T, F], `anchors.i` [N]; ANSWER gets `logits.i` [N, K, V'], and
+from z-lab's code `features.i` as it reads them off the target; ANSWER's name with `.version` names the code.
+"""
+
+import importlib.util
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def main() -> None:
+    kind, folder, inputs, answer, *more = sys.argv[1:]
+    torch._dynamo.config.disable = True  # it compiles its whole forward too
+    values = load_file(inputs)
+    names = [name.partition(".")[2] for name in values if name.startswith("tokens")]
+    rows = {i: (values[f"tokens.{i}"], values[f"features.{i}"], values[f"anchors.{i}"]) for i in names}
+    with torch.no_grad():
+        result, code = zlab(folder, rows, *more) if kind == "zlab" else speculators(folder, rows)
+    save_file({name: value.contiguous() for name, value in result.items()}, answer)
+    Path(answer).with_suffix(".version").write_text(f"{code}, transformers {transformers.__version__}")
+
+
+Rows = dict[str, tuple[Tensor, Tensor, Tensor]]
+
+
+def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
+    """By the training forward, whose logits nothing returns: its head tells them."""
+    from speculators import SpeculatorModel, SpeculatorModelConfig
+    from speculators.losses import resolve_loss_config
+
+    config = SpeculatorModelConfig.from_pretrained(folder)
+    config.transformer_layer_config._attn_implementation = "eager"  # as its draft_attn_impl; by default it compiles
+    model = SpeculatorModel.from_pretrained(folder, config=config).eval()
+    seen: list[Tensor] = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    result = {}
+    for i, (tokens, features, anchors) in rows.items():
+        supervised = torch.zeros_like(tokens).index_fill(0, anchors, 1)  # it draws anchors from these, all of them
+        model(
+            hidden_states=features[None],
+            input_ids=tokens[None],
+            loss_mask=supervised[None],
+            verifier_last_hidden_states=features[None, :, : model.hidden_size],  # of its loss, not asked here
+            document_ids=torch.zeros_like(tokens)[None],
+            loss_config=resolve_loss_config("ce", "eager"),
+            max_anchors=len(anchors),
+        )
+        result[f"logits.{i}"] = seen.pop().unflatten(1, (len(anchors), model.block_size))[0, :, 1:]
+    return result, f"speculators {version('speculators')}"
+
+
+def zlab(folder: str, rows: Rows, file: str, target_name: str) -> tuple[dict[str, Tensor], str]:
+    spec = importlib.util.spec_from_file_location("zlab_dflash", file)
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    model = code.DFlashDraftModel.from_pretrained(folder).eval()
+    target = transformers.AutoModelForCausalLM.from_pretrained(target_name, dtype=torch.float32)
+    result = {}
+    for i, (tokens, features, anchors) in rows.items():
+        states = target(tokens[None], output_hidden_states=True).hidden_states
+        result[f"features.{i}"] = code.extract_context_feature(states, model.target_layer_ids)[0]
+        blocks = []
+        for anchor in anchors.tolist():
+            block = torch.full((1, model.block_size), model.mask_token_id)
+            block[:, 0] = tokens[anchor]
+            hidden = model(
+                target_hidden=features[None, :anchor],
+                noise_embedding=target.model.embed_tokens(block),
+                position_ids=torch.arange(anchor + model.block_size)[None],
+                is_causal=False,
+            )
+            blocks.append(target.lm_head(hidden[:, 1:]))
+        result[f"logits.{i}"] = torch.cat(blocks)
+    return result, "z-lab's model file"
+
+
+if __name__ == "__main__":
+    main()
