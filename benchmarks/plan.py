@@ -1,12 +1,13 @@
 """Memory and time of training on GPUs, computed and not measured: the table of docs/scale.md.
 
-    python -m benchmarks.plan experiment=qwen3_8b_opd data.decoding.memory_gib=16
+    python -m benchmarks.plan experiment=qwen3_8b_opd
 
 Target and drafter are built on the meta device from the experiment's own settings; FLOPs are the ledger's, rows of a
 rollout are those that `rollout.affordable_rows` allows. ASSUMED stands for what a measurement would tell.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +24,18 @@ from draftopd.target import Target
 from draftopd.trace import ReplayBatch, no_blocks
 
 GB = 1e9
-# from the config of Qwen/Qwen3-8B on the hub
-QWEN3_8B = {
+# from the configs on the hub
+QWEN3 = {
     "model_type": "qwen3",
     "vocab_size": 151_936,
-    "hidden_size": 4096,
-    "intermediate_size": 12_288,
     "num_hidden_layers": 36,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
+}
+SIZES = {
+    "Qwen/Qwen3-4B": {**QWEN3, "hidden_size": 2560, "intermediate_size": 9728},
+    "Qwen/Qwen3-8B": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12_288},
 }
 
 
@@ -47,7 +50,7 @@ class Assumed:
     overhead: float = 0.03  # seconds of one block at least: Python and kernel launches of 41 eager layers
     link: float = 300e9  # bytes a second of an all-reduce within a machine
     prompt: int = 128  # tokens
-    response: int = 2048  # tokens
+    response: int = 2048  # tokens, the mean; a micro-batch of the longest decides about memory
     acceptance: float = 5.0  # tokens committed a verification
 
 
@@ -73,28 +76,40 @@ def batch_of(texts: int, blocks: int, drafter: Drafter) -> ReplayBatch:
 
 
 def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, sharded: bool) -> dict[str, float]:
-    """Bytes on one GPU: what stays, and what one micro-batch or one rollout adds."""
-    shape, parts = target.shape, gpus if sharded else 1
+    """Bytes: on one GPU what stays, what training adds and what decoding adds; and kept rollouts, on the host.
+
+    Training and decoding take turns, so a GPU holds what stays and the larger of the two.
+    """
+    shape, parts, batching = target.shape, gpus if sharded else 1, config.data.batching
     weights = sum(p.numel() for p in drafter.parameters())
     on_policy = "prompts_per_epoch" in config.data
-    length = ASSUMED.prompt + ASSUMED.response
-    blocks = round(ASSUMED.response / ASSUMED.acceptance) if on_policy else config.data.num_anchors
-    features = length * len(drafter.layer_ids) * shape.hidden_size * 2
-    judged = blocks * drafter.num_draft_tokens * shape.hidden_size * 2
-    prompts = config.data.prompts_per_epoch / gpus if on_policy else 0
+
+    def states(response: int) -> tuple[int, int]:
+        """Blocks of a text, and bytes of its features and of the hidden states that judge its drafts."""
+        blocks = round(response / ASSUMED.acceptance) if on_policy else config.data.num_anchors
+        features = (ASSUMED.prompt + response) * len(drafter.layer_ids)
+        return blocks, 2 * shape.hidden_size * (features + (blocks * drafter.num_draft_tokens if on_policy else 0))
+
+    longest = config.data.decoding.max_new_tokens
+    blocks, evidence = states(longest)
     # a layer keeps for each row about 12 D + 4 I numbers, 2 bytes each; attention matrices are never there (fused)
-    texts = min(config.data.batching.micro_batch_size, config.data.batching.batch_size / gpus)
-    rows = texts * blocks * drafter.block_size
+    texts = min(batching.micro_batch_size, batching.batch_size / gpus)
+    rows = blocks * drafter.block_size
     layer = 2 * (12 * shape.hidden_size + 4 * shape.intermediate_size)
-    mask = 2 * texts * (rows / texts) * (length + rows / texts)
+    mask = 2 * rows * (ASSUMED.prompt + longest + rows)
     return {
         "target": 2.0 * sum(p.numel() for p in target.parameters()),
         "drafter": weights * (4 + 4 + 8) / parts + weights * 2 + (weights * 4 if not sharded and gpus > 1 else 0),
-        "kept rollouts": prompts * (features + judged),
-        "decoding": config.data.decoding.memory_gib * 2**30 if on_policy else 0.0,
-        "activations": rows * layer * config.drafter.num_layers + mask + (0 if on_policy else texts * features),
+        "activations": texts * (rows * layer * config.drafter.num_layers + mask + evidence),
         "logits": 8 * 4.0 * config.module.chunk_rows * shape.vocab_size,  # both sides, their logs and gradients
+        "decoding": config.data.decoding.memory_gib * 2**30 + (weights * 4 if sharded else 0),
+        "host": config.data.prompts_per_epoch * states(ASSUMED.response)[1] if on_policy else 0.0,
     }
+
+
+def peak(parts: dict[str, float]) -> float:
+    """Bytes of one GPU."""
+    return parts["target"] + parts["drafter"] + max(parts["activations"] + parts["logits"], parts["decoding"])
 
 
 def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> dict[str, float]:
@@ -125,20 +140,27 @@ def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> 
     return {"rollout": rollout, "train": train, "rows": width}
 
 
-def plan(words: list[str]) -> str:
+def estimates(words: list[str]) -> Iterator[tuple[str, int, dict[str, float], dict[str, float]]]:
+    """Set-up, GPUs, bytes and seconds of an experiment, for each way to run it."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose("fit", overrides=[*words, "output_dir=none"])
-    target = load.blank(QWEN3_8B, config.target.mask_token_id)
+    target = load.blank(SIZES[config.target.path], config.target.mask_token_id)
     with torch.device("meta"):
         drafter = instantiate(config.drafter)(target=target.shape)
-    lines = []
     for name, gpus, sharded in SETUPS:
-        parts, times = memory(config, target, drafter, gpus, sharded), seconds(config, target, drafter, gpus)
+        parts = memory(config, target, drafter, gpus, sharded)
+        yield name, gpus, parts, seconds(config, target, drafter, gpus)
+
+
+def plan(words: list[str]) -> str:
+    """The table of one experiment."""
+    lines = []
+    for name, gpus, parts, times in estimates(words):
         if not lines:
-            head = ["set-up", "GPUs", *parts, "sum, GB", "rollout rows", "rollout, s", "training, s"]
+            head = ["set-up", "GPUs", *parts, "peak, GB", "rollout rows", "rollout, s", "training, s"]
             lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         cells = [name, str(gpus), *(f"{value / GB:.1f}" for value in parts.values())]
-        cells += [f"**{sum(parts.values()) / GB:.0f}**", f"{times['rows']:.0f}" if "rows" in times else "-"]
+        cells += [f"**{peak(parts) / GB:.0f}**", f"{times['rows']:.0f}" if "rows" in times else "-"]
         lines.append("| " + " | ".join([*cells, f"{times['rollout']:.0f}", f"{times['train']:.1f}"]) + " |")
     return "\n".join(lines)
 

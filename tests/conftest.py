@@ -115,3 +115,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return 0
 
     return run
+
+
+def trained(folder: Path, *words: str) -> Path:
+    """The last checkpoint of the smoke experiment's SFT, nothing timed and nothing logged."""
+    few = ["experiment=smoke/sft", "logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0", *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["fit", "hydra.run.dir=out", f"cache_dir={folder}", *few])
+        fit.main()
+    return folder / "out" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny drafter after two epochs; it works with `target=tiny`."""
+    return trained(tmp_path_factory.mktemp("trained"), "budget.epochs=2")

@@ -203,3 +203,10 @@ def test_the_plan_in_the_docs_is_what_the_script_prints():
     assert len(commands) == 2
     for words in commands:
         assert plan.plan(words.split()) in text, words
+
+
+@pytest.mark.parametrize("experiment", ["qwen3_4b_sft", "qwen3_4b_opd", "qwen3_8b_sft", "qwen3_8b_opd"])
+def test_shipped_qwen3_experiments_are_planned_to_fit_80_gb_with_a_tenth_to_spare(experiment: str):
+    setups = list(plan.estimates([f"experiment={experiment}"]))
+    assert {gpus for _, gpus, _, _ in setups} == {1, 2, 8}
+    assert max(plan.peak(parts) for _, _, parts, _ in setups) < 72 * plan.GB

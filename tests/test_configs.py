@@ -1,9 +1,11 @@
 """Every shipped experiment composes; the paper-scale ones build on the meta device with the published sizes."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,20 @@ def test_the_other_commands_take_every_target(name: str, target: str):
             name, overrides=[f"target={target}", "run=a", "to=b", "layout=zlab"][: 4 if name == "export" else 1]
         )
     assert config.target._target_.startswith("draftopd.load.")
+
+
+def test_every_command_of_the_readme_composes_and_every_make_target_is_there():
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text()
+    commands = re.findall(r"^python -m draftopd\.(\w+) (?:-m )?(.*?)(?: +#.*)?$", readme, re.MULTILINE)
+    assert {name for name, _ in commands} == {"fit", "evaluate", "export", "lint"}
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for name, words in commands:
+            given = [key_and_values.split("=", 1) for key_and_values in words.split()]
+            for choice in product(*([f"{key}={value}" for value in values.split(",")] for key, values in given)):
+                compose(name, overrides=list(choice))
+    targets = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE)) <= set(targets)
 
 
 def test_the_tracking_facts_come_from_mlflow_yaml(monkeypatch):

@@ -5,20 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from conftest import trained
 from draftopd import evaluate
 from draftopd.exchange.published import write
 from draftopd.restore import restore
 
 
 @pytest.fixture
-def evaluated(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Trains two tiny drafters, then runs `python -m draftopd.evaluate ...`; gives exit code, results and output."""
-
-    def train(name: str, *words: str) -> str:
-        sft = ["experiment=smoke/sft", f"hydra.run.dir={name}", "budget.epochs=2", "logger=none"]
-        assert command(*sft, "test.speedup_prompts=0", "callbacks.speedup.prompts=0", *words) == 0
-        return str(tmp_path / name / "checkpoints" / "last.ckpt")
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs `python -m draftopd.evaluate ...` in an empty folder: exit code, results and output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def run(*words: str) -> tuple[int, dict, str]:
         monkeypatch.setattr(sys, "argv", ["evaluate", "hydra.run.dir=out", *words])
@@ -32,19 +31,18 @@ def evaluated(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         printed = capsys.readouterr()
         return code, json.loads(file.read_text()) if file.exists() else {}, printed.out + printed.err
 
-    return train, run
+    return run
 
 
-def test_one_drafter(evaluated, tmp_path: Path):
-    train, run = evaluated
-    first = train("a")
-    code, results, printed = run(f"checkpoint={first}", "speed.prompts=2", "speed.block_sizes=[2,4]")
+def test_one_drafter(run, checkpoint: Path, tmp_path: Path):
+    code, results, printed = run(f"checkpoint={checkpoint}", "speed.prompts=2", "speed.block_sizes=[2,4]")
     assert code == 0, printed
     scores = results["drafters"]["drafter"]["scores"]
     for name in ("tiny", "mean"):
         low, middle, high = (scores[name]["acceptance_length"][key] for key in ("low", "mean", "high"))
         assert 1 <= low <= middle <= high <= 4
         assert scores[name]["speedup"]["mean"] > 0
+    assert "p_value" not in scores["mean"]["acceptance_length"]
     assert sum(results["drafters"]["drafter"]["accepted_histogram"]) > 0
     assert [row["block_size"] for row in results["drafters"]["drafter"]["speed_model"]["block_sizes"]] == [2, 4]
     assert "best block size on this machine" in printed
@@ -53,19 +51,18 @@ def test_one_drafter(evaluated, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_two_drafters_are_paired_over_prompts_and_logged(evaluated, tmp_path: Path):
-    from mlflow import MlflowClient
-
-    train, run = evaluated
-    first, second = train("a"), train("b", "budget.epochs=1", "seed=0")
+def test_two_drafters_are_paired_over_prompts_and_logged(run, checkpoint: Path, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    other = trained(tmp_path / "other", "budget.epochs=1")
     words = ["speed.prompts=0", "decoding.temperature=0.5", "decoding.rule=rejection", "decoding.max_new_tokens=9"]
-    code, results, printed = run(f"checkpoint={first}", f"against={second}", *words)
+    code, results, printed = run(f"checkpoint={checkpoint}", f"against={other}", *words)
     assert code == 0, printed
     difference = results["paired"]["mean"]["acceptance_length"]
     both = [results["drafters"][name]["scores"]["mean"]["acceptance_length"]["mean"] for name in ("drafter", "against")]
     assert difference["mean"] == pytest.approx(both[0] - both[1])
     assert results["decoding"]["temperature"] == 0.5
-    assert "paired over 4 prompts" in printed
+    assert results["paired"]["mean"]["acceptance_length"]["count"] == 4
+    assert "paired over prompts" in printed
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
     (logged,) = client.search_runs([experiment.experiment_id])
@@ -74,10 +71,9 @@ def test_two_drafters_are_paired_over_prompts_and_logged(evaluated, tmp_path: Pa
     assert {"results.json", "acceptance_by_position.png"} <= {f.path for f in client.list_artifacts(logged.info.run_id)}
 
 
-def test_the_same_drafter_twice_has_no_difference(evaluated):
-    train, run = evaluated
-    first = train("a")
-    _, results, _ = run(f"checkpoint={first}", f"against={first}", "speed.prompts=0", "logger=none", "limit=2")
+def test_the_same_drafter_twice_has_no_difference(run, checkpoint: Path):
+    words = ["speed.prompts=0", "logger=none", "limit=2"]
+    _, results, _ = run(f"checkpoint={checkpoint}", f"against={checkpoint}", *words)
     difference = results["paired"]["mean"]["acceptance_length"]
     assert (difference["mean"], difference["low"], difference["high"], difference["p_value"]) == (0, 0, 0, 1)
     assert len(results["drafters"]["drafter"]["prompts"]) == 2
@@ -94,22 +90,18 @@ def test_the_same_drafter_twice_has_no_difference(evaluated):
         (["checkpoint={first}", "split=tests"], "tests"),
     ],
 )
-def test_mistakes_end_in_one_line(evaluated, words: list[str], message: str):
-    train, run = evaluated
-    first = train("a") if any("{first}" in word for word in words) else ""
-    code, _, printed = run("logger=none", *(word.format(first=first) for word in words))
+def test_mistakes_end_in_one_line(run, checkpoint: Path, words: list[str], message: str):
+    code, _, printed = run("logger=none", *(word.format(first=checkpoint) for word in words))
     assert code == 2
     assert message in printed
     assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
 
 
-def test_a_published_folder_scores_like_the_checkpoint_it_came_from(evaluated, tmp_path: Path):
-    train, run = evaluated
-    run_folder, folder = train("a"), str(tmp_path / "published")
-    drafter = restore(run_folder)
+def test_a_published_folder_scores_like_the_checkpoint_it_came_from(run, checkpoint: Path, tmp_path: Path):
+    folder, drafter = str(tmp_path / "published"), restore(checkpoint)
     write(drafter.drafter, folder, "zlab", target=drafter.target)
     words = ["speed.prompts=0", "logger=none", "decoding.max_new_tokens=24"]
-    _, wanted, _ = run(f"checkpoint={run_folder}", *words)
+    _, wanted, _ = run(f"checkpoint={checkpoint}", *words)
     code, got, printed = run(f"checkpoint={folder}", "target=tiny", "prompts=tiny", *words)
     assert code == 0, printed
     scores = [r["drafters"]["drafter"]["scores"]["mean"]["acceptance_length"]["mean"] for r in (wanted, got)]

@@ -6,8 +6,8 @@ from pathlib import Path
 import draftopd
 
 FLOORS = [
-    {"errors", "linear", "trace", "blocks", "sampling", "rows", "metrics", "stats", "placements"}
-    | {"divergences", "losses", "block_losses", "one_token", "terms", "processes"},
+    {"errors", "trace", "blocks", "decoding", "sampling", "acceptance", "rows", "metrics", "stats", "placements"}
+    | {"divergences", "losses", "block_losses", "one_token", "terms", "processes", "linear"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"},
     {
         "ledger",
@@ -24,8 +24,8 @@ FLOORS = [
     }
     | {"pictures", "run_pictures"},
     {"module", "datamodule", "data", "callbacks", "diagnostics", "record", "compare", "exchange", "checkpoints"},
-    {"command", "report", "stages", "restore", "evaluation", "evaluation_report", "fit", "evaluate", "export"}
-    | {"lint", "ui"},
+    {"command", "report", "stages", "restore", "evaluation", "evaluation_tables", "evaluation_report", "fit"}
+    | {"evaluate", "export", "lint", "ui"},
 ]
 HEAVY = {"transformers": 1, "lightning": 3, "hydra": 4}
 SOURCES = sorted(Path(draftopd.__file__).parent.rglob("*.py"))

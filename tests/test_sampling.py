@@ -7,21 +7,10 @@ import torch
 from scipy import stats
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from draftopd.acceptance import accept, cut_at_stop, match, reject
+from draftopd.decoding import Decoding
 from draftopd.errors import DraftError
-from draftopd.sampling import (
-    CHOICE,
-    DRAFT,
-    Decoding,
-    Places,
-    Proposal,
-    accept,
-    cut_at_stop,
-    draw,
-    match,
-    probabilities,
-    reject,
-    uniforms,
-)
+from draftopd.sampling import CHOICE, DRAFT, Places, Proposal, draw, probabilities, uniforms
 
 T = torch.tensor
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from draftopd.acceptance import accept, cut_at_stop
 from draftopd.cache import RaggedCache
+from draftopd.decoding import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.ledger import Ledger
-from draftopd.sampling import Decoding, Places, Proposal, accept, cut_at_stop
+from draftopd.sampling import Places, Proposal
 from draftopd.target import Target
 from draftopd.trace import Rollout, Trace
 

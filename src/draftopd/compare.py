@@ -129,8 +129,8 @@ def table(runs: Sequence[Run], reference: Run) -> pd.DataFrame:
                 "run": run.name,
                 "τ [95 %]": str(stats.bootstrap(run.acceptance_lengths)),
                 "τ pooled": f"{run.result['metrics']['acceptance_length_pooled']:.2f}",
-                f"τ - {reference.name} [95 %]": "other prompts" if other else _signed(d) if d else "",
-                "p": "" if d is None else f"{d.p_value:.3f}" if d.p_value >= 0.001 else "< 0.001",
+                f"τ - {reference.name} [95 %]": "other prompts" if other else d.text("+.2f") if d else "",
+                "p": "" if d is None else d.p_text,
                 "prompts": len(run.acceptance_lengths),
                 "speedup": "" if speedup is None else f"{speedup:.2f}x",
                 "PFLOPs": f"{run.result['training_flops'] / 1e15:.3g}",
@@ -144,10 +144,6 @@ def table(runs: Sequence[Run], reference: Run) -> pd.DataFrame:
 def _short(commit: str) -> str:
     """Seven digits, and a plus where the tree differed."""
     return commit[:7] + ("+" if "+" in commit else "")
-
-
-def _signed(d: Estimate) -> str:
-    return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
 
 
 def difference_picture(runs: Sequence[Run], reference: Run) -> Figure:

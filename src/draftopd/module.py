@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -94,6 +95,10 @@ class DraftModule(L.LightningModule):
     def draft_head(self) -> Head:
         return self.drafter.head(self.target.head)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Micro-batches come to the device one at a time: the kept states of a whole step may be tens of GB."""
+        return batch
+
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         if not batch:  # every text of the step was too short for an anchor, in every process
             return
@@ -146,7 +151,8 @@ class DraftModule(L.LightningModule):
     def _weights(self, batch: ReplayBatch, index: Tensor | None) -> dict[str, Tensor]:
         """Denominators of the objective's terms."""
         dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
-        return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(batch, index)).items()}
+        ids = replace(batch, features=None, target_hidden=None).to(self.target.device)
+        return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(ids, index)).items()}
 
     def _coefficients(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a numerator of each term adds to the loss: nothing where the term has no rows."""
@@ -162,6 +168,7 @@ class DraftModule(L.LightningModule):
 
     def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
         """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
+        batch = batch.to(self.target.device)
         if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
             return batch
         if not self.training:
@@ -213,7 +220,7 @@ class DraftModule(L.LightningModule):
         drafted_at = torch.cat([micro.drafter_step[micro.lengths > 0] for micro in batch]).float()
         blocks = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
         counts = [blocks, drafted_at.sum(), drafted_at.new_tensor(len(drafted_at)), (drafted_at < 0).sum().float()]
-        values["train/blocks"], steps, texts, undrafted = self._add(torch.stack(counts)).unbind()
+        values["train/blocks"], steps, texts, undrafted = self._add(torch.stack(counts).to(self.target.device)).unbind()
         if not undrafted:
             values["train/staleness"] = self.global_step - 1 - steps / texts
         values["ledger/flops"] = torch.tensor(self.ledger.training_flops)

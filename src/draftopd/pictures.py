@@ -67,8 +67,9 @@ def rejections(traces: Sequence[Trace]) -> Figure:
         right.plot(*zip(*points, strict=True), marker="o", label=label)
     right.set(xlabel="position k in the block", ylabel="share of blocks", ylim=(0, 1), xticks=slots)
     right.legend(frameon=False)
+    right.grid(alpha=0.3)
     length = float(values["acceptance_length"])
-    figure.suptitle(f"{len(traces)} responses, {int(blocks.sum())} blocks, acceptance length {length:.2f}")
+    figure.suptitle(f"{len(traces)} responses, {int(blocks.sum())} blocks, mean acceptance length {length:.2f}")
     return figure
 
 
@@ -78,16 +79,22 @@ def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
     Args:
         reference: name of the stage whose curve the others are read against: black and thick.
     """
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    colors = plt.get_cmap("tab10" if len(stages) <= 10 else "tab20")
+    beside = len(stages) > 6
+    size = (9.5, max(4.6, 0.8 + 0.24 * len(stages))) if beside else (7, 4.2)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     for number, stage in enumerate(stages):
-        style = {"color": "black", "lw": 3} if stage.name == reference else {"color": colors(number)}
+        style = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+        style |= {"color": "black", "ls": "-", "lw": 3} if stage.name == reference else {}
         axis.plot(stage.flops, stage.acceptance_length, marker="o", ms=4, label=stage.name, **style)
     axis.xaxis.set_major_formatter(EngFormatter())
     axis.set(xlabel="training FLOPs", ylabel="τ on validation prompts (tokens a verification)")
-    beside = len(stages) > 6
-    axis.legend(frameon=False, bbox_to_anchor=(1, 1) if beside else None, fontsize="small" if beside else None)
     axis.grid(alpha=0.3)
+    if beside:  # names stand in the order of the curves' ends
+        ends = {stage.name: stage.acceptance_length[-1] if stage.acceptance_length else -1.0 for stage in stages}
+        lines = sorted(axis.get_lines(), key=lambda line: -ends[str(line.get_label())])
+        axis.legend(handles=lines, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+    else:
+        axis.legend(frameon=False)
     return figure
 
 

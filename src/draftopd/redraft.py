@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from draftopd.decoding import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.head import Head
 from draftopd.ledger import Ledger
-from draftopd.sampling import Decoding
 from draftopd.target import Target
 from draftopd.trace import Rollout, Trace
 

@@ -175,11 +175,8 @@ def _differences(results: Sequence[StageResult]):
         for early in results[:i]:
             if late.start == early.start or late.start == early.name:
                 d = stats.paired(late.acceptance_lengths, early.acceptance_lengths)
-                p_value = f"= {d.p_value:.3f}" if d.p_value >= 0.001 else "< 0.001"
-                yield (
-                    f"{late.name} - {early.name}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], "
-                    f"p {p_value}, paired over {d.count} prompts"
-                )
+                p_value = f"p {'' if d.p_text.startswith('<') else '= '}{d.p_text}, " if d.p_text else ""
+                yield f"{late.name} - {early.name}: {d.text('+.3f')}, {p_value}paired over {d.count} prompts"
 
 
 def _before(result: StageResult, results: Sequence[StageResult]) -> float:

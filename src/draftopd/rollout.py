@@ -7,10 +7,10 @@ from itertools import takewhile
 import torch
 
 from draftopd.batch import DecodingBatch, Waiting
+from draftopd.decoding import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.ledger import Ledger
-from draftopd.sampling import Decoding
 from draftopd.target import Target
 from draftopd.trace import Rollout
 

@@ -5,38 +5,45 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from draftopd.diagnosis import Diagnosis
 from draftopd.stats import Estimate
 from draftopd.text_quality import Quality
 
-GROUPS = {"accepted": "tab:green", "first_rejected": "tab:red", "suffix": "tab:orange"}
+GROUPS = {  # drafts by what the target made of them
+    "accepted": ("tab:green", "accepted"),
+    "first_rejected": ("tab:red", "first rejected"),
+    "suffix": ("tab:orange", "behind the first rejected"),
+}
 
 
 def diagnosis(phases: Sequence[Diagnosis], title: str) -> Figure:
     """Shares of drafts, divergences by group, and distances between anchors, of a run's phases."""
-    figure, ((shares, offsets), (forward, reverse)) = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, ((shares, offsets), (forward, reverse)) = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
+    marker = "o" if len(phases) <= 40 else None
     for axis, field in ((shares, "share"), (forward, "forward_kl"), (reverse, "reverse_kl")):
-        for name, color in GROUPS.items():
+        for name, (color, label) in GROUPS.items():
             points = [(d.step, getattr(d, field)[name]) for d in phases if name in getattr(d, field)]
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", ms=4, color=color, label=name.replace("_", " "))
-        axis.set(xlabel="optimizer step", ylim=(0, None))
-        axis.legend(frameon=False)
+                axis.plot(*zip(*points, strict=True), marker=marker, ms=4, color=color, label=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.set(xlabel="optimizer step", ylim=(0, 1.05 * axis.get_ylim()[1]))
+        axis.grid(alpha=0.3)
     shares.set(ylabel="share of judged drafts", ylim=(0, 1))
     forward.set(ylabel="KL(target ‖ drafter), nats a draft")
     reverse.set(ylabel="KL(drafter ‖ target), nats a draft")
     ends = {"first": phases[0]} if len(phases) == 1 else {"first": phases[0], "last": phases[-1]}
     for number, (name, phase) in enumerate(ends.items()):
         places = np.arange(1, len(phase.anchor_offset) + 1) + 0.4 * (number - 0.5 * (len(ends) - 1))
-        label = f"{name}, step {phase.step}"
-        offsets.bar(
-            places, list(phase.anchor_offset.values()), 0.4, color=("tab:gray", "tab:blue")[number], label=label
-        )
+        label, color = f"{name}, step {phase.step}", ("tab:gray", "tab:blue")[number]
+        offsets.bar(places, list(phase.anchor_offset.values()), 0.4, color=color, label=label)
     offsets.set(xlabel="tokens from an anchor to the next", ylabel="share of blocks")
     offsets.set_xticks(range(1, len(phases[0].anchor_offset) + 1))
     offsets.legend(frameon=False)
-    figure.suptitle(f"{len(phases)} {title}")
+    lines, labels = shares.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), title="drafts", frameon=False)
+    figure.suptitle(f"{len(phases)} {title if len(phases) > 1 else title.removesuffix('s')}")
     return figure
 
 

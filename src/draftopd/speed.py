@@ -14,12 +14,13 @@ from statistics import median
 
 import torch
 
+from draftopd.acceptance import accept
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter
 from draftopd.measure import Done, clocks, nothing
 from draftopd.metrics import Acceptance
 from draftopd.rollout import Decoding, rollout
-from draftopd.sampling import Places, Proposal, accept
+from draftopd.sampling import Places, Proposal
 from draftopd.target import Target
 
 

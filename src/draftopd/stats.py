@@ -1,5 +1,6 @@
 """How sure a number is: percentile bootstrap over prompts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,10 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; `p_value` is two-sided, for the number being `null`."""
+    """A number with its 95 % interval; `p_value` is two-sided, for the number being `null`.
+
+    Interval and p-value are NaN where a single prompt stands behind the number, or behind a set that it averages.
+    """
 
     mean: float
     low: float
@@ -19,8 +23,17 @@ class Estimate:
     p_value: float
     count: int
 
+    def text(self, form: str = ".2f") -> str:
+        """The number and its interval, if it has one, each in this format."""
+        return f"{self.mean:{form}}" + (f" [{self.low:{form}}, {self.high:{form}}]" if math.isfinite(self.low) else "")
+
+    @property
+    def p_text(self) -> str:
+        """The p-value to three digits; empty where there is none."""
+        return "" if math.isnan(self.p_value) else f"{self.p_value:.3f}" if self.p_value >= 0.001 else "< 0.001"
+
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return self.text()
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Bootstrap:
     def estimate(self, null: float = 0.0) -> Estimate:
         draws = self.draws[np.isfinite(self.draws)]
         if not len(draws):
-            return Estimate(float("nan"), float("nan"), float("nan"), float("nan"), self.count)
+            return Estimate(float(self.value), math.nan, math.nan, math.nan, self.count)
         low, high = np.quantile(draws, [0.025, 0.975])
         # share of resamples on the other side of the null; +1 keeps it from being 0
         tail = min((draws <= null).sum(), (draws >= null).sum())
@@ -54,10 +67,11 @@ class Bootstrap:
 def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Bootstrap:
     """Sum of the numerators over sum of the denominators; one of each a prompt."""
     top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    if not len(top):
-        return Bootstrap(float("nan"), np.full(RESAMPLES, np.nan), 0)
+    value = _divide(top.sum(), bottom.sum())
+    if (bottom > 0).sum() < 2:  # resamples of one prompt are all alike
+        return Bootstrap(value, np.full(RESAMPLES, np.nan), len(top))
     counts = _resamples(len(top), seed)
-    return Bootstrap(_divide(top.sum(), bottom.sum()), _divide(counts @ top, counts @ bottom), len(top))
+    return Bootstrap(value, _divide(counts @ top, counts @ bottom), len(top))
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Bootstrap:
