@@ -74,6 +74,9 @@ def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str)
     assert list(drafter.layer_ids) == [1, 9, 17, 25, 33]
     assert drafter.block_size == 16
     module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
+    assert drafter.attention == config.module.attention == "flex_attention"
+    assert config.module.torch_compile is True
+    assert config.trainer.precision == "bf16-mixed"
     assert module.configure_optimizers().param_groups[0]["lr"] == {"sft": 6.0e-4, "opd": 3.0e-4}[kind]
 
 

@@ -1,7 +1,10 @@
 """What saves memory or time on GPUs changes no result: held against the plain float32 path."""
 
 import copy
+import multiprocessing
+import resource
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -15,10 +18,11 @@ from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
+from draftopd.head import Head
 from draftopd.losses import Distillation, DraftOPD
 from draftopd.module import DraftModule
 from draftopd.rollout import Decoding, rollout
-from draftopd.rows import flatten
+from draftopd.rows import Rows, flatten
 from draftopd.target import Target
 from draftopd.terms import chunked_loss
 from draftopd.trace import ReplayBatch, collate
@@ -46,9 +50,9 @@ def new_drafter(target: Target, kind: str) -> Drafter:
 def loss_and_gradients(module: DraftModule, batch: ReplayBatch) -> dict[str, Tensor]:
     module.train()
     module.zero_grad()
-    loss = module.loss(batch)
-    (2 * loss).backward()
-    return {"loss": loss.detach(), **{name: p.grad.clone() for name, p in module.drafter.named_parameters()}}
+    value = module.loss(batch)
+    (2 * value).backward()
+    return {"loss": value.detach(), **{name: p.grad.clone() for name, p in module.drafter.named_parameters()}}
 
 
 def plain(target: Target, kind: str, batch: ReplayBatch, objective: str = "draft_opd", **options) -> dict[str, Tensor]:
@@ -73,9 +77,9 @@ def test_chunks_have_the_gradients_of_all_logits_at_once(name: str, target: Targ
     expected = torch.autograd.grad(2.5 * whole(), [hidden, weight])
     arguments = (objective, rows, lambda x: x @ weight.T, hidden, head, judged, None)
     for chunk_rows in (9, 1000):
-        loss, _ = chunked_loss(*arguments, chunk_rows, coefficients, [weight])
-        torch.testing.assert_close(loss, whole(), rtol=1e-5, atol=1e-5)
-        got = torch.autograd.grad(2.5 * loss, [hidden, weight])
+        value, _ = chunked_loss(*arguments, chunk_rows, coefficients, [weight])
+        torch.testing.assert_close(value, whole(), rtol=1e-5, atol=1e-5)
+        got = torch.autograd.grad(2.5 * value, [hidden, weight])
         for ours, theirs in zip(got, expected, strict=True):
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
@@ -84,9 +88,12 @@ OPTIONS = [
     {"chunk_rows": 16},
     {"gradient_checkpointing": True},
     {"attention": "flex_attention"},
-    {"torch_compile": "aot_eager"},
-    {"torch_compile": "aot_eager", "gradient_checkpointing": True, "attention": "flex_attention", "chunk_rows": 16},
-    pytest.param({"torch_compile": True}, marks=pytest.mark.slow),  # inductor compiles for half a minute
+    pytest.param({"torch_compile": "aot_eager"}, marks=pytest.mark.slow),  # compilers take seconds
+    pytest.param({"torch_compile": True}, marks=pytest.mark.slow),
+    pytest.param(
+        {"torch_compile": "aot_eager", "gradient_checkpointing": True, "attention": "flex_attention", "chunk_rows": 16},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -101,6 +108,19 @@ def test_options_change_neither_loss_nor_gradients(monkeypatch, target: Target, 
         torch.testing.assert_close(
             got[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_torch_compile_has_the_backend_that_is_named(target: Target, batch: ReplayBatch):
+    """Compiled or not, weights keep their names."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    got, expected = plain(target, "dflash", batch, torch_compile=backend), plain(target, "dflash", batch)
+    assert graphs
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -136,19 +156,47 @@ def test_gradient_checkpointing_keeps_less(target: Target, batch: ReplayBatch, k
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_flex_attention_drafts_the_same_along_texts(target: Target, batch: ReplayBatch):
-    for kind in KINDS:
-        drafter, drafts = new_drafter(target, kind), []
-        for drafter.attention in ("sdpa", "flex_attention"):
-            inputs = (batch.tokens, batch.features, batch.anchors, target.embed, drafter.head(target.head), 3)
-            with torch.no_grad():
-                drafts.append(drafter.redraft(*inputs))
-        torch.testing.assert_close(drafts[0], drafts[1])
-
-
 def test_an_unknown_attention_is_refused(target: Target):
     with pytest.raises(DraftError, match="must be 'sdpa' or 'flex_attention'"):
         DraftModule(target, new_drafter(target, "dflash"), shipped("draft_opd"), torch.optim.SGD, attention="flash")
+
+
+def test_flex_attention_is_refused_on_a_cpu(command, capsys):
+    assert command("experiment=smoke/sft", "module.attention=flex_attention", "logger=none") == 2
+    assert "module.attention=flex_attention needs a GPU" in capsys.readouterr().err
+
+
+def peak_and_gradient(name: str, chunk_rows: int, result: Path) -> None:
+    """Bytes that the loss of 1,024 rows over 151,936 tokens adds to what this process held, and its gradient."""
+    torch.set_num_threads(1)
+    rows, slots, size, draw = 1024, 8, 16, torch.Generator().manual_seed(0)
+    slot, block = torch.arange(rows) % slots + 1, torch.arange(rows) // slots
+    kept = torch.randint(0, slots + 1, (rows,), generator=draw)[block]
+    draft, text = torch.randint(0, 151_936, (2, rows), generator=draw)
+    some = Rows(draft, text, slot, kept, block)
+    hidden, judged = torch.randn(2, rows, size, generator=draw)
+    head, objective = Head(torch.randn(151_936, size, generator=draw)), shipped(name)
+    coefficients = {term: 1 / weights.sum() for term, weights in objective.denominators(some).items()}
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    arguments = (objective, some, head, hidden.requires_grad_(), head, judged, None)
+    chunked_loss(*arguments, chunk_rows, coefficients)[0].backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    torch.save({"bytes": peak - before, "gradient": hidden.grad}, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cross_entropy", "draft_opd"])
+def test_chunks_take_a_quarter_of_the_memory(name: str, tmp_path: Path):
+    found = []
+    for chunk_rows in (1024, 128):
+        arguments = (name, chunk_rows, tmp_path / f"{chunk_rows}.pt")
+        process = multiprocessing.get_context("spawn").Process(target=peak_and_gradient, args=arguments)
+        process.start()
+        process.join()
+        found.append(torch.load(arguments[2]))
+    whole, chunked = found
+    assert chunked["bytes"] <= whole["bytes"] / 4
+    assert (chunked["gradient"] - whole["gradient"]).abs().max() <= 1e-5 * whole["gradient"].abs().max()
 
 
 def test_terms_without_rows(target: Target, batch: ReplayBatch):

@@ -227,7 +227,7 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):
-    """Micro-batches share one normalisation, chunks are recomputed exactly, features kept equal features recomputed.
+    """Micro-batches share one normalisation, chunks add up exactly, features kept equal features recomputed.
 
     And texts that are drafted along again give the traces of rollouts.
     """

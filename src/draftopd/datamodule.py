@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -111,6 +112,10 @@ class DraftDataModule(L.LightningDataModule):
         assert self.trainer is not None
         assert isinstance(self.trainer.lightning_module, DraftModule)
         return self.trainer.lightning_module
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Micro-batches come to the device one at a time: the kept states of a whole step may be tens of GB."""
+        return batch
 
     @property
     def keeps_hidden(self) -> bool:

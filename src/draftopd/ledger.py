@@ -2,8 +2,8 @@
 
 FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for linear layers, 4 · heads · head_dim for
 each visible (query, key) pair of attention, full attention in every layer. A backward pass counts twice its forward.
-They are those of the method: logits that are computed a second time to save memory, pairs that a kernel computes and
-hides, and padding are not in them. tests/test_ledger.py counts the operations that really ran and says what remains.
+They are those of the method: layers that run a second time to save memory, pairs that a kernel computes and hides, and
+padding are not in them. tests/test_ledger.py counts the operations that really ran and says what remains.
 """
 
 import time

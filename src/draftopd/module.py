@@ -36,7 +36,7 @@ class DraftModule(L.LightningModule):
         gradient_clip: largest norm of the gradient.
         attention: of the drafter in training: "sdpa", or "flex_attention" with block masks, for GPUs.
         gradient_checkpointing: the drafter's layers run again in the backward pass instead of keeping activations.
-        torch_compile: compile the drafter's forward; a name is that of another backend than inductor.
+        torch_compile: compile the drafter's forward; a name or a function is another backend than inductor.
 
     Raises:
         DraftError: attention is neither.
@@ -52,7 +52,7 @@ class DraftModule(L.LightningModule):
         gradient_clip: float = 1.0,
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
         gradient_checkpointing: bool = False,
-        torch_compile: bool | str = False,
+        torch_compile: bool | str | Callable[..., Any] = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -84,7 +84,9 @@ class DraftModule(L.LightningModule):
         return self.make_optimizer(self.drafter.parameters())
 
     def on_fit_start(self) -> None:
-        """Says now what is wrong with the held-out prompts, and fixes the draft vocabulary of a new drafter."""
+        """Says now what will not work, and fixes the draft vocabulary of a new drafter."""
+        if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
+            raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for split in ("val", "test"):
             data.encoded(split)
@@ -94,10 +96,6 @@ class DraftModule(L.LightningModule):
 
     def draft_head(self) -> Head:
         return self.drafter.head(self.target.head)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Micro-batches come to the device one at a time: the kept states of a whole step may be tens of GB."""
-        return batch
 
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         if not batch:  # every text of the step was too short for an anchor, in every process
