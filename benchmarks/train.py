@@ -114,9 +114,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", help="a drafter's checkpoint file")
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    add("--prompts", type=int, default=16, help="of the drafter's own training split")
+    add("--prompts", type=int, default=12, help="of the drafter's own training split")
     add("--tokens", type=int, default=128, help="longest response, at least 2")
-    add("--rounds", type=int, default=5, help="of step and speculators")
+    add("--rounds", type=int, default=3, help="of step and speculators")
     add("--redraft-rounds", type=int, default=3)
     add("--micro-batch-size", type=int, default=8, help="texts of one replay")
     add("--identity", type=int, default=0, help="prompts whose traces are compared in all fields")
