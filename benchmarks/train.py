@@ -7,9 +7,9 @@ Parts, one after the other; --parts chooses:
     redraft       an epoch's on-policy traces: rolled out, or drafted along texts that are there
     identity      the same traces in all fields, prompt by prompt (--identity N prompts, none by default)
     step          an optimizer step of Draft-OPD beside one of SFT, and the tokens that a replay reads
-    speculators   an SFT step beside the one of vLLM's speculators, in an environment of its own
     loss_memory   peak memory of the loss, in chunks of rows and whole
     growth        time and memory over the length and the number of texts
+    speculators   an SFT step beside the one of vLLM's speculators, in an environment of its own; DFlash alone
 
 Within a part every round runs every system once, in an order that changes; ratios are taken within a round. Results are
 written after every round, the picture after every part; the last line printed is one JSON object with medians.
@@ -37,9 +37,9 @@ PARTS: dict[str, Callable[[Restored, Sequence[Sequence[int]], argparse.Namespace
     "redraft": redraft.measure,
     "identity": identity.measure,
     "step": train_step.measure,
-    "speculators": train_speculators.measure,
     "loss_memory": loss_memory.measure,
     "growth": growth.measure,
+    "speculators": train_speculators.measure,  # last: it may have to install first
 }
 WANTED = {  # what the medians are to be
     "redraft_vs_rollout_b1": ">= 5",
@@ -114,9 +114,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", help="a drafter's checkpoint file")
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    add("--prompts", type=int, default=16, help="of the drafter's own training split")
+    add("--prompts", type=int, default=12, help="of the drafter's own training split")
     add("--tokens", type=int, default=128, help="longest response, at least 2")
-    add("--rounds", type=int, default=5, help="of step and speculators")
+    add("--rounds", type=int, default=3, help="of step and speculators")
     add("--redraft-rounds", type=int, default=3)
     add("--micro-batch-size", type=int, default=8, help="texts of one replay")
     add("--identity", type=int, default=0, help="prompts whose traces are compared in all fields")
