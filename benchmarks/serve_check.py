@@ -3,12 +3,12 @@
     python -m benchmarks.serve_check CHECKPOINT --prompts questions.jsonl
 
 Exports the drafter, serves it with its target in vLLM (in an environment of its own) and in transformers' `generate`,
-greedy on the same token ids. It passes where every text is the target's plain greedy text and each engine's mean
-acceptance length (tokens committed / verifications) is within 2 % of ours, at least half of its responses verification
-by verification: errors of opposite sign leave the mean alone. A difference of texts counts as none only
-where the target's top two logits differ by less than 1e-4 in float64; each one is listed. transformers drafts from the
-whole vocabulary, so there a drafter with a reduced one is compared with ours run with the full head; it has no EAGLE-3,
-which is judged by vLLM alone. The last line printed is one JSON object; the exit code is 1 where it did not pass.
+greedy on the same token ids. It passes where every text is the target's plain greedy text, each engine's mean acceptance
+length (tokens committed / verifications) is within 2 % of ours, and half of its responses have our verifications, because
+errors of opposite sign leave a mean alone. A difference of texts counts as none only where the target's top two logits
+differ by less than 1e-4 in float64; each one is listed. transformers drafts from the whole vocabulary, so there a drafter
+with a reduced one is compared with ours run with the full head; it has no EAGLE-3, which vLLM alone judges. The last line
+printed is one JSON object; the exit code is 1 where it did not pass.
 
 `--break layer-offset` shows what the gate is for: the exported folder names every layer one too high, past the linter,
 whose findings on it are in the result beside the acceptance that was lost.
