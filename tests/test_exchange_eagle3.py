@@ -50,6 +50,8 @@ FAULTS = {
     ),
     "falling": (P, put(AUX, value=[3, 2, 1]), "layer ids [2, 1, 0] do not rise"),
     "ids are text": (A, put("eagle_config", AUX, value="1,15,28"), f"eagle_config.{AUX} is '1,15,28'"),
+    "ids are a number": (A, put("eagle_config", AUX, value=3), f"eagle_config.{AUX} is 3"),
+    "block is text": (A, put("block_size", value="5"), "block_size is '5'"),
     "no eagle_config": (A, put("eagle_config", value=[1]), "eagle_config is [1]"),
     "features unused": (A, put("eagle_config", "use_aux_hidden_state", value=False), "use_aux_hidden_state is false"),
     "depth is text": (P, put("num_target_layers", value="4"), "num_target_layers is '4'"),

@@ -23,7 +23,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("", "zlab"), ("eagle3_", "safeai"), ("eagle3_", "speculators")])
+@pytest.mark.parametrize(("kind", "layout"), [("", "zlab"), ("eagle3_", "safeai")])
 def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp_path, capsys, kind, layout):
     smoke = f"experiment=smoke/{kind}sft"
     assert command(smoke, *SHORT, "logger=none") == 0

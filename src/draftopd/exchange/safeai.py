@@ -52,7 +52,9 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
     base, theta = body.parse(config, Eagle3, findings), keys.rope_theta(config, findings, eagle.THETA)
     target_layers = keys.depth("num_target_layers", config, findings)
     ids = _layer_ids(config, nested, target_layers or depth, findings)
-    block = keys.agreed("block_size", {"config.json": config.get("block_size", BLOCK_SIZE)}, "not used", findings)
+    block = keys.agreed(
+        "block_size", {"config.json": config.get("block_size", BLOCK_SIZE)}, "engines do not read it, we do", findings
+    )
     if config.get("draft_vocab_size") is None:
         findings.error(
             "no draft_vocab_size",
@@ -107,7 +109,7 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], depth: int | None
         ids = keys.numbers(f"eagle_config.{eagle.LAYERS}", inner, findings)
         if ids:
             _nested(ids, top, depth, findings)
-    eagle.count(ids, config.get("num_aux_hidden_states") or len(inner or range(3)), findings)
+    eagle.count(ids, config.get("num_aux_hidden_states") or (3 if inner is None else len(ids)), findings)
     return ids
 
 

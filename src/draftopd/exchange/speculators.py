@@ -96,7 +96,7 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
     aux = keys.numbers("aux_hidden_state_layer_ids", config.get("aux_hidden_state_layer_ids"), findings)
     ids = keys.outputs(aux, "aux_hidden_state_layer_ids", "z-lab's", findings)
     name, architectures, tokens = _verifier(config, findings)
-    if None not in (block, tokens) and tokens != block - 1:
+    if block is not None and tokens is not None and tokens != block - 1:
         findings.error(
             f"speculative_tokens is {tokens} beside block_size {block}",
             "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
