@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -83,7 +84,7 @@ def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
     size = (9.5, max(4.6, 0.8 + 0.24 * len(stages))) if beside else (7, 4.2)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     for number, stage in enumerate(stages):
-        style = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+        style: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
         style |= {"color": "black", "ls": "-", "lw": 3} if stage.name == reference else {}
         axis.plot(stage.flops, stage.acceptance_length, marker="o", ms=4, label=stage.name, **style)
     axis.xaxis.set_major_formatter(EngFormatter())
