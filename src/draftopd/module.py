@@ -81,10 +81,6 @@ class DraftModule(L.LightningModule):
     def draft_head(self) -> Head:
         return self.drafter.head(self.target.head)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Micro-batches come to the device one at a time: the kept states of a whole step may be tens of GB."""
-        return batch
-
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         if not batch:  # every text of the step was too short for an anchor, in every process
             return
