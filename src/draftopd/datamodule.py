@@ -122,6 +122,10 @@ class DraftDataModule(L.LightningDataModule):
         """Stored texts carry the target's last hidden states besides the features."""
         return False
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Not here: micro-batches come to the device one at a time, because those of a step may be tens of GB."""
+        return batch
+
     def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
         """Prompts of a split with their token ids.
 
