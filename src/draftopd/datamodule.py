@@ -113,10 +113,6 @@ class DraftDataModule(L.LightningDataModule):
         assert isinstance(self.trainer.lightning_module, DraftModule)
         return self.trainer.lightning_module
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Micro-batches come to the device one at a time: the kept states of a whole step may be tens of GB."""
-        return batch
-
     @property
     def keeps_hidden(self) -> bool:
         """Stored texts carry the target's last hidden states besides the features."""
