@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from draftopd import fit, load
 from draftopd.drafters.base import Drafter
@@ -16,7 +15,6 @@ from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.trace import text_blocks
 
-yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]  # configs are composed hundreds of times
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and two test processes share two cores
 
 SIZES = {

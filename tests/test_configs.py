@@ -91,6 +91,7 @@ def test_the_other_commands_take_every_target(name: str, target: str):
     assert config.target._target_.startswith("draftopd.load.")
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_composes_and_every_make_target_is_there():
     root = Path(__file__).parents[1]
     readme = (root / "README.md").read_text()
