@@ -76,8 +76,7 @@ def chunked_loss(
         terms = {name: x.sum() for name, x in numerators.items()}
         loss = torch.stack([coefficients[name] / largest * x for name, x in terms.items()]).sum()
         if torch.is_grad_enabled():
-            with torch.autocast(hidden.device.type, enabled=False):  # it is for forward passes alone
-                gradient, *own = torch.autograd.grad(loss, [leaf, *trained], materialize_grads=True)
+            gradient, *own = torch.autograd.grad(loss, [leaf, *trained], materialize_grads=True)
             gradients.append(gradient)
             wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in own]
             of_weights = [a.add_(b) for a, b in zip(of_weights, wide, strict=True)] if of_weights else wide
