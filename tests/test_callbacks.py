@@ -83,6 +83,17 @@ def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypat
     assert run.trainer.global_step == 6
 
 
+def test_what_a_rollout_phase_costs_is_laid_over_its_steps():
+    run, budget = Run(batches=4), Budget(flops=100.0)
+    rates = []
+    while not run.trainer.should_stop:
+        if run.trainer.global_step % 4 == 0:
+            run.module.ledger.flops["verify"] += 40.0
+        rates.append(run.step(budget, flops=2.5))
+    # each step costs its 2.5 and a quarter of the phase's 40
+    assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * n * 0.125)) for n in range(8)])
+
+
 @pytest.mark.parametrize("unit", ["flops", "target_tokens"])
 def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
     run, budget = Run(batches=2), Budget(**{unit: 100.0})

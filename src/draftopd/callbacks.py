@@ -86,15 +86,22 @@ class Budget(L.Callback):
         minutes = processes.first(self._minutes) if "minutes" in self.limits else self._minutes
         return {"flops": ledger.training_flops, "target_tokens": ledger.target_tokens, "minutes": minutes}
 
-    def spent(self, trainer: L.Trainer, module: DraftModule, batch_idx: int) -> float:
-        """Share of the budget that is gone, 0..1 and above."""
+    def spent(self, trainer: L.Trainer, module: DraftModule, batch_idx: int, *, spread: bool = False) -> float:
+        """Share of the budget that is gone, 0..1 and above.
+
+        Args:
+            spread: what a rollout phase has cost is laid over the steps that it was made for. Charged all at once, it
+                would take the learning rate from the very steps that were paid for.
+        """
+        done = batch_idx / float(trainer.num_training_batches)
         shares = [0.0]
         if self.epochs:
-            shares.append((trainer.current_epoch + batch_idx / float(trainer.num_training_batches)) / self.epochs)
+            shares.append((trainer.current_epoch + done) / self.epochs)
         if self.steps:
             shares.append(trainer.global_step / self.steps)
+        ahead = 1 - done if spread else 0.0
         costs = self.costs(module)
-        return max(shares + [costs[name] / limit for name, limit in self.limits.items()])
+        return max(shares + [(costs[n] - ahead * self.rollout_costs[n]) / limit for n, limit in self.limits.items()])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
@@ -104,7 +111,7 @@ class Budget(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DraftModule)
-        share = min(1.0, self.spent(trainer, pl_module, batch_idx))
+        share = min(1.0, self.spent(trainer, pl_module, batch_idx, spread=True))
         rise = (trainer.global_step + 1) / max(1, self.warmup_steps)
         factor = min(1.0, rise) * 0.5 * (1 + math.cos(math.pi * share))
         for group in trainer.optimizers[0].param_groups:
