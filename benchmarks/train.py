@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[Restored, Sequence[Sequence[int]], argparse.Namespace
     "growth": growth.measure,
     "speculators": train_speculators.measure,  # last: it may have to install first
 }
+LOSS = 1e-4  # largest difference from speculators'
 WANTED = {  # what the medians are to be
     "redraft_vs_rollout_b1": ">= 5",
     "redraft_vs_rollout_b8": ">= 2",
@@ -80,9 +81,9 @@ def main(words: Sequence[str] | None = None) -> None:
         PARTS[part](run, prompts, args, lambda found, part=part, begun=begun: keep(part, found, begun))
         train_picture.draw(results, output.with_suffix(".png"))
     print(json.dumps({name: round(value, 3) for name, value in results["summary"].items()}))
-    wrong = unequal(results["parts"])
+    wrong = faults(results["parts"])
     if wrong:
-        sys.exit(f"{wrong} traces are not those of the rollout: see {output}")
+        sys.exit(f"{'; '.join(wrong)}: see {output}")
 
 
 def summary(parts: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -94,6 +95,7 @@ def summary(parts: dict[str, dict[str, Any]]) -> dict[str, float]:
         "redraft_replay_vs_rollout_b1": ("redraft", "redraft_replay_vs_rollout_b1"),
         "redraft_replay_vs_rollout_b8": ("redraft", "redraft_replay_vs_rollout_b8"),
         "opd_step_vs_sft_step": ("step", "opd_step_vs_sft_step"),
+        "opd_replay_step_vs_sft_step": ("step", "opd_replay_vs_sft"),
         "sft_step_vs_speculators": ("speculators", "cross_entropy"),
         "sft_step_vs_speculators_kl": ("speculators", "forward_kl"),
         "loss_memory_vs_unchunked": ("loss_memory", "forward_kl"),
@@ -107,6 +109,14 @@ def unequal(parts: dict[str, dict[str, Any]]) -> int:
     return parts.get("redraft", {}).get("summary", {}).get("differing_traces", 0) + (
         len(compared["differing"]) - compared["ties"]
     )
+
+
+def faults(parts: dict[str, dict[str, Any]]) -> list[str]:
+    """What makes times meaningless: other traces than the rollout's, another loss than speculators'."""
+    traces, agreement = unequal(parts), parts.get("speculators", {}).get("agreement", {})
+    found = [f"{traces} traces are not those of the rollout"] if traces else []
+    apart = {loss: pair["loss_difference"] for loss, pair in agreement.items() if pair["loss_difference"] > LOSS}
+    return found + [f"{loss} is {difference:.1e} from speculators'" for loss, difference in apart.items()]
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:

@@ -27,6 +27,7 @@ from draftopd.trace import ReplayBatch, Rollout, collate_rollouts, text_blocks
 
 RATIOS = {  # of seconds of a step
     "opd_step_vs_sft_step": ("opd", "sft"),
+    "opd_replay_vs_sft": ("opd_replay", "sft"),
     "opd_replay_vs_opd": ("opd_replay", "opd"),
     "opd_replay_vs_sft_reading": ("opd_replay", "sft_reading"),
 }

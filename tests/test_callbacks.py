@@ -24,7 +24,7 @@ class Run:
             num_training_batches=batches,
             should_stop=False,
             check_val_every_n_epoch=4,
-            optimizers=[SimpleNamespace(param_groups=[{"lr": 1.0}])],
+            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}], defaults={"lr": 1.0})],
         )
 
     def step(self, budget: Budget, flops: float = 0.0, tokens: float = 0.0) -> float:

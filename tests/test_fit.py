@@ -10,6 +10,7 @@ import torch
 from mlflow import MlflowClient
 
 from draftopd.data import OnPolicyDataModule
+from draftopd.module import DraftModule
 
 UNTIMED = ("logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
 
@@ -85,6 +86,35 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, e
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], value, atol=1e-6, rtol=1e-5)
     assert resumed["ledger"]["flops"] == pytest.approx(whole["ledger"]["flops"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [0, 3])
+def test_an_epoch_that_was_cut_short_is_drawn_again(command, tmp_path, monkeypatch, cut: int):
+    """Interrupted in the second batch of epoch 0, or after the first of epoch 1 in 2 epochs of 2."""
+    seen: list[tuple[int, int]] = []
+
+    def step(self, batch, batch_idx):
+        seen.append((self.trainer.current_epoch, batch_idx))
+        done = original(self, batch, batch_idx)
+        if len(seen) == cut + 1:
+            signal.raise_signal(signal.SIGINT)
+        return done
+
+    original = DraftModule.training_step
+    monkeypatch.setattr(DraftModule, "training_step", step)
+    words = ("experiment=smoke/draft_opd", "budget.epochs=3", *UNTIMED)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert command(*words) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    before, (last,) = list(seen), tmp_path.rglob("last.ckpt")
+    assert command(*words, f"resume={last}") == 0
+    epoch = before[-1][0]
+    assert seen[len(before) :] == [(e, b) for e in range(epoch, 3) for b in range(2)]
+    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == len(seen)
 
 
 @pytest.mark.slow

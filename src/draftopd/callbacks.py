@@ -114,10 +114,11 @@ class Budget(L.Callback):
         share = min(1.0, self.spent(trainer, pl_module, batch_idx, spread=True))
         rise = (trainer.global_step + 1) / max(1, self.warmup_steps)
         factor = min(1.0, rise) * 0.5 * (1 + math.cos(math.pi * share))
-        for group in trainer.optimizers[0].param_groups:
-            group.setdefault("initial_lr", group["lr"])
-            group["lr"] = group["initial_lr"] * factor
-        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+        optimizer = trainer.optimizers[0]
+        rate = optimizer.defaults["lr"] * factor  # the config's: a resumed run may have been given another
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        pl_module.log("train/lr", rate, batch_size=1)
         pl_module.log("train/budget_spent", share, batch_size=1)
         costs = self.costs(pl_module)
         for name in ("target_tokens", "minutes"):
@@ -168,7 +169,8 @@ class AcceptanceLength(L.Callback):
             )
         for name, values in measure.by_set(self.traces, [p.set for p, _ in prompts]).items():
             prefix = f"val/{name}/" if name else "val/"
-            pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1, sync_dist=True)
+            # every process has all traces, so there is nothing to reduce
+            pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1)
         pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
         pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
         self.history.append((pl_module.ledger.training_flops, values["acceptance_length"]))

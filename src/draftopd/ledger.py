@@ -10,22 +10,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from draftopd.drafters.base import Drafter
 from draftopd.target import Target
 from draftopd.trace import ReplayBatch
 
 PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
-
-
-@lru_cache(maxsize=4)
-def linear_weights(module: nn.Module) -> int:
-    """Multiply-adds that one row costs in the linear layers of a module."""
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def _causal(rows: int, width: int, length: int) -> float:
@@ -105,7 +98,7 @@ class Ledger:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * pairs
         head = 2 * target.head().weight.numel() * heads
-        self.flops[phase] += 2 * linear_weights(target.body) * tokens + attention + head
+        self.flops[phase] += 2 * target.linear_weights * tokens + attention + head
         self.tokens[phase] += tokens
 
     def _draft(self, target: Target, drafter: Drafter, context: float, blocks: float, length: float) -> None:

@@ -43,7 +43,8 @@ def by_set(traces: Sequence[Trace], sets: Sequence[str]) -> dict[str, dict[str, 
         metric = Acceptance(members[0].drafts.shape[1])
         metric.update(members)
         out[name] = {key: float(value) for key, value in metric.compute().items()}
-    keys = {key for values in out.values() for key in values}
+    # in the order of their first appearance: processes log them one by one, and a set has another order in each
+    keys = dict.fromkeys(key for values in out.values() for key in values)
     means = {}
     for key in keys:
         present = [values[key] for values in out.values() if key in values]
@@ -94,9 +95,16 @@ def speedup(
 ) -> dict[str, float]:
     """Speculative against plain decoding of whole responses, prefill included; the first process times, others wait."""
     metric = Speedup()
+
+    def timed(finished: int) -> None:
+        on_done(finished)
+        processes.wait()  # prompt by prompt, because a process that waits long for another gives up
+
     with processes.whole(drafter):
         if processes.rank() == 0:
-            for fast, plain in clocks(target, (drafter, None), prompts, decoding, on_done):
+            for fast, plain in clocks(target, (drafter, None), prompts, decoding, timed):
                 metric.update(fast.tokens, fast.seconds, plain.tokens, plain.seconds)
-        processes.wait()
+        else:
+            for _ in prompts:
+                processes.wait()
     return {name: float(value) for name, value in metric.compute().items()} if processes.rank() == 0 else {}

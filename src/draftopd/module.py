@@ -85,6 +85,9 @@ class DraftModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Says now what will not work, and fixes the draft vocabulary of a new drafter."""
+        if self.trainer.precision == "16-mixed":
+            # they would be clipped while they are scaled up, to a norm 65,536 times too small
+            raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
         if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
             raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlflow.entities import Param, RunTag
 from omegaconf import OmegaConf
 
@@ -66,15 +67,32 @@ class RunRecord(L.Callback):
             logger.log_metrics(pl_module.ledger.metrics(), trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ctrl-C: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`.
+        """Ctrl-C or SIGTERM: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`.
 
         Several processes may be stopped at different steps: they keep the last epoch's.
         """
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.world_size == 1:
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if stopped and trainer.global_step and trainer.world_size == 1:
+            _rewind(trainer)
             trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+
+
+def _rewind(trainer: L.Trainer) -> None:
+    """Sets the loops back to the start of the epoch.
+
+    Lightning would go on behind the last step, but with a new loader, whose first items would then come twice and whose
+    last ones never.
+    """
+    epochs, batches = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.batch_progress
+    for progress in (epochs.total, epochs.current):
+        progress.started = progress.processed  # type: ignore[attr-defined]
+    batches.reset_on_run()
+    total: Any = batches.total
+    # a batch that was made ready and no more: Lightning sees neither the midst nor the end of an epoch
+    total.ready, total.started, total.processed = total.completed + 1, total.completed, total.completed
 
 
 def command(name: str = "fit") -> str:

@@ -142,6 +142,7 @@ def quiet() -> None:
         ".*log_every_n_steps.*",
         ".*in eval mode at the start.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # what is logged is of all processes already
+        ".*ended before the epoch ended.*",  # such an epoch is drawn again from its start
         ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
     ):
         warnings.filterwarnings("ignore", words)

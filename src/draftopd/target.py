@@ -109,6 +109,11 @@ class Target(nn.Module):
         return self.model.get_output_embeddings().weight.shape[0]
 
     @cached_property
+    def linear_weights(self) -> int:
+        """Multiply-adds that one row costs in the linear layers of the body."""
+        return sum(m.weight.numel() for m in self.body.modules() if isinstance(m, nn.Linear))
+
+    @cached_property
     def stop_tokens(self) -> Tensor:
         """[S] ids that end a response."""
         generation = self.model.generation_config
