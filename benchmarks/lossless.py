@@ -9,6 +9,7 @@ order of additions decides); each one is listed. The last line printed is one JS
 
 import argparse
 import copy
+import hashlib
 import json
 from itertools import product
 from pathlib import Path
@@ -32,7 +33,8 @@ def main() -> None:
     generated = [p for split in ("test", "val", "train") for p in run.prompts.split(split)]
     prompts = questions(args.prompts, args.limit) + generated[: args.generated]
     ids = [encode(p, run.target.tokenizer) for p in prompts]
-    done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
+    what = work(args.checkpoint, ids, args.batch, args.tokens)
+    done = [line for line in lines(args.output) if line["work"] == what]
     keys = {(d["batch"], d["block"], d["first"]) for d in done}
     todo = [
         (batch, block, first)
@@ -52,11 +54,23 @@ def main() -> None:
         line = compare([r.trace.tokens for r in results], plain[first], part, length, run.target)
         lengths = [r.trace.acceptance_length for r in results if len(r.trace.anchors)]
         line |= {"batch": batch, "block": block, "first": first, "max_new_tokens": length, "tau_sum": sum(lengths)}
-        line |= {"drafted": len(lengths)}
+        line |= {"drafted": len(lengths), "work": what}
         done.append(line)
         with args.output.open("a") as file:
             file.write(json.dumps(line) + "\n")
     print(json.dumps({"commit": commit, **summary(done)}))
+
+
+def work(checkpoint: str, prompts: list[list[int]], batch: list[int], tokens: list[int]) -> str:
+    """What is compared: results of another drafter, other prompts or lengths are not this run's."""
+    settings = json.dumps([prompts, batch, tokens]).encode()
+    return hashlib.sha256(Path(checkpoint).read_bytes() + settings).hexdigest()[:16]
+
+
+def lines(path: Path) -> list[dict]:
+    """Results so far; a last line that was cut short is left out."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def compare(texts, plain, prompts, length: int, target: Target) -> dict:

@@ -67,6 +67,14 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
     runs = client.search_runs([client.get_experiment_by_name("draftopd").experiment_id])
     assert sorted(r.info.run_name for r in runs) == sorted(["smoke", "sft", "draft_opd"] * 2)
     assert {r.info.status for r in runs} == {"FINISHED"}
+    held_out: dict[str, list[dict[str, float]]] = {}
+    for logged in runs:  # every process must log the same metric under the same name
+        accepted = {k: v for k, v in logged.data.metrics.items() if k.startswith("val/") and "accept" in k}
+        held_out.setdefault(logged.info.run_name, []).append(accepted)
+    for name in ("sft", "draft_opd"):
+        one, two = held_out[name]
+        assert one["val/acceptance_length"] >= 1
+        assert one == pytest.approx(two)
     for stage in ("sft", "draft_opd"):
         one, two = (
             torch.load(tmp_path / folder / stage / "checkpoints" / "last.ckpt", weights_only=True)

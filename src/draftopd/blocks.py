@@ -62,7 +62,13 @@ def causal_mask(positions: Tensor, length: int) -> Tensor:
 
 
 class Tails:
-    """Drafts d[r+1..K-1] of every block, packed: the inputs whose rows judge the drafts behind a first rejection."""
+    """Drafts d[r+1..K-1] of every block, packed: the inputs whose rows judge the drafts behind a first rejection.
+
+    Attributes (R = the most of a text, shorter ones padded):
+        tokens, positions: [B, R].
+        block: [B, R] which block a draft belongs to; -1 marks padding.
+        row_of: [B, N, K] the row that judges each draft, where one of these does.
+    """
 
     def __init__(self, batch: ReplayBatch) -> None:
         slots = torch.arange(1, batch.drafts.shape[2] + 1, device=batch.drafts.device)

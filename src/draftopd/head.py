@@ -55,6 +55,7 @@ class Head:
         return tuple(w for w in (self.weight, self.bias) if w is not None and w.requires_grad)
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> logits [..., V'], in float32 at least."""
         logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias, self.packed)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.scale == 1.0 else logits * self.scale

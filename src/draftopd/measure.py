@@ -63,6 +63,7 @@ class Clock:
 
 
 def clock(target: Target, drafter: Drafter | None, prompt: Sequence[int], decoding: Decoding, key: int) -> Clock:
+    """Times one response; `key` chooses its random numbers, so that all who are compared write the same text."""
     ledger, start = Ledger(), time.perf_counter()
     (result,) = rollout(target, drafter, [prompt], replace(decoding, batch_size=1), keys=[key], ledger=ledger)
     seconds = time.perf_counter() - start

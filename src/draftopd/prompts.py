@@ -24,7 +24,17 @@ WORDS = ("red", "dog", "sun", "cat", "hat", "sea", "ice", "map", "box", "cup", "
 
 @dataclass
 class ReasoningGymPrompts(Splits):
-    tasks: Mapping[str, Mapping[str, Any] | None]  # each task's options; null: its own defaults
+    """Questions of reasoning_gym's tasks, by turns, made offline by seed.
+
+    Args:
+        tasks: name -> options of the task; null or {}: its own defaults.
+        train, val, test: questions over all tasks; test and val stay the same whatever `train` is.
+
+    Raises:
+        DraftError: no task, an unknown one, an option that it refuses, or too few different questions.
+    """
+
+    tasks: Mapping[str, Mapping[str, Any] | None]
     train: int
     val: int
     test: int
@@ -67,6 +77,15 @@ class TinyPrompts(Splits):
 
 @dataclass
 class JsonlPrompts(RecordPrompts):
+    """One JSON object a line: `prompt_field`, or chat messages in `messages_field`.
+
+    Args:
+        path: of the training prompts; val and test are held out of them, unless they have files of their own.
+
+    Raises:
+        DraftError: no such file, no prompt in it, or a line that cannot be read; it is named.
+    """
+
     path: str
     val_path: str | None = None
     test_path: str | None = None
@@ -80,6 +99,16 @@ class JsonlPrompts(RecordPrompts):
 
 @dataclass
 class HubPrompts(RecordPrompts):
+    """A data set of the Hugging Face hub, or a folder that `datasets` can load; needs the extra `hub`.
+
+    Args:
+        path, name, revision: as `datasets.load_dataset` takes them.
+        hub_split: of the data set; our val and test are held out of it.
+
+    Raises:
+        DraftError: `datasets` is not installed, the data set cannot be loaded, or a row cannot be read.
+    """
+
     path: str
     name: str | None = None
     hub_split: str = "train"
@@ -96,7 +125,11 @@ def encode(
     enable_thinking: bool | None = None,
     max_length: int | None = None,
 ) -> list[int] | None:
-    """Token ids up to where the target's answer begins; None where longer than max_length."""
+    """Token ids up to where the target's answer begins; None where longer than max_length.
+
+    Raises:
+        DraftError: the chat template refuses the messages.
+    """
     messages = list(prompt.messages)
     if tokenizer.chat_template is None:
         ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids

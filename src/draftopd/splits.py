@@ -68,6 +68,7 @@ class Splits(ABC):
         return self._deal()
 
     def split(self, name: str) -> list[Prompt]:
+        """Raises DraftError where there is no such split, or nothing in it."""
         if name not in SPLITS:
             raise DraftError(f"there is no split {name!r}: it is train, val or test")
         if not self._dealt[name]:
@@ -82,6 +83,11 @@ class Splits(ABC):
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:
+    """Splits of these sizes, filled in their order; the streams take turns and no text comes twice.
+
+    Raises:
+        DraftError: a stream only repeats itself.
+    """
     seen: set[str] = set()
     splits: dict[str, list[Prompt]] = {name: [] for name in counts}
     turns = cycle(streams.items())
