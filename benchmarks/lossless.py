@@ -68,9 +68,12 @@ def work(checkpoint: str, prompts: list[list[int]], batch: list[int], tokens: li
 
 
 def lines(path: Path) -> list[dict]:
-    """Results so far; a last line that was cut short is left out."""
+    """Results so far; a last line that was cut short is dropped."""
     text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def compare(texts, plain, prompts, length: int, target: Target) -> dict:

@@ -173,7 +173,7 @@ class DraftDataModule(L.LightningDataModule):
         return counts.sort(descending=True, stable=True).indices[:size].sort().values
 
     def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
-        """Blocks at anchors [N] of these texts, every draft right, with the features and hidden states that are kept."""
+        """Blocks at anchors [N] of these texts, every draft right, with what is kept of the target."""
         if not index:
             return self.nothing()
         chosen, num_draft_tokens = [texts[i] for i in index], self.module.drafter.num_draft_tokens
