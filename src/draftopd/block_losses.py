@@ -36,6 +36,7 @@ class DPace:
     """
 
     needs_target = whole_vocabulary = False
+    needs_tails = True
 
     def __init__(self, smoothing: float = 0.5) -> None:
         if not 0.0 <= smoothing <= 1.0:
@@ -63,6 +64,7 @@ class AcceptUntilFail:
     """
 
     needs_target = whole_vocabulary = False
+    needs_tails = True
 
     def __init__(self) -> None:
         self.coefficients = {"accept_until_fail": 1.0}
@@ -87,7 +89,7 @@ class ExpectedLength:
     same loss for rollouts (`use_tv_loss`, after the paper), as a mean over blocks of each block's mean.
     """
 
-    needs_target = whole_vocabulary = True
+    needs_target = needs_tails = whole_vocabulary = True
 
     def __init__(self) -> None:
         self.coefficients = {"expected_length": 1.0}

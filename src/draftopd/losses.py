@@ -27,6 +27,8 @@ class Objective(Protocol):
 
     needs_target: bool
     """it reads log p"""
+    needs_tails: bool
+    """it reads slots behind a first rejection, which only a forward of the target over rejected drafts can judge"""
     whole_vocabulary: bool
     """log p is that of all tokens, cut to the draft vocabulary; else it is normalised over the draft vocabulary"""
     coefficients: dict[str, float]
@@ -71,6 +73,7 @@ class CrossEntropy:
     """
 
     needs_target = whole_vocabulary = False
+    needs_tails = True
 
     def __init__(self, decay: float | None) -> None:
         self.decay = decay
@@ -97,7 +100,7 @@ class Distillation:
             most probable token (EAGLE-3, arXiv 2503.01840).
     """
 
-    needs_target = True
+    needs_target = needs_tails = True
 
     def __init__(
         self,
@@ -158,6 +161,7 @@ class DraftOPD:
         self.position_decay = position_decay
         self.divergences = {"accepted": accepted_divergence, "rejected": rejected_divergence}
         self.first_only, self.correction = rejected_slots == "first", correction
+        self.needs_tails = not self.first_only
         self.coefficients = {"accepted": accepted, "rejected": rejected}
 
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
@@ -192,6 +196,7 @@ class Mix:
             raise DraftError(f"objective.weights {sorted(weights)} must name the objectives {sorted(objectives)}")
         self.objectives = dict(objectives)
         self.needs_target = any(o.needs_target for o in self.objectives.values())
+        self.needs_tails = any(o.needs_tails for o in self.objectives.values())
         self.whole_vocabulary = any(o.whole_vocabulary for o in self.objectives.values())
         self.coefficients = {
             f"{name}/{term}": weights[name] * share

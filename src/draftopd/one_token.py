@@ -49,7 +49,7 @@ class OneTokenOPD:
         response, rejected: weights of the streams.
     """
 
-    needs_target = whole_vocabulary = True
+    needs_target = needs_tails = whole_vocabulary = True
 
     def __init__(self, position_decay: float = 0.8, response: float = 1.0, rejected: float = 1.0) -> None:
         self.position_decay, self.response, self.rejected = position_decay, response, rejected

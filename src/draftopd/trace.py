@@ -127,6 +127,10 @@ class ReplayBatch:
         valid = slots < self.drafted[..., None]
         return valid if self.skipped is None else valid & (slots >= self.skipped[..., None])
 
+    def without_tails(self) -> "ReplayBatch":
+        """Supervised up to the first rejected draft of every block: up to there the prefix is the text."""
+        return replace(self, drafted=torch.minimum(self.drafted, self.accepted + 1))
+
     def to(self, device: torch.device | str) -> "ReplayBatch":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
