@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import matplotlib
@@ -10,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 from rich.rule import Rule
 
@@ -99,24 +100,31 @@ def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
     return figure
 
 
-def histogram(traces: Sequence[Trace]) -> list[int]:
-    """[K + 1] blocks that kept 0, 1, ... K drafts; a last block that the response's end cut is left out."""
-    metric = Acceptance(traces[0].drafts.shape[1] if traces else 1)
-    metric.update(traces)
-    return [int(count) for count in metric.histogram]
+def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Figure:
+    """What blocks accepted, with 95 % intervals over prompts: a row of pictures a set, a colour a drafter.
 
-
-def positions(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
-    """Share of blocks whose first k drafts held, with 95 % intervals, one curve a drafter."""
-    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for number, (name, points) in enumerate(curves.items()):
-        slots, marks = list(points), list(points.values())
-        axis.plot(slots, [e.mean for e in marks], marker="o", color=f"C{number}", label=name)
-        axis.fill_between(slots, [e.low for e in marks], [e.high for e in marks], color=f"C{number}", alpha=0.2)
-    axis.set(xlabel="position k in the block", ylabel="share of blocks whose first k drafts held", ylim=(0, 1))
-    axis.set_xticks(sorted({k for points in curves.values() for k in points}))
-    axis.legend(frameon=False, title="95 % over prompts")
-    axis.grid(alpha=0.3)
+    Args:
+        scores: estimates by drafter, set and key (scores.score).
+    """
+    kinds = {
+        "accept_at": "first k drafts held",
+        "accept_at_given": "draft k held, if k - 1 did",
+        "accepted": "k accepted",
+    }
+    names = list(next(iter(scores.values())))
+    size = (11, 0.4 + 2.9 * len(names))
+    figure, axes = plt.subplots(len(names), len(kinds), figsize=size, layout="constrained", squeeze=False)
+    for (row, name), (column, (kind, label)) in product(enumerate(names), enumerate(kinds.items())):
+        axis = axes[row, column]
+        for number, (drafter, sets) in enumerate(scores.items()):
+            points = {int(key.split("/")[1]): e for key, e in sets[name].items() if key.startswith(f"{kind}/")}
+            color, marks = f"C{number}", points.values()
+            axis.plot(list(points), [e.mean for e in marks], marker="o", ms=4, color=color, label=drafter)
+            axis.fill_between(list(points), [e.low for e in marks], [e.high for e in marks], color=color, alpha=0.2)
+        axis.set(title=f"{name}: {label}", xlabel="k", ylabel="share of blocks", ylim=(0, 1))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(frameon=False, title="95 % over prompts")
     return figure
 
 
