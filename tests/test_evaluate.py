@@ -69,7 +69,9 @@ def test_two_drafters_are_paired_over_prompts_and_logged(run, checkpoint: Path, 
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics["test/acceptance_length"] == pytest.approx(both[0])
-    assert {"results.json", "acceptance_by_position.png"} <= {f.path for f in client.list_artifacts(logged.info.run_id)}
+    assert {"results.json", "versions.json", "acceptance_by_position.png"} <= {
+        f.path for f in client.list_artifacts(logged.info.run_id)
+    }
 
 
 def test_the_same_drafter_twice_has_no_difference(run, checkpoint: Path):

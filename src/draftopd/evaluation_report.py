@@ -14,7 +14,7 @@ from rich import get_console
 from draftopd import pictures, scores
 from draftopd.evaluation import Evaluation
 from draftopd.evaluation_tables import Sets, names, tables
-from draftopd.record import command, git_commit
+from draftopd.record import command, git_commit, machine, versions
 from draftopd.stats import Bootstrap
 
 
@@ -103,6 +103,8 @@ def _log(document: dict, config: DictConfig, folder: Path, files: list[str]) -> 
     logger = instantiate(config.logger, _convert_="all")
     client, run = logger.experiment, logger.run_id
     client.log_text(run, OmegaConf.to_yaml(config, resolve=True), "config.yaml")
+    client.log_dict(run, versions(), "versions.json")
+    client.set_tag(run, "machine", machine())
     for key in ("command", "commit", "target_fingerprint", "checkpoint", "against"):
         client.set_tag(run, {"commit": "git_commit"}.get(key, key), str(document[key]))
     metrics: dict[str, float] = {}

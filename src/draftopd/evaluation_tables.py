@@ -39,8 +39,9 @@ def tables(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets | N
 
 def _acceptance(evaluation: Evaluation, scored: dict[str, Sets]) -> Table:
     decoding = evaluation.decoding
-    how = "greedy" if decoding.greedy else f"temperature {decoding.temperature}, {decoding.rule.replace('_', ' ')}"
-    title = f"{how}, at most {decoding.max_new_tokens} new tokens; τ = acceptance length, bonus included [95 %]"
+    title = (
+        f"{decoding.words}, at most {decoding.max_new_tokens} new tokens; τ = acceptance length, bonus included [95 %]"
+    )
     table = _table(title, "set", right=("n", "τ", "pooled"))
     for name, values in _lines(scored):
         lengths = [_cell(values, key) for key in ("acceptance_length", "acceptance_length_pooled")]

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -15,19 +14,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 from rich.rule import Rule
 
+from draftopd.curves import AXES, Curve
+from draftopd.errors import DraftError
 from draftopd.metrics import Acceptance
 from draftopd.speed import BlockSize
 from draftopd.stats import Estimate
 from draftopd.trace import Trace
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Acceptance length against training FLOPs of one stage."""
-
-    name: str
-    flops: list[float]
-    acceptance_length: list[float]
 
 
 def close(figure: Figure) -> None:
@@ -75,28 +67,36 @@ def rejections(traces: Sequence[Trace]) -> Figure:
     return figure
 
 
-def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
-    """Acceptance length against training FLOPs; a continuation starts where the stage before it ended.
+def curves(stages: Sequence[Curve], reference: str | None = None, axis: str = "flops") -> Figure:
+    """Acceptance length against what training cost; a continuation starts where the stage before it ended.
 
     Args:
         reference: name of the stage whose curve the others are read against: black and thick.
+        axis: `flops`, `target_tokens` or `minutes`.
+
+    Raises:
+        DraftError: there is no such axis.
     """
+    if axis not in AXES:
+        raise DraftError(f"there is no axis '{axis}': choose one of {', '.join(AXES)}")
     beside = len(stages) > 6
     size = (9.5, max(4.6, 0.8 + 0.24 * len(stages))) if beside else (7, 4.2)
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure, plot = plt.subplots(figsize=size, layout="constrained")
     for number, stage in enumerate(stages):
         style: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
         style |= {"color": "black", "ls": "-", "lw": 3} if stage.name == reference else {}
-        axis.plot(stage.flops, stage.acceptance_length, marker="o", ms=4, label=stage.name, **style)
-    axis.xaxis.set_major_formatter(EngFormatter())
-    axis.set(xlabel="training FLOPs", ylabel="τ on validation prompts (tokens a verification)")
-    axis.grid(alpha=0.3)
+        spent, lengths = ([getattr(p, key) for p in stage.points] for key in (axis, "acceptance_length"))
+        plot.plot(spent, lengths, marker="o", ms=4, label=stage.name, **style)
+    if axis != "minutes":  # half a minute is not 500 m
+        plot.xaxis.set_major_formatter(EngFormatter())
+    plot.set(xlabel=AXES[axis], ylabel="τ on validation prompts (tokens a verification)")
+    plot.grid(alpha=0.3)
     if beside:  # names stand in the order of the curves' ends
-        ends = {stage.name: stage.acceptance_length[-1] if stage.acceptance_length else -1.0 for stage in stages}
-        lines = sorted(axis.get_lines(), key=lambda line: -ends[str(line.get_label())])
-        axis.legend(handles=lines, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+        ends = {stage.name: stage.points[-1].acceptance_length if stage.points else -1.0 for stage in stages}
+        lines = sorted(plot.get_lines(), key=lambda line: -ends[str(line.get_label())])
+        plot.legend(handles=lines, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
     else:
-        axis.legend(frameon=False)
+        plot.legend(frameon=False)
     return figure
 
 
