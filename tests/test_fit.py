@@ -9,6 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from draftopd import evaluate
 from draftopd.curves import AXES
 from draftopd.data import OnPolicyDataModule
 
@@ -201,6 +202,32 @@ def test_bad_input_is_one_clear_line(command, tmp_path, capsys, case):
     assert expected in errors[0]
     assert not list(tmp_path.rglob("*.ckpt"))
     assert {r.info.status for r in runs(tmp_path)} == ({"FAILED"} if case in WITH_MLFLOW else set())
+
+
+SWEEPS = {
+    "first choice": (["experiment=nothing,smoke/sft"], "nothing"),
+    "another choice": (["experiment=smoke/sft", "seed=1,2", "target=tiny,nothing"], "nothing"),
+    "unknown key": (["experiment=smoke/sft", "drafter.layers=range(1,3)"], "layers"),
+    "missing value": (["prompts=tiny,jsonl"], "prompts.path must be given"),
+}
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+@pytest.mark.parametrize("case", SWEEPS)
+def test_a_wrong_choice_of_a_sweep_is_one_clear_line(command, tmp_path, capsys, case, flag):
+    words, expected = SWEEPS[case]
+    assert command(flag, *words) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert expected in error
+    assert not list(tmp_path.rglob("multirun.yaml"))
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--info", "searchpath"]])
+def test_hydras_own_flags_work(command, capsys, flags):
+    """Without the required values, too."""
+    assert command(*flags, main=evaluate.main) == 0
+    assert "checkpoint" in (shown := capsys.readouterr().out) or "provider" in shown.lower()
 
 
 def test_a_drafter_for_another_target_is_refused(command, checkpoint: Path, capsys):
