@@ -208,6 +208,7 @@ SWEEPS = {
     "first choice": (["experiment=nothing,smoke/sft"], "nothing"),
     "another choice": (["experiment=smoke/sft", "seed=1,2", "target=tiny,nothing"], "nothing"),
     "unknown key": (["experiment=smoke/sft", "drafter.layers=range(1,3)"], "layers"),
+    "glob": (["experiment=glob(smoke*)", "target=nothing"], "nothing"),
     "missing value": (["prompts=tiny,jsonl"], "prompts.path must be given"),
 }
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -73,16 +74,20 @@ def _check_overrides(config_name: str) -> None:
 
 
 def _choices(words: list[str]) -> list[list[str]]:
-    """Overrides of single runs in which every choice of a sweep occurs; none for globs and intervals, left to Hydra."""
-    options = []
-    for word, parsed in zip(words, OverridesParser.create().parse_overrides(words), strict=True):
-        known = parsed.is_choice_sweep() or parsed.is_range_sweep()
-        if parsed.is_sweep_override() and not known:
-            return []
-        prefix = word[: word.index("=") + 1] if known else ""
-        options.append([prefix + value for value in parsed.sweep_string_iterator()] if known else [word])
+    """Overrides of single runs in which every choice of a sweep occurs; none where only a sweeper knows the choices."""
+    options: list[list[str]] = []
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which globs look into
+    for word, parsed in zip(words, parser.parse_overrides(words), strict=True):
+        if parsed.is_choice_sweep() or parsed.is_range_sweep():
+            key = word[: word.index("=") + 1]
+            options.append([key + value for value in parsed.sweep_string_iterator()])
+        else:
+            options.append([] if parsed.is_sweep_override() else [word])
+    if not all(options):
+        return []
     base = [values[0] for values in options]
-    return [base] + [[*base[:at], value, *base[at + 1 :]] for at, values in enumerate(options) for value in values[1:]]
+    others = [(at, value) for at, values in enumerate(options) for value in values[1:]]
+    return [base, *([*base[:at], value, *base[at + 1 :]] for at, value in others)]
 
 
 def _one_line(error: Exception) -> str:
