@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_one_drafter(run, checkpoint: Path, tmp_path: Path):
-    code, results, printed = run(f"checkpoint={checkpoint}", "speed.prompts=2", "speed.block_sizes=[2,4]")
+    code, results, printed = run(f"checkpoint={checkpoint}", "speed.prompts=2")
     assert code == 0, printed
     scores = results["drafters"]["drafter"]["scores"]
     for name in ("tiny", "mean"):
@@ -43,10 +43,11 @@ def test_one_drafter(run, checkpoint: Path, tmp_path: Path):
         assert 1 <= low <= middle <= high <= 4
         assert scores[name]["speedup"]["mean"] > 0
     assert "p_value" not in scores["mean"]["acceptance_length"]
-    assert sum(results["drafters"]["drafter"]["accepted_histogram"]) > 0
-    assert [row["block_size"] for row in results["drafters"]["drafter"]["speed_model"]["block_sizes"]] == [2, 4]
+    for name in ("tiny", "mean"):
+        assert sum(scores[name][f"accepted/{k}"]["mean"] for k in range(4)) == pytest.approx(1)
+    assert [row["block_size"] for row in results["drafters"]["drafter"]["speed_model"]["block_sizes"]] == [2, 3, 4]
     assert "best block size on this machine" in printed
-    for picture in ("acceptance_by_position", "rejections_drafter", "block_sizes_drafter"):
+    for picture in ("acceptance_by_position", "block_sizes_drafter"):
         assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 5000
 
 
@@ -68,7 +69,9 @@ def test_two_drafters_are_paired_over_prompts_and_logged(run, checkpoint: Path, 
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics["test/acceptance_length"] == pytest.approx(both[0])
-    assert {"results.json", "acceptance_by_position.png"} <= {f.path for f in client.list_artifacts(logged.info.run_id)}
+    assert {"results.json", "versions.json", "acceptance_by_position.png"} <= {
+        f.path for f in client.list_artifacts(logged.info.run_id)
+    }
 
 
 def test_the_same_drafter_twice_has_no_difference(run, checkpoint: Path):
@@ -109,3 +112,37 @@ def test_a_published_folder_scores_like_the_checkpoint_it_came_from(run, checkpo
     code, _, printed = run(f"checkpoint={folder}", "prompts=tiny", *words)
     assert code == 2
     assert "target=" in printed
+
+
+def test_prompts_are_timed_in_every_set(run, checkpoint: Path):
+    two = "{a: {_target_: draftopd.prompts.TinyPrompts, test: 3}, b: {_target_: draftopd.prompts.TinyPrompts, test: 2}}"
+    union = [f"+prompts.{k}={v}" for k, v in (("_target_", "draftopd.evaluation_sets.UnionPrompts"), ("sources", two))]
+    words = [*union, "+prompts._convert_=all", "logger=none", "speed.prompts=2", "speed.block_sizes=[]"]
+    code, results, printed = run(f"checkpoint={checkpoint}", *words, "decoding.max_new_tokens=6")
+    assert code == 0, printed
+    scores = results["drafters"]["drafter"]["scores"]
+    assert [scores[name]["speedup"]["count"] for name in ("a", "b", "mean")] == [2, 2, 4]
+    assert [scores[name]["accepted/0"]["count"] for name in ("a", "b", "mean")] == [3, 2, 5]
+
+
+def test_several_checkpoints_are_a_multirun(run, checkpoint: Path, tmp_path: Path):
+    words = ["speed.prompts=0", "logger=none", "limit=2", "decoding.max_new_tokens=6", "hydra.sweep.dir=out"]
+    other = tmp_path / "other.ckpt"
+    other.write_bytes(checkpoint.read_bytes())
+    code, _, printed = run(f"checkpoint={checkpoint},{other}", *words, "--multirun")
+    assert code == 0, printed
+    found = [json.loads((tmp_path / "out" / job / "results.json").read_text()) for job in "01"]
+    assert [results["checkpoint"] for results in found] == [str(checkpoint), str(other)]
+    assert found[0]["drafters"] == found[1]["drafters"]
+
+
+@pytest.mark.slow
+def test_a_run_id_names_its_checkpoint(run, command, tmp_path: Path):
+    untimed = ("test.speedup_prompts=0", "callbacks.speedup.prompts=0")
+    assert command("experiment=smoke/sft", "budget.epochs=1", "name=first", *untimed) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (trained,) = client.search_runs([client.get_experiment_by_name("draftopd").experiment_id])
+    code, results, printed = run(f"checkpoint={trained.info.run_id}", "speed.prompts=0")
+    assert code == 0, printed
+    length = results["drafters"]["drafter"]["scores"]["mean"]["acceptance_length"]["mean"]
+    assert length == pytest.approx(trained.data.metrics["test/acceptance_length"])

@@ -47,6 +47,17 @@ def printed(target: Target, names: list[str], sets: dict[str, list[int]], width:
 
 
 @pytest.mark.parametrize("names", [["drafter"], ["drafter", "against"]])
+def test_acceptance_by_position_of_every_set_until_they_are_many(target: Target, names: list[str]):
+    sets = {name: [1, 2, 3] for name in "abcd"}
+    few, many = printed(target, names, dict(list(sets.items())[:3])), printed(target, names, sets)
+    for name in ("a", "b", "c", "mean of sets"):
+        assert f"{name}: acceptance by position" in few
+        assert (f"{name}: acceptance by position" in many) == (name == "mean of sets")
+    assert "results.json" in many
+    assert ("k accepted" in few) == (len(names) == 1)
+
+
+@pytest.mark.parametrize("names", [["drafter"], ["drafter", "against"]])
 def test_long_names_fold_and_no_number_is_cut(target: Target, names: list[str]):
     text = printed(target, names, {LONG: [1, 2, 3], "fraction_simplification": [0, 1, 4]})
     assert "…" not in text

@@ -9,6 +9,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from draftopd import evaluate
+from draftopd.curves import AXES
 from draftopd.data import OnPolicyDataModule
 from draftopd.module import DraftModule
 
@@ -34,9 +36,11 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     results = json.loads((folder / "results.json").read_text())
     assert [s["name"] for s in results["stages"]] == ["sft", "draft_opd"]
     assert (folder / "acceptance_length.png").stat().st_size > 10_000
-    assert "draft_opd - sft" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "draft_opd - sft" in printed
 
     (parent,) = runs(tmp_path, **{"mlflow.runName": "smoke"})
+    assert {"git_commit", "target_fingerprint", "command", "machine"} <= parent.data.tags.keys()
     children = runs(tmp_path, **{"mlflow.parentRunId": parent.info.run_id})
     assert {c.info.run_name for c in children} == {"sft", "draft_opd"}
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -48,8 +52,19 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
         assert wanted | {"val/tiny/accept_at/1", "test/acceptance_length_low"} <= names
         artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
         assert {"config.yaml", "versions.json", "traces"} <= artifacts
+        history = client.get_metric_history(child.info.run_id, "ledger/flops/train")
+        assert len({point.step for point in history}) > 1  # as training goes
     (opd,) = [c for c in children if c.info.run_name == "draft_opd"]
     assert {"train/accepted", "train/rejected", "train/staleness"} <= opd.data.metrics.keys()
+    for phase in ("prefill", "draft", "verify", "decode"):
+        assert opd.data.metrics[f"ledger/tokens_per_second/{phase}"] > 0
+    for stage in results["stages"]:
+        spent = [[point[axis] for point in stage["curve"]] for axis in AXES]
+        assert all(costs == sorted(costs) and costs[-1] > 0 for costs in spent[:1] + spent[2:])
+    assert opd.data.metrics["ledger/target_tokens"] == results["stages"][1]["curve"][-1]["target_tokens"] > 0
+    saved = client.download_artifacts(parent.info.run_id, "config.yaml")
+    assert "${" not in Path(saved).read_text()
+    assert "greedy; τ" in printed
 
 
 def test_the_checkpoint_holds_the_drafter_and_never_the_target(checkpoint: Path):
@@ -217,6 +232,33 @@ def test_bad_input_is_one_clear_line(command, tmp_path, capsys, case):
     assert expected in errors[0]
     assert not list(tmp_path.rglob("*.ckpt"))
     assert {r.info.status for r in runs(tmp_path)} == ({"FAILED"} if case in WITH_MLFLOW else set())
+
+
+SWEEPS = {
+    "first choice": (["experiment=nothing,smoke/sft"], "nothing"),
+    "another choice": (["experiment=smoke/sft", "seed=1,2", "target=tiny,nothing"], "nothing"),
+    "unknown key": (["experiment=smoke/sft", "drafter.layers=range(1,3)"], "layers"),
+    "glob": (["experiment=glob(smoke*)", "target=nothing"], "nothing"),
+    "missing value": (["prompts=tiny,jsonl"], "prompts.path must be given"),
+}
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+@pytest.mark.parametrize("case", SWEEPS)
+def test_a_wrong_choice_of_a_sweep_is_one_clear_line(command, tmp_path, capsys, case, flag):
+    words, expected = SWEEPS[case]
+    assert command(flag, *words) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert expected in error
+    assert not list(tmp_path.rglob("multirun.yaml"))
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--info", "searchpath"]])
+def test_hydras_own_flags_work(command, capsys, flags):
+    """Without the required values, too."""
+    assert command(*flags, main=evaluate.main) == 0
+    assert "checkpoint" in (shown := capsys.readouterr().out) or "provider" in shown.lower()
 
 
 def test_a_drafter_for_another_target_is_refused(command, checkpoint: Path, capsys):

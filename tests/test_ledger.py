@@ -86,6 +86,7 @@ def test_a_speculative_rollout(target: Target, drafter: Drafter, measure):
     assert ledger.target_tokens == 30 + 5 * blocks
     assert ledger.tokens["draft"] == 4 * blocks
     assert ledger.tokens["decode"] == 11
+    assert 0 < ledger.seconds["draft"] + ledger.seconds["verify"] < ledger.seconds["decode"]
 
 
 def test_a_batch_with_a_shared_opening_and_rows_of_unlike_lengths(target: Target, drafter: Drafter, measure):
@@ -106,6 +107,7 @@ def test_redrafting(target: Target, drafter: Drafter, measure):
     _, products, attention = measure(lambda: redraft(target, drafter, given, Decoding(12), ledger=ledger))
     assert dict(ledger.flops) == {"draft": pytest.approx(products + attention, rel=EXACT)}
     assert ledger.tokens["redraft"] == 11  # positions with a token behind them
+    assert ledger.metrics()["ledger/tokens_per_second/draft"] > 0
 
 
 def test_replay_and_training(target: Target, drafter: Drafter, measure):

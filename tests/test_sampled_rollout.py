@@ -5,12 +5,15 @@ import torch
 from scipy import stats
 
 from conftest import PROMPTS
+from draftopd import batch
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout
 from draftopd.sampling import probabilities
+from draftopd.stats import ratio
 from draftopd.target import Target
 from draftopd.trace import collate
+from test_sampling import commits_the_draft, one_too_many
 
 
 def texts(results) -> list[list[int]]:
@@ -67,6 +70,10 @@ def test_the_measured_acceptance_agrees_with_the_overlap_of_the_distributions(
     overlap = torch.minimum(p, q).sum(-1)
     error = (overlap * (1 - overlap)).sum().sqrt()
     assert abs(kept.sum() - overlap.sum()) < 4 * error
+    # the same as acceptance lengths: 1 + what is kept of a block, and its 95 % interval over responses
+    blocks = [len(t.anchors) for t in traces]
+    length = ratio([int(t.accepted.sum()) + len(t.anchors) for t in traces], blocks).estimate()
+    assert length.low < 1 + float(overlap.sum()) / sum(blocks) < length.high
     assert 0.05 < kept.float().mean() < 0.95
 
 
@@ -87,11 +94,33 @@ def test_the_memory_budget_bounds_the_batch(target: Target, eager_drafter: DFlas
     [(0.6, {"top_k": 3}), (1.0, {"top_k": 3}), (0.6, {"top_p": 0.85}), (1.0, {"top_p": 0.5})],
 )
 def test_whole_rollouts_follow_the_target(target: Target, eager_drafter: DFlash, rule, temperature, filters):
-    """Chi-square over 200,000 responses of three tokens against the law by enumeration."""
-    draws = 200_000
     decoding = Decoding(3, batch_size=4096, temperature=temperature, rule=rule, seed=7, **filters)
+    assert p_value(target, eager_drafter, decoding, 200_000) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rule", "temperature"),
+    [
+        ("token_matching", 1.0),
+        pytest.param("token_matching", 0.6, marks=pytest.mark.slow),
+        pytest.param("rejection", 1.0, marks=pytest.mark.slow),
+        pytest.param("rejection", 0.6, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("broken", [one_too_many, commits_the_draft])
+def test_whole_rollouts_with_a_broken_rule_do_not(
+    target: Target, eager_drafter: DFlash, monkeypatch, rule, temperature, broken
+):
+    decoding = Decoding(3, batch_size=4096, temperature=temperature, rule=rule, seed=7, top_k=3)
+    assert p_value(target, eager_drafter, decoding, 2_000) > 1e-3
+    monkeypatch.setattr(batch, "accept", broken)
+    assert p_value(target, eager_drafter, decoding, 2_000) < 1e-6
+
+
+def p_value(target: Target, drafter: DFlash, decoding: Decoding, draws: int) -> float:
+    """Chi-square of so many responses of three tokens against the law by enumeration."""
     prompt = PROMPTS[1]
-    results = rollout(target, eager_drafter, [prompt] * draws, decoding)
+    results = rollout(target, drafter, [prompt] * draws, decoding)
     law: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
         ended = {head: mass for head, mass in law.items() if head and head[-1] in target.stop_tokens.tolist()}
@@ -105,14 +134,17 @@ def test_whole_rollouts_follow_the_target(target: Target, eager_drafter: DFlash,
     assert len(law) > 3
     counts = dict.fromkeys(law, 0)
     for result in results:
-        counts[tuple(result.trace.tokens[len(prompt) :].tolist())] += 1  # KeyError: impossible under the target
+        text = tuple(result.trace.tokens[len(prompt) :].tolist())
+        if text not in law:  # impossible under the target
+            return 0.0
+        counts[text] += 1
     likely = [key for key, mass in law.items() if mass * draws >= 5]
     rest = draws - sum(counts[key] for key in likely)
     observed = [counts[key] for key in likely] + ([rest] if len(likely) < len(law) else [])
     expected = [law[key] * draws for key in likely]
     expected += [draws - sum(expected)] if len(likely) < len(law) else []
     scale = sum(observed) / sum(expected)
-    assert stats.chisquare(observed, [e * scale for e in expected]).pvalue > 1e-3
+    return float(stats.chisquare(observed, [e * scale for e in expected]).pvalue)
 
 
 def next_token(target: Target, tokens: list[int], decoding: Decoding) -> torch.Tensor:

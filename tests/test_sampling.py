@@ -146,12 +146,12 @@ def p_value(counts: torch.Tensor, law: torch.Tensor) -> float:
     return float(stats.chisquare(counts[possible].numpy(), (expected / expected.sum() * counts.sum()).numpy()).pvalue)
 
 
-def law_of(decoding: Decoding, rule=accept) -> tuple[float, float, torch.Tensor]:
-    """p-values of the first token's and the second token's law over DRAWS blocks, and the mean acceptance."""
+def law_of(decoding: Decoding, rule=accept, draws: int = DRAWS) -> tuple[float, float, torch.Tensor]:
+    """p-values of the first token's and the second token's law over so many blocks, and the mean acceptance."""
     draw_logits = torch.Generator().manual_seed(1)
     target_logits = torch.randn(9, 8, generator=draw_logits)
     draft_logits = target_logits[:2] + 0.7 * torch.randn(2, 8, generator=draw_logits)
-    tokens = committed(target_logits, draft_logits, decoding, torch.arange(DRAWS), rule)
+    tokens = committed(target_logits, draft_logits, decoding, torch.arange(draws), rule)
     p = probabilities(target_logits, decoding)
     first = p_value(torch.bincount(tokens[:, 0], minlength=8), p[0])
     went_on = tokens[tokens[:, 1] >= 0]
@@ -178,9 +178,31 @@ def without_residual(drafts, logits, places, proposal, vocabulary=None):
     return accepted, places.choose(logits).gather(1, accepted[:, None])[:, 0]
 
 
-@pytest.mark.parametrize("broken", [always_keeps, without_residual])
-def test_a_broken_rule_is_caught(broken):
-    first, _, _ = law_of(Decoding(temperature=1.0, rule="rejection"), broken)
+def one_too_many(drafts, logits, places, proposal, vocabulary=None):
+    """Keeps the first rejected draft as well."""
+    accepted, _ = accept(drafts, logits, places, proposal, vocabulary)
+    accepted = (accepted + 1).clamp(max=drafts.shape[1])
+    return accepted, places.choose(logits).gather(1, accepted[:, None])[:, 0]
+
+
+def commits_the_draft(drafts, logits, places, proposal, vocabulary=None):
+    """In the place of the target's own token."""
+    accepted, bonus = accept(drafts, logits, places, proposal, vocabulary)
+    rejected = drafts.gather(1, accepted.clamp(max=drafts.shape[1] - 1)[:, None])[:, 0]
+    return accepted, torch.where(accepted < drafts.shape[1], rejected, bonus)
+
+
+BROKEN = [always_keeps, one_too_many, commits_the_draft]
+
+
+@pytest.mark.parametrize(
+    ("rule", "broken"),
+    [*(("token_matching", broken) for broken in BROKEN), *(("rejection", b) for b in [*BROKEN, without_residual])],
+)
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_a_broken_rule_is_caught(rule, broken, temperature):
+    """A twentieth of the draws is enough."""
+    first, _, _ = law_of(Decoding(temperature=temperature, rule=rule), broken, DRAWS // 20)
     assert first < 1e-6
 
 

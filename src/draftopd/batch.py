@@ -151,13 +151,15 @@ class DecodingBatch:
         if self.drafter is not None:
             assert self.state is not None
             assert self.draft_head is not None
-            drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
+            with self.ledger.timed("draft"):
+                drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
         block = torch.cat([self.tokens[:, None], drafts], 1)
-        hidden, features = self.target.step(block, self.cache, self.layer_ids)
+        with self.ledger.timed("verify"):
+            hidden, features = self.target.step(block, self.cache, self.layer_ids)
+            kept, bonus = self._judge(drafts, hidden, places, proposal)
         self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
         if self.kept is not None:
             self.kept[self.cache.where] = features
-        kept, bonus = self._judge(drafts, hidden, places, proposal)
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
         if self.drafter is not None and self.state is not None:
             self.drafter.extend(self.state, features, committed, self.target.embed)

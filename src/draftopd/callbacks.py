@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd import measure, pictures, processes
+from draftopd.curves import Point
 from draftopd.datamodule import DraftDataModule, progress
 from draftopd.errors import DraftError
 from draftopd.module import DraftModule
@@ -149,13 +151,13 @@ class AcceptanceLength(L.Callback):
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.traces: list[Trace] = []
-        self.history: list[tuple[float, float]] = []
+        self.history: list[Point] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": [asdict(point) for point in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = state_dict["history"]
+        self.history = [Point.of(saved) for saved in state_dict["history"]]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
@@ -173,7 +175,8 @@ class AcceptanceLength(L.Callback):
             pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1)
         pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
         pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
-        self.history.append((pl_module.ledger.training_flops, values["acceptance_length"]))
+        budget = next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
+        self.history.append(Point(**budget.costs(pl_module), acceptance_length=values["acceptance_length"]))
 
 
 class Speedup(L.Callback):

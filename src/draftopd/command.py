@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
@@ -56,17 +58,36 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _check_overrides(config_name: str) -> None:
-    words = sys.argv[1:]
-    if any(word.startswith("-") for word in words):
-        return  # Hydra's own flags, --multirun among them
+    flags = {word for word in sys.argv[1:] if word.startswith("-")}
+    sweep = flags & {"-m", "--multirun"}
+    if flags - sweep:
+        return  # --help, --cfg job, ...: Hydra shows something and runs nothing
+    words = [word for word in sys.argv[1:] if word not in flags]
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            config = compose(config_name, overrides=words)
+            configs = [compose(config_name, overrides=given) for given in (_choices(words) if sweep else [words])]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise DraftError(_one_line(error)) from error
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = sorted({key for config in configs for key in OmegaConf.missing_keys(config)})
     if missing:
         raise DraftError(f"{missing[0]} must be given: add {missing[0]}=... to the command")
+
+
+def _choices(words: list[str]) -> list[list[str]]:
+    """Overrides of single runs in which every choice of a sweep occurs; none where only a sweeper knows the choices."""
+    options: list[list[str]] = []
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which globs look into
+    for word, parsed in zip(words, parser.parse_overrides(words), strict=True):
+        if parsed.is_choice_sweep() or parsed.is_range_sweep():
+            key = word[: word.index("=") + 1]
+            options.append([key + value for value in parsed.sweep_string_iterator()])
+        else:
+            options.append([] if parsed.is_sweep_override() else [word])
+    if not all(options):
+        return []
+    base = [values[0] for values in options]
+    others = [(at, value) for at, values in enumerate(options) for value in values[1:]]
+    return [base, *([*base[:at], value, *base[at + 1 :]] for at, value in others)]
 
 
 def _one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from draftopd import pictures, run_pictures, stats
+from draftopd.curves import Curve, Point
 from draftopd.errors import DraftError
 from draftopd.stats import Estimate
 
@@ -170,24 +171,23 @@ def acceptance_picture(runs: Sequence[Run], reference: Run) -> Figure:
     return run_pictures.acceptance({k: v for k, v in shares.items() if len(v) == len(wanted)}, reference.name)
 
 
-def curve_picture(runs: Sequence[Run], reference: Run) -> Figure:
-    """τ on validation prompts against training FLOPs, those of the run that a run started from included.
+def curve_picture(runs: Sequence[Run], reference: Run, axis: str = "flops") -> Figure:
+    """τ on validation prompts against what training cost, the cost of the run that a run started from included.
 
     A run that others started from is shown as the point where they begin.
+
+    Args:
+        axis: `flops`, `target_tokens` or `minutes`.
     """
     starts = [_start(run, runs) for run in runs]
-    return pictures.curves([_curve(run, runs) for run in runs if run not in starts], reference.name)
+    return pictures.curves([_curve(run, runs) for run in runs if run not in starts], reference.name, axis)
 
 
-def _curve(run: Run, runs: Sequence[Run]) -> pictures.Curve:
+def _curve(run: Run, runs: Sequence[Run]) -> Curve:
     """Where the run that it started from is shown too, the curve begins at that one's end."""
-    points, start = [tuple(point) for point in run.result["curve"]], _start(run, runs)
-    if start is not None:
-        before = _curve(start, runs)
-        spent = before.flops[-1] if before.flops else 0.0
-        points = [(flops + spent, length) for flops, length in points]
-        points = [*zip(before.flops[-1:], before.acceptance_length[-1:], strict=True), *points]
-    return pictures.Curve(run.name, [flops for flops, _ in points], [length for _, length in points])
+    start = _start(run, runs)
+    curve = Curve(run.name, [Point.of(saved) for saved in run.result["curve"]])
+    return curve if start is None else curve.behind(_curve(start, runs))
 
 
 def _start(run: Run, runs: Sequence[Run]) -> Run | None:

@@ -50,6 +50,14 @@ class Decoding:
         return self.temperature == 0
 
     @property
+    def words(self) -> str:
+        """How tokens are chosen, for titles."""
+        filters = {"top-k": self.top_k, "top-p": self.top_p, "min-p": self.min_p}
+        set_ones = "".join(f", {name} {value}" for name, value in filters.items() if value is not None)
+        rule = self.rule.replace("_", " ")
+        return "greedy" if self.greedy else f"temperature {self.temperature}{set_ones}, {rule}"
+
+    @property
     def samples_drafts(self) -> bool:
         return not self.greedy and self.rule == "rejection"
 

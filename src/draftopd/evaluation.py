@@ -66,14 +66,15 @@ def evaluate(config: DictConfig) -> Evaluation:
         raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={reader.longest} tokens")
     names = ["drafter", "against"]
     traces = [_converse(run, asked, decoding, reader, name) for run, name in zip(runs, names, strict=False)]
-    timed = [ids for _, ids in asked[: config.speed.prompts]]
+    places = _heads([p.set for p, _ in asked], config.speed.prompts)
+    timed = [asked[at][1] for at in places]
     turns = _time(runs, timed, decoding)
     candidates = []
     for i, run in enumerate(runs):
         answers = [Answers(p.id, p.set, got) for (p, _), got in zip(asked, traces[i], strict=True)]
-        for at, turn in enumerate(turns):
+        for at, turn in zip(places, turns, strict=True):
             answers[at] = replace(answers[at], fast=turn[i], plain=turn[-1])
-        costs, sizes = _model(run, timed, decoding, list(config.speed.block_sizes))
+        costs, sizes = _model(run, timed[: config.speed.prompts], decoding, config.speed.block_sizes)
         candidates.append(Candidate(names[i], run.drafter, answers, costs, sizes))
     return Evaluation(first.target, decoding, candidates, len(chosen) - len(asked))
 
@@ -138,6 +139,11 @@ def _converse(
     return traces
 
 
+def _heads(sets: Sequence[str], each: int) -> list[int]:
+    """Places of the first prompts of every set."""
+    return [at for at, name in enumerate(sets) if sets[:at].count(name) < each]
+
+
 def _time(runs: Sequence[_Subject], timed: list[list[int]], decoding: Decoding) -> list[list[Clock]]:
     """For each timed prompt the clocks of all drafters, and last that of plain decoding."""
     if not timed:
@@ -148,12 +154,13 @@ def _time(runs: Sequence[_Subject], timed: list[list[int]], decoding: Decoding) 
 
 
 def _model(
-    run: _Subject, timed: list[list[int]], decoding: Decoding, block_sizes: list[int]
+    run: _Subject, timed: list[list[int]], decoding: Decoding, block_sizes: Sequence[int] | None
 ) -> tuple[speed.Costs | None, list[speed.BlockSize]]:
-    if not timed or not block_sizes:
+    if not timed or (block_sizes is not None and not block_sizes):
         return None, []
-    sizes = sorted({*block_sizes, run.drafter.block_size})
+    own = run.drafter.block_size
+    sizes = sorted({*(range(2, own) if block_sizes is None else block_sizes), own})
     if sizes[0] < 2:
         raise DraftError(f"speed.block_sizes={sizes}: a block counts its anchor, so its size is at least 2")
-    with progress("timing block sizes", len(sizes) * len(timed)) as on_done:
+    with progress("timing block sizes", len(timed)) as on_done:
         return speed.table(run.target, run.drafter, timed, decoding, sizes, on_done)

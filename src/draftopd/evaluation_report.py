@@ -13,8 +13,8 @@ from rich import get_console
 
 from draftopd import pictures, scores
 from draftopd.evaluation import Evaluation
-from draftopd.evaluation_tables import Sets, slots, tables
-from draftopd.record import command, git_commit
+from draftopd.evaluation_tables import Sets, names, tables
+from draftopd.record import command, git_commit, machine, versions
 from draftopd.stats import Bootstrap
 
 
@@ -41,7 +41,6 @@ def _document(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets 
 
     drafters = {}
     for c in evaluation.candidates:
-        histogram = pictures.histogram([t for a in c.answers for t in a.drafted])
         model = {
             "costs": None if c.costs is None else asdict(c.costs),
             "block_sizes": [asdict(r) for r in c.block_sizes],
@@ -51,7 +50,6 @@ def _document(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets 
         ]
         drafters[c.name] = {
             "scores": numbers(scored[c.name], "mean", "low", "high", "count"),
-            "accepted_histogram": histogram,
             "speed_model": model,
             "prompts": prompts,
         }
@@ -83,21 +81,20 @@ def _json(value: Any) -> Any:
 
 
 def _draw(evaluation: Evaluation, scored: dict[str, Sets], folder: Path) -> list[str]:
-    names = []
-    curves = {
-        drafter: {k: sets["mean"][f"accept_at/{k}"].estimate() for k in slots(sets["mean"])}
+    files = []
+    marks = {
+        drafter: {name: {key: value.estimate() for key, value in sets[name].items()} for name in names(sets)}
         for drafter, sets in scored.items()
     }
-    drawn = {"acceptance_by_position": pictures.positions(curves)}
+    drawn = {"acceptance_by_position": pictures.positions(marks)}
     for c in evaluation.candidates:
-        drawn[f"rejections_{c.name}"] = pictures.rejections([t for a in c.answers for t in a.drafted])
         if c.block_sizes:
             drawn[f"block_sizes_{c.name}"] = pictures.block_sizes(c.block_sizes)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         pictures.close(figure)
-        names.append(f"{name}.png")
-    return names
+        files.append(f"{name}.png")
+    return files
 
 
 def _log(document: dict, config: DictConfig, folder: Path, files: list[str]) -> None:
@@ -106,6 +103,8 @@ def _log(document: dict, config: DictConfig, folder: Path, files: list[str]) -> 
     logger = instantiate(config.logger, _convert_="all")
     client, run = logger.experiment, logger.run_id
     client.log_text(run, OmegaConf.to_yaml(config, resolve=True), "config.yaml")
+    client.log_dict(run, versions(), "versions.json")
+    client.set_tag(run, "machine", machine())
     for key in ("command", "commit", "target_fingerprint", "checkpoint", "against"):
         client.set_tag(run, {"commit": "git_commit"}.get(key, key), str(document[key]))
     metrics: dict[str, float] = {}

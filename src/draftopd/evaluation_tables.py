@@ -9,6 +9,7 @@ from draftopd.evaluation import Candidate, Evaluation
 from draftopd.scores import Scores
 
 Sets = dict[str, Scores]
+SETS_SHOWN = 3  # of more, acceptance by position is printed for their mean alone
 
 
 def tables(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets | None) -> Iterator[Table | str]:
@@ -19,7 +20,11 @@ def tables(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets | N
         difference: of two drafters, paired.
     """
     yield _acceptance(evaluation, scored)
-    yield positions(scored)
+    shown = names(_sets(scored))
+    for name in shown if len(shown) <= SETS_SHOWN + 1 else ["mean"]:
+        yield positions(scored, name)
+    if len(shown) > SETS_SHOWN + 1:
+        yield "Acceptance by position of each set: acceptance_by_position.png and results.json."
     if any("speedup" in values for values in _sets(scored).values()):
         yield _speed(scored)
     for candidate in evaluation.candidates:
@@ -34,8 +39,9 @@ def tables(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets | N
 
 def _acceptance(evaluation: Evaluation, scored: dict[str, Sets]) -> Table:
     decoding = evaluation.decoding
-    how = "greedy" if decoding.greedy else f"temperature {decoding.temperature}, {decoding.rule.replace('_', ' ')}"
-    title = f"{how}, at most {decoding.max_new_tokens} new tokens; τ = acceptance length, bonus included [95 %]"
+    title = (
+        f"{decoding.words}, at most {decoding.max_new_tokens} new tokens; τ = acceptance length, bonus included [95 %]"
+    )
     table = _table(title, "set", right=("n", "τ", "pooled"))
     for name, values in _lines(scored):
         lengths = [_cell(values, key) for key in ("acceptance_length", "acceptance_length_pooled")]
@@ -56,21 +62,19 @@ def _speed(scored: dict[str, Sets]) -> Table:
     return table
 
 
-def positions(scored: dict[str, Sets]) -> Table:
-    """One drafter: marginal and conditional acceptance; two: the marginal ones side by side."""
-    table = _table("acceptance by position, mean of sets [95 %]", right=("k",))
-    kinds = {"accept_at": "the first k held", "accept_at_given": "k held, if k - 1 did"}
-    shown = [(drafter, key) for drafter in scored for key in (kinds if len(scored) == 1 else ["accept_at"])]
-    for drafter, key in shown:
-        table.add_column(kinds[key] if len(scored) == 1 else f"{drafter}: {kinds[key]}", justify="right", no_wrap=True)
-    for k in range(1, max(len(slots(sets["mean"])) for sets in scored.values()) + 1):
-        table.add_row(str(k), *(_cell(scored[drafter]["mean"], f"{key}/{k}") for drafter, key in shown))
+def positions(scored: dict[str, Sets], name: str) -> Table:
+    """Of one set: marginal and conditional acceptance and the histogram; of two drafters the marginal side by side."""
+    table = _table(f"{'mean of sets' if name == 'mean' else name}: acceptance by position [95 %]", right=("k",))
+    kinds = {"accept_at": "the first k held", "accept_at_given": "k held, if k - 1 did", "accepted": "k accepted"}
+    alone = len(scored) == 1
+    shown = [(drafter, kind) for drafter in scored for kind in (kinds if alone else ["accept_at"])]
+    for drafter, kind in shown:
+        table.add_column(kinds[kind] if alone else f"{drafter}: {kinds[kind]}", justify="right", no_wrap=True)
+    most = max(sum(key.startswith("accept_at/") for key in sets[name]) for sets in scored.values())
+    for k in range(0 if alone else 1, most + 1):
+        cells = [_cell(scored[drafter][name], f"{kind}/{k}") for drafter, kind in shown]
+        table.add_row(str(k), *(cells if k else ["", "", cells[-1]]))
     return table
-
-
-def slots(values: Scores) -> list[int]:
-    """Positions in the block, 1 .. K."""
-    return sorted(int(key.split("/")[1]) for key in values if key.startswith("accept_at/"))
 
 
 def _block_sizes(candidate: Candidate) -> Table:
@@ -111,7 +115,7 @@ def _best(candidate: Candidate) -> str:
 def _paired(difference: Sets) -> Table:
     """τ as a difference, speed as a quotient."""
     table = _table("drafter and against, paired over prompts [95 %]", "set", right=("n", "", "p"))
-    for name in _names(difference):
+    for name in names(difference):
         values, rows = difference[name], []
         if "acceptance_length" in values:
             rows.append(("τ, drafter - against", values["acceptance_length"].estimate(), "+.3f"))
@@ -133,7 +137,7 @@ def _cell(scores: Scores, key: str) -> str:
 
 def _lines(scored: dict[str, Sets]) -> Iterator[tuple[str, Scores]]:
     """A line a set; of two drafters a line each, beneath the set's name on a line of its own."""
-    for name in _names(_sets(scored)):
+    for name in names(_sets(scored)):
         if len(scored) == 1:
             yield name, _sets(scored)[name]
             continue
@@ -147,7 +151,7 @@ def _sets(scored: dict[str, Sets]) -> Sets:
     return next(iter(scored.values()))
 
 
-def _names(sets: Sets) -> list[str]:
+def names(sets: Sets) -> list[str]:
     """The sets, and their mean where there are several."""
     names = list(sets)
     return names if len(names) > 2 else names[:1]

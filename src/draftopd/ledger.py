@@ -30,7 +30,9 @@ class Ledger:
     """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter.
 
     Tokens are those that a model reads in a phase, besides `decode` (committed by verifications) and `redraft`
-    (response tokens drafted along again). Seconds nest: `rollout` holds `prefill` and `decode`, `train` holds `replay`.
+    (response tokens drafted along again). Seconds nest: `rollout` holds `prefill` and `decode`, `decode` and `redraft`
+    hold `draft`, `decode` holds `verify`, `train` holds `replay`. On a GPU those of `draft` and `verify` are the time
+    in which work is handed over; a step waits for it before its `decode` ends.
     """
 
     def __init__(self) -> None:

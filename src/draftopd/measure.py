@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from draftopd import processes
@@ -62,11 +63,19 @@ class Clock:
     decode_seconds: float
 
 
-def clock(target: Target, drafter: Drafter | None, prompt: Sequence[int], decoding: Decoding, key: int) -> Clock:
+def clock(
+    target: Target,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    decoding: Decoding,
+    key: int,
+    block_size: int | None = None,
+) -> Clock:
     """Times one response; `key` chooses its random numbers, so that all who are compared write the same text."""
-    ledger, start = Ledger(), time.perf_counter()
-    (result,) = rollout(target, drafter, [prompt], replace(decoding, batch_size=1), keys=[key], ledger=ledger)
-    seconds = time.perf_counter() - start
+    with drafter.blocks_of(block_size) if drafter and block_size else nullcontext():
+        ledger, start = Ledger(), time.perf_counter()
+        (result,) = rollout(target, drafter, [prompt], replace(decoding, batch_size=1), keys=[key], ledger=ledger)
+        seconds = time.perf_counter() - start
     return Clock(result.trace.response_length, len(result.trace.anchors), seconds, ledger.seconds["decode"])
 
 
@@ -76,15 +85,20 @@ def clocks(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     on_done: Done = nothing,
+    block_sizes: Sequence[int | None] | None = None,
 ) -> list[list[Clock]]:
     """For each prompt, each drafter's clock (None = plain decoding), one prompt at a time.
 
     Drafters take turns in every prompt, so that a drift of the machine hits all; the first prompt is run once before.
+
+    Args:
+        block_sizes: one a drafter; None = their own.
     """
+    subjects = list(zip(drafters, block_sizes or [None] * len(drafters), strict=True))
     results = []
     for i, prompt in enumerate([*prompts[:1], *prompts]):
         key = max(0, i - 1)
-        turn = [clock(target, drafter, prompt, decoding, key) for drafter in drafters]
+        turn = [clock(target, drafter, prompt, decoding, key, size) for drafter, size in subjects]
         if i:
             results.append(turn)
             on_done(1)

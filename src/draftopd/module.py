@@ -48,7 +48,7 @@ class DraftModule(L.LightningModule):
         drafter: Drafter,
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        chunk_rows: int = 4096,
+        chunk_rows: int = 512,
         gradient_clip: float = 1.0,
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
         gradient_checkpointing: bool = False,

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import matplotlib
@@ -10,23 +10,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 from rich.rule import Rule
 
+from draftopd.curves import AXES, Curve
+from draftopd.errors import DraftError
 from draftopd.metrics import Acceptance
 from draftopd.speed import BlockSize
 from draftopd.stats import Estimate
 from draftopd.trace import Trace
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Acceptance length against training FLOPs of one stage."""
-
-    name: str
-    flops: list[float]
-    acceptance_length: list[float]
 
 
 def close(figure: Figure) -> None:
@@ -74,49 +67,64 @@ def rejections(traces: Sequence[Trace]) -> Figure:
     return figure
 
 
-def curves(stages: Sequence[Curve], reference: str | None = None) -> Figure:
-    """Acceptance length against training FLOPs; a continuation starts where the stage before it ended.
+def curves(stages: Sequence[Curve], reference: str | None = None, axis: str = "flops") -> Figure:
+    """Acceptance length against what training cost; a continuation starts where the stage before it ended.
 
     Args:
         reference: name of the stage whose curve the others are read against: black and thick.
+        axis: `flops`, `target_tokens` or `minutes`.
+
+    Raises:
+        DraftError: there is no such axis.
     """
+    if axis not in AXES:
+        raise DraftError(f"there is no axis '{axis}': choose one of {', '.join(AXES)}")
     beside = len(stages) > 6
     size = (9.5, max(4.6, 0.8 + 0.24 * len(stages))) if beside else (7, 4.2)
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure, plot = plt.subplots(figsize=size, layout="constrained")
     for number, stage in enumerate(stages):
         style: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
         style |= {"color": "black", "ls": "-", "lw": 3} if stage.name == reference else {}
-        axis.plot(stage.flops, stage.acceptance_length, marker="o", ms=4, label=stage.name, **style)
-    axis.xaxis.set_major_formatter(EngFormatter())
-    axis.set(xlabel="training FLOPs", ylabel="τ on validation prompts (tokens a verification)")
-    axis.grid(alpha=0.3)
+        spent, lengths = ([getattr(p, key) for p in stage.points] for key in (axis, "acceptance_length"))
+        plot.plot(spent, lengths, marker="o", ms=4, label=stage.name, **style)
+    if axis != "minutes":  # half a minute is not 500 m
+        plot.xaxis.set_major_formatter(EngFormatter())
+    plot.set(xlabel=AXES[axis], ylabel="τ on validation prompts (tokens a verification)")
+    plot.grid(alpha=0.3)
     if beside:  # names stand in the order of the curves' ends
-        ends = {stage.name: stage.acceptance_length[-1] if stage.acceptance_length else -1.0 for stage in stages}
-        lines = sorted(axis.get_lines(), key=lambda line: -ends[str(line.get_label())])
-        axis.legend(handles=lines, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+        ends = {stage.name: stage.points[-1].acceptance_length if stage.points else -1.0 for stage in stages}
+        lines = sorted(plot.get_lines(), key=lambda line: -ends[str(line.get_label())])
+        plot.legend(handles=lines, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
     else:
-        axis.legend(frameon=False)
+        plot.legend(frameon=False)
     return figure
 
 
-def histogram(traces: Sequence[Trace]) -> list[int]:
-    """[K + 1] blocks that kept 0, 1, ... K drafts; a last block that the response's end cut is left out."""
-    metric = Acceptance(traces[0].drafts.shape[1] if traces else 1)
-    metric.update(traces)
-    return [int(count) for count in metric.histogram]
+def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Figure:
+    """What blocks accepted, with 95 % intervals over prompts: a row of pictures a set, a colour a drafter.
 
-
-def positions(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
-    """Share of blocks whose first k drafts held, with 95 % intervals, one curve a drafter."""
-    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for number, (name, points) in enumerate(curves.items()):
-        slots, marks = list(points), list(points.values())
-        axis.plot(slots, [e.mean for e in marks], marker="o", color=f"C{number}", label=name)
-        axis.fill_between(slots, [e.low for e in marks], [e.high for e in marks], color=f"C{number}", alpha=0.2)
-    axis.set(xlabel="position k in the block", ylabel="share of blocks whose first k drafts held", ylim=(0, 1))
-    axis.set_xticks(sorted({k for points in curves.values() for k in points}))
-    axis.legend(frameon=False, title="95 % over prompts")
-    axis.grid(alpha=0.3)
+    Args:
+        scores: estimates by drafter, set and key (scores.score).
+    """
+    kinds = {
+        "accept_at": "first k drafts held",
+        "accept_at_given": "draft k held, if k - 1 did",
+        "accepted": "k accepted",
+    }
+    names = list(next(iter(scores.values())))
+    size = (11, 0.4 + 2.9 * len(names))
+    figure, axes = plt.subplots(len(names), len(kinds), figsize=size, layout="constrained", squeeze=False)
+    for (row, name), (column, (kind, label)) in product(enumerate(names), enumerate(kinds.items())):
+        axis = axes[row, column]
+        for number, (drafter, sets) in enumerate(scores.items()):
+            points = {int(key.split("/")[1]): e for key, e in sets[name].items() if key.startswith(f"{kind}/")}
+            color, marks = f"C{number}", points.values()
+            axis.plot(list(points), [e.mean for e in marks], marker="o", ms=4, color=color, label=drafter)
+            axis.fill_between(list(points), [e.low for e in marks], [e.high for e in marks], color=color, alpha=0.2)
+        axis.set(title=f"{name}: {label}", xlabel="k", ylabel="share of blocks", ylim=(0, 1))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(frameon=False, title="95 % over prompts")
     return figure
 
 

@@ -41,14 +41,14 @@ class RunRecord(L.Callback):
             return
         client, run = logger.experiment, logger.run_id
         client.log_text(run, OmegaConf.to_yaml(OmegaConf.create(self.config)), "config.yaml")
-        client.log_dict(run, {name: version(name) for name in PACKAGES}, "versions.json")
+        client.log_dict(run, versions(), "versions.json")
         tags = {
             "target_fingerprint": pl_module.target.fingerprint,
             "git_commit": git_commit(),
             "command": command(),
             "checkpoint": str(self.last.resolve()),
             "init_from": str(self.config["init_from"] or ""),
-            "machine": f"{platform.platform()}, python {platform.python_version()}",
+            "machine": machine(),
         }
         if isinstance(data := trainer.datamodule, DraftDataModule):  # type: ignore[attr-defined]
             tags["prompts_fingerprint"] = data.prompts.fingerprint
@@ -58,6 +58,14 @@ class RunRecord(L.Callback):
         client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
         for start in range(0, len(params), 100):  # MLflow takes no more at once
             client.log_batch(run, params=params[start : start + 100])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What each phase has cost so far."""
+        assert isinstance(pl_module, DraftModule)
+        if trainer.sanity_checking:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(pl_module.ledger.metrics(), trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The final weights, and what each phase has cost."""
@@ -93,6 +101,14 @@ def _rewind(trainer: L.Trainer) -> None:
     total: Any = batches.total
     # a batch that was made ready and no more: Lightning sees neither the midst nor the end of an epoch
     total.ready, total.started, total.processed = total.completed + 1, total.completed, total.completed
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def machine() -> str:
+    return f"{platform.platform()}, python {platform.python_version()}"
 
 
 def command(name: str = "fit") -> str:

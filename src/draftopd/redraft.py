@@ -74,7 +74,8 @@ def redraft(
                 ledger.read(target, len(text.trace.tokens))
                 tokens = text.trace.tokens[None].to(target.device)
                 text = replace(text, features=target.read(tokens, drafter.layer_ids)[1][0].cpu())
-            drafts = _drafts(target, drafter, text, head, decoding)
+            with ledger.timed("draft"):
+                drafts = _drafts(target, drafter, text, head, decoding)
             ledger.redraft(target, drafter, len(text.trace.tokens), len(drafts))
             results.append(Rollout(walk(text.trace, drafts, drafter_step), text.features))
             on_done(1)

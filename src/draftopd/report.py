@@ -16,10 +16,11 @@ from rich.table import Table
 
 from draftopd import measure, pictures, stats
 from draftopd.callbacks import AcceptanceLength
+from draftopd.curves import Curve, Point
 from draftopd.datamodule import DraftDataModule, progress
 from draftopd.module import DraftModule
 from draftopd.prompts import Prompt
-from draftopd.record import command, git_commit
+from draftopd.record import command, git_commit, machine, versions
 from draftopd.trace import Trace
 
 
@@ -50,6 +51,7 @@ class StageResult:
     """name of the stage whose weights it started from"""
     checkpoint: str
     run_id: str | None
+    decoding: str
     acceptance_lengths: list[float]
     """one a prompt; NaN where the response was a single token"""
     answers: list[Answer]
@@ -57,8 +59,8 @@ class StageResult:
     metrics: dict[str, float]
     training_flops: float
     seconds: float
-    curve: list[tuple[float, float]]
-    """(training FLOPs of this stage, acceptance length on the validation prompts) at each validation"""
+    curve: list[Point]
+    """what this stage had cost, and its acceptance length on the validation prompts, at each validation"""
 
 
 class Parent:
@@ -75,9 +77,16 @@ class Parent:
         if experiment_id is None:
             location = config.logger.artifact_location
             experiment_id = self.client.create_experiment(config.logger.experiment_name, location)
-        tags = {"git_commit": git_commit(), "command": command()}
+        tags = {"git_commit": git_commit(), "command": command(), "machine": machine()}
         self.run_id = self.client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id
-        self.client.log_text(self.run_id, OmegaConf.to_yaml(config), "config.yaml")
+        self.client.log_text(self.run_id, OmegaConf.to_yaml(config, resolve=True), "config.yaml")
+        self.client.log_dict(self.run_id, versions(), "versions.json")
+
+    def copy_fingerprint(self, stage: "StageResult") -> None:
+        """The target's, which is first known when a stage has loaded it."""
+        if self.client and self.run_id and stage.run_id:
+            tags = self.client.get_run(stage.run_id).data.tags
+            self.client.set_tag(self.run_id, "target_fingerprint", tags["target_fingerprint"])
 
     def close(self, status: str) -> None:
         if self.client and self.run_id:
@@ -112,6 +121,7 @@ def measure_stage(name: str, start: str | None, checkpoint: str, system: System,
         start=start,
         checkpoint=checkpoint,
         run_id=None if system.logger is None else system.logger.run_id,
+        decoding=data.decoding.words,
         acceptance_lengths=[trace.acceptance_length for trace in traces],
         answers=[Answer.of(prompt, trace) for (prompt, _), trace in zip(prompts, traces, strict=True)],
         metrics=metrics | speed,
@@ -142,7 +152,10 @@ def show(results: Sequence[StageResult], folder: Path, parent: Parent | None = N
         console.print(line)
     document = {"stages": [asdict(r) for r in results], "differences": lines}
     (folder / "results.json").write_text(json.dumps(document, indent=1))
-    figure = pictures.curves(_curves(results))
+    curves: dict[str | None, Curve] = {}
+    for r in results:
+        curves[r.name] = Curve(r.name, r.curve).behind(curves.get(r.start))
+    figure = pictures.curves(list(curves.values()))
     figure.savefig(folder / "acceptance_length.png", dpi=150)
     pictures.close(figure)
     if parent and parent.client:
@@ -154,7 +167,7 @@ def show(results: Sequence[StageResult], folder: Path, parent: Parent | None = N
 
 def _table(results: Sequence[StageResult]) -> Table:
     count = len(results[0].acceptance_lengths)
-    table = Table(title=f"{count} held-out prompts, greedy; τ = acceptance length, bonus included")
+    table = Table(title=f"{count} held-out prompts, {results[0].decoding}; τ = acceptance length, bonus included")
     for column in ("stage", "τ [95 %]", "pooled", "speedup", "PFLOPs", "minutes"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for r in results:
@@ -183,15 +196,3 @@ def _before(result: StageResult, results: Sequence[StageResult]) -> float:
     """Training FLOPs of the stages that a stage started from."""
     start = next((r for r in results if r.name == result.start), None)
     return 0.0 if start is None else start.training_flops + _before(start, results)
-
-
-def _curves(results: Sequence[StageResult]) -> list[pictures.Curve]:
-    curves = []
-    for r in results:
-        points = [(flops + _before(r, results), length) for flops, length in r.curve]
-        start = next((s for s in results if s.name == r.start), None)
-        if start is not None and start.curve:
-            flops, length = start.curve[-1]
-            points.insert(0, (flops + _before(start, results), length))
-        curves.append(pictures.Curve(r.name, [f for f, _ in points], [length for _, length in points]))
-    return curves

@@ -33,8 +33,9 @@ def score(answers: Sequence[Answers]) -> dict[str, Scores]:
     """Numbers of each set, and under "mean" the mean over sets.
 
     `acceptance_length` is the mean over responses, `acceptance_length_pooled` tokens over verifications of all
-    responses, `accept_at/k` and `accept_at_given/k` marginal and conditional acceptance (metrics.Acceptance), `speedup`
-    that of whole responses, `decode_speedup` without the prefill, both against plain decoding.
+    responses, `accept_at/k` and `accept_at_given/k` marginal and conditional acceptance (metrics.Acceptance),
+    `accepted/k` the share of blocks that accepted k drafts and no more, `speedup` that of whole responses,
+    `decode_speedup` without the prefill, both against plain decoding.
     """
     sets: dict[str, list[Answers]] = {}
     for answer in answers:
@@ -58,11 +59,15 @@ def _scores(answers: list[Answers], seed: int) -> Scores:
         ),
         "acceptance_length_pooled": ratio(committed, [sum(len(t.anchors) for t in traces) for traces in drafted]),
     }
-    for k in range(1, answers[0].traces[0].drafts.shape[1] + 1):
+    most = answers[0].traces[0].drafts.shape[1]
+    for k in range(1, most + 1):
         counts = [_at(traces, k) for traces in drafted]
         held, judged, reached = ([float(c[i]) for c in counts] for i in range(3))
         out[f"accept_at/{k}"] = ratio(held, judged)
         out[f"accept_at_given/{k}"] = ratio(held, reached)
+    histograms = [_histogram(traces, most) for traces in drafted]
+    for k in range(most + 1):
+        out[f"accepted/{k}"] = ratio([h[k] for h in histograms], [sum(h) for h in histograms])
     timed = [(a.fast, a.plain) for a in answers if a.fast and a.plain]
     if timed:
         for name, first, field in (("", 0, "seconds"), ("decode_", 1, "decode_seconds")):
@@ -83,6 +88,14 @@ def _at(traces: Sequence[Trace], k: int) -> tuple[int, int, int]:
     drafted = torch.cat([t.drafted for t in traces])
     judged = drafted >= k
     return int((accepted >= k).sum()), int(judged.sum()), int((judged & (accepted >= k - 1)).sum())
+
+
+def _histogram(traces: Sequence[Trace], most: int) -> list[int]:
+    """[K + 1] blocks that accepted 0, 1, ... K drafts; a last block that the response's end cut is left out."""
+    counts = torch.zeros(most + 1, dtype=torch.long)
+    for trace in traces:
+        counts += torch.bincount(trace.accepted[trace.drafted == most], minlength=most + 1)
+    return counts.tolist()
 
 
 def compare(scores: Mapping[str, Scores], against: Mapping[str, Scores]) -> dict[str, Scores]:

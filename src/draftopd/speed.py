@@ -142,7 +142,7 @@ def table(
     block_sizes: Sequence[int],
     on_done: Done = nothing,
 ) -> tuple[Costs, list[BlockSize]]:
-    """The model beside measurements, for every block size; drafter and plain decoding take turns."""
+    """The model beside measurements; all block sizes and plain decoding take turns in every prompt."""
     own = drafter.block_size
     results = rollout(target, drafter, prompts, decoding)
     metric = Acceptance(own - 1)
@@ -154,10 +154,10 @@ def table(
     known = costs(target, drafter, text, block_sizes, decoding)
     predicted = predict(known, accept_at)
     rows = []
-    for size in block_sizes:
-        with drafter.blocks_of(size):
-            turns = clocks(target, (drafter, None), prompts, decoding, on_done)
-        fast, plain = ([turn[i] for turn in turns] for i in range(2))
+    subjects = [*[drafter] * len(block_sizes), None]
+    turns = clocks(target, subjects, prompts, decoding, on_done, [*block_sizes, None])
+    *speculative, plain = ([turn[i] for turn in turns] for i in range(len(subjects)))
+    for size, fast in zip(block_sizes, speculative, strict=True):
         length = sum(c.tokens - 1 for c in fast) / sum(c.blocks for c in fast)
         seconds = [sum(c.decode_seconds for c in side) / sum(c.tokens - 1 for c in side) for side in (fast, plain)]
         model = length * known.verify[1] / known.step(size)

@@ -41,6 +41,7 @@ def run_stages(config: DictConfig) -> None:
             if start is not None:
                 stage.init_from = start.checkpoint
             results.append(run_stage(stage, start.name if start else None))
+            parent.copy_fingerprint(results[-1])
         report.show(results, folder, parent)
         status = "FINISHED"
     except KeyboardInterrupt:
