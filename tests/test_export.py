@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,30 @@ def test_eagles_own_files_start_training_without_layer_ids_and_depth(command, tm
     assert (config["_target_"], config["layer_ids"]) == ("draftopd.drafters.eagle3.Eagle3", [1, 5, 8])
 
 
+def test_a_run_id_alone_says_where_to_and_gets_an_artifact(command, capsys, checkpoint, monkeypatch):
+    """The store is another test's, a slow one."""
+    run, logged = "0123456789abcdef" * 2, []
+    monkeypatch.setattr(export, "find_checkpoint", lambda *_: checkpoint)
+    client = SimpleNamespace(log_artifacts=lambda *words: logged.append(words))
+    monkeypatch.setattr(export, "MlflowClient", lambda _uri: client)
+    assert command(f"run={run}", "layout=speculators", main=export.main) == 0
+    assert logged == [(run, "exports/speculators-01234567", "export/speculators")]
+    assert f"artifact: export/speculators of MLflow run {run}" in capsys.readouterr().out
+    assert command(f"run={run}", "layout=speculators", main=export.main) == 2
+    assert "exports/speculators-01234567 is not empty, and nothing is overwritten" in capsys.readouterr().err
+    assert len(logged) == 1
+    assert command(f"run={checkpoint}", "layout=speculators", "to=out", main=export.main) == 0
+    assert len(logged) == 1  # a file is of no run
+
+
+def test_a_checkpoint_or_folder_gives_the_new_folder_its_name(command, capsys, checkpoint):
+    assert command(f"run={checkpoint}", "layout=zlab", "logger=none", main=export.main) == 0
+    assert "written: exports/zlab-fit" in capsys.readouterr().out
+    words = ("run=exports/zlab-fit", "layout=speculators", "target=tiny", "logger=none")
+    assert command(*words, main=export.main) == 0
+    assert "written: exports/speculators-zlab-fit" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys):
     assert command(*SMOKE) == 0
@@ -73,10 +98,10 @@ def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys)
     experiment = client.get_experiment_by_name("draftopd")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert command(f"run={run.info.run_id}", "layout=zlab", "to=out", main=export.main) == 0
+    assert command(f"run={run.info.run_id}", "layout=zlab", main=export.main) == 0
     listed = {a.path for a in client.list_artifacts(run.info.run_id, "export/zlab")}
     assert listed == {"export/zlab/config.json", "export/zlab/model.safetensors"}
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / f"exports/zlab-{run.info.run_id[:8]}" / "config.json").read_text())
     assert config["target_fingerprint"] == run.data.tags["target_fingerprint"]
     assert "draft_vocab_size 64 in z-lab's layout" in capsys.readouterr().out
 

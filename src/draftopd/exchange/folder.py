@@ -87,7 +87,7 @@ def save(folder: Path, contents: Contents) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise DraftError(f"{folder} is not empty: name a new folder")
+            raise DraftError(f"{folder} is not empty, and nothing is overwritten: name a new folder (to=...)")
         save_file(contents.tensors, folder / WEIGHTS, contents.metadata)
         (folder / CONFIG).write_text(json.dumps(contents.config, indent=2) + "\n")
     except OSError as error:
