@@ -14,6 +14,7 @@ from draftopd.errors import DraftError
 from draftopd.exchange.findings import Findings
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+STOP = "vLLM, SGLang and transformers stop on reading it"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -101,9 +102,9 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
         findings.error(f"no {CONFIG}", "no engine can tell what it is", f"copy it beside {WEIGHTS}")
         return None
     except ValueError as error:
-        findings.error(f"{CONFIG} is not JSON ({error})", "no engine can read it", "mend it")
+        findings.error(f"{CONFIG} is not JSON ({error})", STOP, "mend the place named, or export or fetch it again")
         return None
     if isinstance(config, dict):
         return config
-    findings.error(f"{CONFIG} holds no object", "no engine can read it", "mend it")
+    findings.error(f"{CONFIG} holds no object", STOP, "write keys and values in braces, or export or fetch it again")
     return None

@@ -5,6 +5,21 @@ from typing import Any
 from draftopd.exchange.findings import Findings
 
 OTHER = "take another drafter"
+UNREAD = "engines pass over it, an export from here copies it"
+ROPES = ("rope_parameters", "rope_scaling")
+
+
+def names(value: Any) -> list[str]:
+    """The names in a list, or a single one; of anything else none."""
+    values = value if isinstance(value, list) else [value]
+    return [name for name in values if isinstance(name, str)]
+
+
+def architectures(key: str, value: Any, effect: str, findings: Findings) -> tuple[str, ...]:
+    """The target's, where the layout names them."""
+    if value is not None and not (isinstance(value, list) and len(names(value)) == len(value)):
+        findings.error(f"{key} is {value!r}", effect, "write the list that the target's config.json has")
+    return tuple(names(value))
 
 
 def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = None) -> float:
@@ -13,13 +28,19 @@ def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = 
     Args:
         default: what every engine takes where there is none, if they agree.
     """
-    new, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    new, scaling = (raw.get(key) or {} for key in ROPES)
+    if not (isinstance(new, dict) and isinstance(scaling, dict)):
+        key = ROPES[isinstance(new, dict)]
+        findings.error(
+            f"{key} is {raw[key]!r}", "vLLM, SGLang and transformers stop on reading config.json", "write an object"
+        )
+        return 0.0
     if any(isinstance(value, dict) for value in new.values()):
         findings.error("rope_parameters differ by kind of layer", "one rope for all layers is built here", OTHER)
         return 0.0
-    kinds = {table.get("rope_type", table.get("type", "default")) for table in (new, scaling)} - {"default"}
+    kinds = {str(table.get("rope_type", table.get("type", "default"))) for table in (new, scaling)} - {"default"}
     if kinds:
-        findings.error(f"rope type {', '.join(sorted(map(str, kinds)))}", "only plain rope is built here", OTHER)
+        findings.error(f"rope type {', '.join(sorted(kinds))}", "only plain rope is built here", OTHER)
     for place in (raw, new):
         if place.get("partial_rotary_factor", 1) != 1:
             factor = place["partial_rotary_factor"]

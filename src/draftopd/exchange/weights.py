@@ -15,6 +15,17 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SILENT = "SGLang serves random weights in their place without a word"
 MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT}, vLLM what its memory held"}
+LOADING = "vLLM and SGLang stop while loading it"
+# part of a tensor's name -> what gives its shape; the first one that fits
+SIZES = {
+    "self_attn": "num_attention_heads, num_key_value_heads and head_dim",
+    "mlp.": "intermediate_size",
+    "lm_head": "draft_vocab_size",
+    "d2t": "draft_vocab_size",
+    "t2d": "vocab_size",
+    EMBEDDING: "vocab_size",
+    "norm": "hidden_size",
+}
 
 
 def check(contents: Contents, sheet: Sheet, layout: Layout, findings: Findings) -> None:
@@ -76,7 +87,9 @@ def _shapes(tensors: dict[str, Tensor], sheet: Sheet, expected: dict[str, tuple[
         found = tuple(tensors[name].shape) if name in tensors else shape
         if name == "fc.weight" and found == shape[::-1] != shape:
             findings.error(
-                f"fc.weight is transposed: {list(found)} instead of {list(shape)}", "engines refuse it", "transpose it"
+                f"fc.weight is transposed: {list(found)} instead of {list(shape)}",
+                LOADING,
+                "save fc.weight.T.contiguous(): a row for each output",
             )
         elif name == "fc.weight" and found != shape:
             findings.error(
@@ -86,7 +99,10 @@ def _shapes(tensors: dict[str, Tensor], sheet: Sheet, expected: dict[str, tuple[
                 "write the layer ids that the drafter was trained on",
             )
         elif found != shape:
-            findings.error(f"{name} {list(found)} instead of {list(shape)}", "engines refuse it", "mend config.json")
+            keys = next(keys for part, keys in SIZES.items() if part in name)
+            findings.error(
+                f"{name} {list(found)} instead of {list(shape)}", LOADING, f"write {keys} as the tensor has it"
+            )
 
 
 def _dtypes(contents: Contents, findings: Findings) -> None:
@@ -94,22 +110,44 @@ def _dtypes(contents: Contents, findings: Findings) -> None:
     kinds = {value.dtype for value in weights.values()}
     strange = [name for name, value in weights.items() if value.dtype not in FLOATS]
     if strange:
-        findings.error(f"{_list(strange)} of {weights[strange[0]].dtype}", "cannot be trained", "take the original")
+        findings.error(
+            f"{_list(strange)} of {weights[strange[0]].dtype}",
+            "vLLM and SGLang copy the bare numbers, without the scales of quantised ones; here they cannot be trained",
+            "take the drafter that was quantised, or save float32, bfloat16 or float16",
+        )
     elif len(kinds) > 1:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        findings.warning(f"weights of {names}", "transformers casts all to config.json's dtype", "write one dtype")
+        findings.warning(
+            f"weights of {names}",
+            "transformers casts all to config.json's dtype, ours to float32",
+            "save all weights in the dtype that config.json names",
+        )
     wanted = contents.config.get("dtype") or contents.config.get("torch_dtype")
     if wanted and {str(kind).removeprefix("torch.") for kind in kinds} != {str(wanted).removeprefix("torch.")}:
-        findings.warning(f"dtype is {wanted}, the weights are not", "transformers casts them on loading", "mend it")
+        findings.warning(
+            f"dtype is {wanted}, the weights are not",
+            "transformers casts them on loading, ours keeps the file's",
+            "write the dtype of the weights into config.json",
+        )
     if "format" not in contents.metadata:
-        findings.warning("no format in the metadata of model.safetensors", "transformers 4 refuses", "write format: pt")
+        findings.warning(
+            "no format in the metadata of model.safetensors",
+            "transformers 4, which z-lab's code pins, refuses the file",
+            'save it with metadata={"format": "pt"}',
+        )
     broken = [name for name, value in weights.items() if value.dtype in FLOATS and not value.isfinite().all()]
     if broken:
         findings.error(
-            f"{_list(broken)} not finite", "speculators saves NaN where it lacked weights", "export it again"
+            f"{_list(broken)} not finite",
+            "vLLM and SGLang load it and accept no draft; speculators saves NaN where it lacked weights",
+            "export it again from a checkpoint that drafts",
         )
     elif HEAD in weights and not weights[HEAD].any():
-        findings.error(f"{HEAD} is all zero: it was never trained", "every draft is one token", "export a trained one")
+        findings.error(
+            f"{HEAD} is all zero: it was never trained",
+            "vLLM and SGLang draft one and the same token always",
+            "export a trained drafter",
+        )
 
 
 def _vocabulary(tensors: dict[str, Tensor], sheet: Sheet, layout: Layout, findings: Findings) -> None:
@@ -133,20 +171,29 @@ def _vocabulary(tensors: dict[str, Tensor], sheet: Sheet, layout: Layout, findin
     if layout.name == "zlab":
         findings.warning(
             f"draft_vocab_size {draft} in z-lab's layout",
-            "SGLang, transformers and z-lab's code drop d2t and draft from the whole vocabulary, on which it was not "
-            "trained: the text stays right, acceptance changes (make serve-check says by how much)",
-            "serve it with vLLM, or train with drafter.draft_vocab_size=null",
+            f"SGLang, transformers and z-lab's code drop d2t and draft from all {sheet.shape.vocab_size} rows of the "
+            f"head, {1 - draft / sheet.shape.vocab_size:.0%} of which it was not trained on: the text stays right, a "
+            "draft costs more, and acceptance changes (measured once: tau 2.915 instead of 2.935, docs/serving.md)",
+            "serve it with vLLM, or train with drafter.draft_vocab_size=null; make serve-check tells its own cost",
         )
     _offsets(d2t, t2d, sheet, findings)
 
 
 def _offsets(d2t: Tensor, t2d: Tensor | None, sheet: Sheet, findings: Findings) -> None:
     if d2t.is_floating_point() or d2t.dtype == torch.bool:
-        findings.error(f"d2t is {d2t.dtype}", "it holds offsets, target id minus draft id", "write whole numbers")
+        findings.error(
+            f"d2t is {d2t.dtype}",
+            "vLLM and SGLang add it to draft ids, which are whole numbers",
+            "write target id minus draft id as int64",
+        )
         return
     ids = d2t.long() + torch.arange(len(d2t))
     if not d2t.any():
-        findings.error("d2t is all zero", "it was never filled: drafts could only be the first tokens", "fill it")
+        findings.error(
+            "d2t is all zero",
+            f"it was never filled: vLLM and SGLang take draft ids for token ids, the first {len(d2t)} alone",
+            "write target id minus draft id, or export it again with its target",
+        )
     elif ids.min() < 0 or ids.max() >= sheet.shape.vocab_size or not (ids.diff() > 0).all():
         looks = " (it seems to hold ids instead of offsets)" if (d2t.long().diff() > 0).all() else ""
         findings.error(
@@ -156,7 +203,9 @@ def _offsets(d2t: Tensor, t2d: Tensor | None, sheet: Sheet, findings: Findings) 
         )
     elif t2d is not None and t2d.bool().sum() != len(d2t):
         findings.error(
-            f"t2d marks {int(t2d.bool().sum())} tokens, d2t holds {len(d2t)}", "speculators stops", "mend t2d"
+            f"t2d marks {int(t2d.bool().sum())} tokens, d2t holds {len(d2t)}",
+            "speculators stops",
+            "write t2d anew: true at draft id + d2t of every draft id",
         )
     elif t2d is not None and not torch.equal(t2d.bool().nonzero()[:, 0], ids):
         findings.error(
