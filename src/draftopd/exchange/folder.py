@@ -99,7 +99,9 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except FileNotFoundError:
-        findings.error(f"no {CONFIG}", "no engine can tell what it is", f"copy it beside {WEIGHTS}")
+        findings.error(
+            f"no {CONFIG}", "vLLM, SGLang and transformers stop: it says what to build", f"copy it beside {WEIGHTS}"
+        )
         return None
     except ValueError as error:
         findings.error(f"{CONFIG} is not JSON ({error})", STOP, "mend the place named, or export or fetch it again")

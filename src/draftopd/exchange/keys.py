@@ -45,16 +45,23 @@ def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = 
         if place.get("partial_rotary_factor", 1) != 1:
             factor = place["partial_rotary_factor"]
             findings.error(f"partial_rotary_factor {factor}", "speculators ignored it, we lack it", OTHER)
-    thetas = {"rope_theta": raw.get("rope_theta"), "rope_parameters.rope_theta": new.get("rope_theta")}
-    given = [value for value in thetas.values() if isinstance(value, int | float) and value > 0]
+    return _theta(raw.get("rope_theta"), new.get("rope_theta"), default, findings)
+
+
+def _theta(top: Any, nested: Any, default: float | None, findings: Findings) -> float:
+    given = [value for value in (top, nested) if isinstance(value, int | float) and value > 0]
     absent = "no rope_theta, neither at the top level nor in rope_parameters"
     if not given and default is not None:
-        findings.warning(absent, f"engines take {default:g}", "write the value that it was trained with into both")
+        findings.warning(
+            absent,
+            f"vLLM, SGLang and transformers take {default:g}",
+            "write the value that it was trained with into both",
+        )
         return default
     if not given:
         findings.error(
             absent,
-            "engines take 10000 or 1000000: acceptance falls and nothing fails",
+            "vLLM takes 1000000, z-lab's code 10000: acceptance falls and nothing fails",
             "write the value that the drafter was trained with into both",
         )
     elif len(set(given)) > 1:
@@ -63,7 +70,7 @@ def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = 
             "transformers 4 reads the first, transformers 5 and vLLM the second: acceptance falls and nothing fails",
             "write the value that the drafter was trained with into both",
         )
-    elif thetas["rope_theta"] is None:
+    elif top is None:
         findings.warning(
             "rope_theta stands in rope_parameters alone",
             "transformers 4, which z-lab's code pins, takes 10000 instead",
@@ -92,7 +99,7 @@ def numbers(key: str, value: Any, findings: Findings) -> list[int]:
         return value
     findings.error(
         f"{key} is {value!r}",
-        "engines fall back to layers that the drafter was not trained on, or refuse",
+        "vLLM and SGLang fall back to layers that the drafter was not trained on, or refuse",
         "write the list of layers whose features the drafter was trained on",
     )
     return []

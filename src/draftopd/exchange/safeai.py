@@ -53,7 +53,10 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
     target_layers = keys.depth("num_target_layers", config, findings)
     ids = _layer_ids(config, nested, target_layers or depth, findings)
     block = keys.agreed(
-        "block_size", {"config.json": config.get("block_size", BLOCK_SIZE)}, "engines do not read it, we do", findings
+        "block_size",
+        {"config.json": config.get("block_size", BLOCK_SIZE)},
+        "vLLM and SGLang do not read it, training from it here does",
+        findings,
     )
     if config.get("draft_vocab_size") is None:
         findings.error(
