@@ -20,6 +20,7 @@ from draftopd.command import CONFIG_DIR
 from draftopd.drafters.base import Drafter
 from draftopd.ledger import Ledger
 from draftopd.rollout import affordable_rows
+from draftopd.stages import drafter_group
 from draftopd.target import Target
 from draftopd.trace import ReplayBatch, no_blocks
 
@@ -146,7 +147,7 @@ def estimates(words: list[str]) -> Iterator[tuple[str, int, dict[str, float], di
         config = compose("fit", overrides=[*words, "output_dir=none"])
     target = load.blank(SIZES[config.target.path], config.target.mask_token_id)
     with torch.device("meta"):
-        drafter = instantiate(config.drafter)(target=target.shape)
+        drafter = instantiate(drafter_group(config, target))(target=target.shape)
     for name, gpus, sharded in SETUPS:
         parts = memory(config, target, drafter, gpus, sharded)
         yield name, gpus, parts, seconds(config, target, drafter, gpus)

@@ -2,16 +2,17 @@
 
     python -m benchmarks.serve_check CHECKPOINT --prompts questions.jsonl
 
-Exports the drafter, serves it with its target in vLLM (in an environment of its own) and in transformers' `generate`,
-greedy on the same token ids. It passes where every text is the target's plain greedy text, each engine's mean
-acceptance length (tokens committed / verifications) is within 2 % of ours, and half of its responses have our very
-verifications, because errors of opposite sign leave a mean alone. A difference of texts counts as none only where the
-target's top two logits differ by less than 1e-4 in float64; each one is listed. transformers drafts from the whole
-vocabulary, so there a drafter with a reduced one is compared with ours run with the full head; it has no EAGLE-3, which
-vLLM alone judges. The last line printed is one JSON object; the exit code is 1 where it did not pass.
+Exports the drafter, serves the exported folder with its target in vLLM (in an environment of its own) and in
+transformers' `generate`, greedy on the same token ids. It passes where every text is the target's plain greedy text,
+each engine's mean acceptance length (tokens committed / verifications) is within 2 % of ours, and half of its responses
+have our very verifications, because errors of opposite sign leave a mean alone. A difference of texts counts as none
+only where the target's top two logits differ by less than 1e-4 in float64; each one is listed. transformers drafts from
+the whole vocabulary, so there a drafter with a reduced one is compared with ours run with the full head; it has no
+EAGLE-3, which vLLM alone judges. The last line printed is one JSON object; the exit code is 1 where it did not pass.
 
-`--break layer-offset` shows what the gate is for: the exported folder names every layer one too high, past the linter,
-whose findings on it are in the result beside the acceptance that was lost.
+`--break layer-offset` shows what the gate is for: the exported folder names every layer one too high. The linter's
+findings on it are in the result beside the acceptance that was lost; then our note of what the drafter was trained to
+read is taken out, as folders of others have none, and nothing but acceptance tells the offset.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from benchmarks.vllm_environment import ask_vllm
 
 from draftopd.command import one_line_errors
 from draftopd.drafters.dflash import DFlash
-from draftopd.exchange.published import lint, write
+from draftopd.exchange import reads
+from draftopd.exchange.published import lint, published, write
 from draftopd.prompts import encode
 from draftopd.record import git_commit
 from draftopd.restore import Restored, restore
@@ -67,10 +69,8 @@ def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[
     target, drafter, tokens = run.target, run.drafter, args.tokens
     dflash = isinstance(drafter, DFlash)
     engines = {"plain": ours(target, None, prompts, tokens), "ours": ours(target, drafter, prompts, tokens)}
-    if dflash:
-        if drafter.d2t is not None:
-            engines["ours_full_head"] = ours(target, full_head(drafter), prompts, tokens)
-        engines["transformers"] = by_transformers(target, drafter, prompts, tokens)
+    if dflash and drafter.d2t is not None:
+        engines["ours_full_head"] = ours(target, full_head(drafter), prompts, tokens)
     layout = args.layout or ("zlab" if dflash else "safeai")
     with TemporaryDirectory(prefix="serve-check-") as scratch:
         folder = Path(scratch, "drafter")
@@ -78,6 +78,9 @@ def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[
         if args.broken:
             shift_layers(folder)
             findings = list(lint(folder, target))
+            drop_note(folder)
+        if dflash:
+            engines["transformers"] = by_transformers(target, published(folder, target), prompts, tokens)
         answer = ask_vllm(args.environment, request(target, drafter, folder, prompts, tokens))
     engines |= {name: from_vllm(prompts, answer[name]) for name in ("vllm", "vllm_mended") if name in answer}
     return engines, {
@@ -101,6 +104,14 @@ def shift_layers(folder: Path) -> None:
 
     path = folder / "config.json"
     path.write_text(json.dumps(shifted(json.loads(path.read_text()))))
+
+
+def drop_note(folder: Path) -> None:
+    """Makes a folder of ours one of another trainer's, to the linter: it has no note of what it was trained to read."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config[reads.KEY]
+    path.write_text(json.dumps(config))
 
 
 def verdict(engines: dict[str, Served], prompts: PromptIds, tokens: int, target: Target) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from draftopd import load
 from draftopd.command import CONFIG_DIR
+from draftopd.stages import drafter_group
 
 EXPERIMENTS = sorted(
     str(path.relative_to(CONFIG_DIR / "experiment").with_suffix(""))
@@ -69,7 +70,7 @@ def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str)
     config = composed(f"experiment={model}_{kind}", "output_dir=out")
     target = load.blank({**QWEN3, **sizes}, config.target.mask_token_id)
     with torch.device("meta"):
-        drafter = instantiate(config.drafter)(target=target.shape)
+        drafter = instantiate(drafter_group(config, target))(target=target.shape)
     assert sum(p.numel() for p in drafter.parameters()) == parameters
     assert list(drafter.layer_ids) == [1, 9, 17, 25, 33]
     assert drafter.block_size == 16

@@ -65,7 +65,8 @@ def test_the_shipped_drafter_has_the_default_targets_sizes():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose("fit", overrides=["experiment=eagle3_sft"])
     smollm2 = TargetShape(576, 30, 9, 3, 64, 1536, 1e-5, 1e5, 49_152, 0)
-    drafter = instantiate(config.drafter)(target=smollm2)
+    sizes = {name: value for name, value in config.drafter.items() if name != "path"}
+    drafter = instantiate(sizes)(target=smollm2)
     assert drafter.layer_ids == (1, 14, 26)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in drafter.named_children()}
     assert sizes == {"fc": 995_328, "midlayer": 4_093_632, "norm": 576, "lm_head": 4096 * 576}

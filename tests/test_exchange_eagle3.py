@@ -55,6 +55,14 @@ FAULTS = {
     "no eagle_config": (A, put("eagle_config", value=[1]), "eagle_config is [1]"),
     "features unused": (A, put("eagle_config", "use_aux_hidden_state", value=False), "use_aux_hidden_state is false"),
     "depth is text": (P, put("num_target_layers", value="4"), "num_target_layers is '4'"),
+    "negative id": (A, together(put("eagle_config"), put(AUX, value=[-1, 2, 3])), "layer ids [-2, 1, 2] hold -2"),
+    # config.json that nobody meant
+    "no heads": (A, put("num_attention_heads", value=0), "integer modulo by zero"),
+    "rope is a list": (A, put("rope_parameters", value=[1]), "rope_parameters is [1]"),
+    "architecture is a number": (A, put("architectures", value=5), "architectures is 5"),
+    "architecture is text": (A, put("architectures", value="LlamaForCausalLMEagle3"), "architectures is LlamaFor"),
+    "list of lists": (A, put("architectures", value=[["a"]]), "architectures is [['a']]"),
+    "target is a number": (A, put("target_architectures", value=5), "target_architectures is 5"),
     # the draft vocabulary
     "map of ids": (B, tensor("d2t", lambda v: v + torch.arange(40)), "it seems to hold ids instead of offsets"),
     "outside the table": (P, tensor("d2t", lambda v: v.index_fill(0, torch.tensor([39]), 61)), "token ids below 100"),

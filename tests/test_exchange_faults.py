@@ -78,6 +78,28 @@ FAULTS = {
     "activation": (Z, put("hidden_act", value="gelu"), "hidden_act is gelu"),
     "heads": (Z, put("num_key_value_heads", value=3), "impossible sizes"),
     "unknown model type": (Z, put("model_type", value="dflash"), "model_type 'dflash'"),
+    # config.json that nobody meant
+    "rope is text": (Z, put("rope_parameters", value="default"), "rope_parameters is 'default'"),
+    "scaling is a list": (Z, put("rope_scaling", value=[1]), "rope_scaling is [1]"),
+    "rope type is a list": (
+        S,
+        put("transformer_layer_config", "rope_scaling", value={"rope_type": []}),
+        "rope type []",
+    ),
+    "architecture is text": (Z, put("architectures", value="DFlashDraftModel"), "architectures is DFlashDraftModel"),
+    "architecture is a number": (Z, put("architectures", value=5), "architectures is 5"),
+    "list of lists": (Z, put("architectures", value=[["DFlashDraftModel"]]), "architectures is [["),
+    "target is text": (Z, put("target_architectures", value="Llama"), "target_architectures is 'Llama'"),
+    "target is a number": (Z, put("target_architectures", value=5), "target_architectures is 5"),
+    "verifier is a number": (
+        S,
+        put("speculators_config", "verifier", "architectures", value=5),
+        "verifier.architectures is 5",
+    ),
+    "negative id": (Z, put("dflash_config", "target_layer_ids", value=[-1, 2]), "layer ids [-1, 2] hold -1"),
+    "negative shifted id": (S, put("aux_hidden_state_layer_ids", value=[-1, 3]), "layer ids [-2, 2] hold -2"),
+    "vocabulary is true": (R, put("draft_vocab_size", value=True), "draft_vocab_size True beside vocab_size 100"),
+    "astronomical": (Z, put("hidden_size", value=10**30), "impossible sizes: hidden_size 1000"),
     # layers
     "all one too high": (Z, put("dflash_config", "target_layer_ids", value=[1, 3]), "trained to read"),
     "one too high": (Z, put("dflash_config", "target_layer_ids", value=[1, 4]), "layer id 4 of a target of 4 layers"),
@@ -142,6 +164,15 @@ WARNINGS = {
 def test_what_only_some_engines_mind_is_a_warning(target, folders, tmp_path, case):
     name, change, expected = WARNINGS[case]
     warned(folders[name], changed(folders[name], tmp_path, change), target, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("{", "config.json is not JSON"), ("[1]", "config.json holds no object")]
+)
+def test_a_config_that_holds_no_keys_is_refused(target, folders, tmp_path, text, expected):
+    copy = changed(folders[Z], tmp_path, lambda c, t, f: None)
+    (copy / "config.json").write_text(text)
+    refused(copy, target, expected)
 
 
 def test_no_pickle_is_opened(folders, tmp_path, monkeypatch):

@@ -23,8 +23,10 @@ def test_weights_go_into_a_drafter_of_the_same_sizes_only(target, folders):
         drafter.fc.weight.zero_()
     load_published(drafter, folders[Z], target)
     assert torch.equal(drafter.fc.weight, make("dflash", target).fc.weight)
-    with pytest.raises(DraftError, match=r"block_size 5, not 6.*drafter=published"):
+    with pytest.raises(DraftError, match=r"block_size 5, not 6.*give drafter.path="):
         load_published(DFlash(target.shape, 2, 6, layer_ids=[0, 2], **OWN), folders[Z], target)
+    with pytest.raises(DraftError, match=r"kind DFlash, not Eagle3"):
+        load_published(make("eagle3", target), folders[Z], target)
 
 
 def test_what_is_written_is_linted_first(target, tmp_path):

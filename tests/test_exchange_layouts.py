@@ -33,7 +33,7 @@ def test_a_round_trip_changes_no_bit(target, folders, tmp_path, kind, layout, si
     assert found.layout == layout
     assert not [w for w in found.warnings if "z-lab's layout" not in w.what]  # it loses a reduced vocabulary
     assert found.drafter.reads == drafter.reads
-    group = drafter_config(folder)
+    group = drafter_config(folder, target)
     assert group.pop("_partial_")
     assert group == {"_target_": f"{type(drafter).__module__}.{type(drafter).__name__}", **found.sheet.options()}
     weights = drafter.state_dict()

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from draftopd import export, lint
-from draftopd.exchange.published import published, read
+from conftest import SIZES
+from draftopd import export, lint, load
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.exchange.published import published, read, write
 from draftopd.restore import restore
+from published_folders import changed, put, together
 
 SHORT = ("budget.epochs=null", "budget.steps=2", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
 SMOKE = ("experiment=smoke/sft", *SHORT)
@@ -35,14 +39,56 @@ def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp
     trained = weights(checkpoint)
     assert all(torch.equal(value, trained[f"drafter.{name}"]) for name, value in drafter.state_dict().items())
 
-    assert command(smoke, "drafter=published", "drafter.path=out", *SHORT, "logger=none", "seed=1") == 0
+    group = ("drafter=published",) if kind else ()  # or any other, DFlash's here
+    assert command(smoke, *group, "drafter.path=out", *SHORT, "logger=none", "seed=1") == 0
     further = torch.load(last(tmp_path), weights_only=True)
     assert further["global_step"] == 2
     assert further["config"]["drafter"]["_target_"].endswith("Eagle3" if kind else "DFlash")
+    assert "path" not in further["config"]["drafter"]
     difference = (further["state_dict"]["drafter.fc.weight"] - trained["drafter.fc.weight"]).abs().max()
     assert 0 < difference < 0.02  # two steps from there, not from new weights
     (tmp_path / "out").rename(tmp_path / "moved")
     assert torch.equal(restore(last(tmp_path)).drafter.d2t, drafter.d2t)  # the run needs the folder no more
+
+
+def test_eagles_own_files_start_training_without_layer_ids_and_depth(command, tmp_path):
+    """The target tells the layers: 1, L / 2 - 1 and L - 4. The folder's kind wins over that of the experiment."""
+    target = load.tiny({"model_type": "llama", **SIZES, "num_hidden_layers": 12})
+    torch.manual_seed(1)
+    drafter = Eagle3(target.shape, block_size=4)
+    drafter.initialise(target.head)
+    write(drafter, tmp_path / "full", "safeai", target)
+    aux = "eagle_aux_hidden_state_layer_ids"
+    gone = (aux, "eagle_config", "num_target_layers", "trained_to_read", "target_fingerprint", "block_size")
+    own = changed(tmp_path / "full", tmp_path, together(*(put(key) for key in gone)))
+    words = (f"drafter.path={own}", "target.architecture.num_hidden_layers=12", "logger=none")
+    assert command(*SMOKE, *words) == 0
+    config = torch.load(last(tmp_path), weights_only=True)["config"]["drafter"]
+    assert (config["_target_"], config["layer_ids"]) == ("draftopd.drafters.eagle3.Eagle3", [1, 5, 8])
+
+
+def test_a_run_id_alone_says_where_to_and_gets_an_artifact(command, capsys, checkpoint, monkeypatch):
+    """The store is another test's, a slow one."""
+    run, logged = "0123456789abcdef" * 2, []
+    monkeypatch.setattr(export, "find_checkpoint", lambda *_: checkpoint)
+    client = SimpleNamespace(log_artifacts=lambda *words: logged.append(words))
+    monkeypatch.setattr(export, "MlflowClient", lambda _uri: client)
+    assert command(f"run={run}", "layout=speculators", main=export.main) == 0
+    assert logged == [(run, "exports/speculators-01234567", "export/speculators")]
+    assert f"artifact: export/speculators of MLflow run {run}" in capsys.readouterr().out
+    assert command(f"run={run}", "layout=speculators", main=export.main) == 2
+    assert "exports/speculators-01234567 is not empty, and nothing is overwritten" in capsys.readouterr().err
+    assert len(logged) == 1
+    assert command(f"run={checkpoint}", "layout=speculators", "to=out", main=export.main) == 0
+    assert len(logged) == 1  # a file is of no run
+
+
+def test_a_checkpoint_or_folder_gives_the_new_folder_its_name(command, capsys, checkpoint):
+    assert command(f"run={checkpoint}", "layout=zlab", "logger=none", main=export.main) == 0
+    assert "written: exports/zlab-fit" in capsys.readouterr().out
+    words = ("run=exports/zlab-fit", "layout=speculators", "target=tiny", "logger=none")
+    assert command(*words, main=export.main) == 0
+    assert "written: exports/speculators-zlab-fit" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -52,10 +98,10 @@ def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys)
     experiment = client.get_experiment_by_name("draftopd")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert command(f"run={run.info.run_id}", "layout=zlab", "to=out", main=export.main) == 0
+    assert command(f"run={run.info.run_id}", "layout=zlab", main=export.main) == 0
     listed = {a.path for a in client.list_artifacts(run.info.run_id, "export/zlab")}
     assert listed == {"export/zlab/config.json", "export/zlab/model.safetensors"}
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / f"exports/zlab-{run.info.run_id[:8]}" / "config.json").read_text())
     assert config["target_fingerprint"] == run.data.tags["target_fingerprint"]
     assert "draft_vocab_size 64 in z-lab's layout" in capsys.readouterr().out
 

@@ -200,12 +200,24 @@ def test_the_gate_ends_with_one_json_object(served, tmp_path: Path, capsys):
     assert not Path(asked["drafter"]).exists()
 
 
-def test_a_wrong_layer_offset_reaches_the_engine_and_the_linter_refuses_it(served, capsys):
+def test_a_wrong_layer_offset_reaches_both_engines_and_the_linter_refuses_it(
+    served, capsys, monkeypatch: pytest.MonkeyPatch
+):
     run, asked = served
+    torch.manual_seed(0)
+    run.drafter = DFlash(run.target.shape, num_layers=1, block_size=5, layer_ids=[0, 1])
+    read: list[tuple[int, ...]] = []
+
+    def assisted(target: Target, drafter: DFlash, prompts: Sequence[list[int]], tokens: int) -> Served:
+        read.append(drafter.layer_ids)
+        return by_transformers(target, drafter, prompts, tokens)
+
+    monkeypatch.setattr(serve_check, "by_transformers", assisted)
     main(["any.ckpt", "--tokens", "4", "--break", "layer-offset"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     shifted = [i + 1 for i in run.drafter.layer_ids]
     assert asked["config"]["dflash_config"]["target_layer_ids"] == shifted
+    assert read == [tuple(shifted)]
     assert report["broken"] == "layer-offset"
     (refusal,) = [finding for finding in report["linter"] if finding.startswith("error")]
     assert f"lets the drafter read {{'layer_ids': {shifted}" in refusal

@@ -1,4 +1,4 @@
-"""The export command: `python -m draftopd.export run=... layout=zlab|safeai|speculators to=...`."""
+"""The export command: `python -m draftopd.export run=... layout=zlab|safeai|speculators`."""
 
 from pathlib import Path
 
@@ -24,25 +24,27 @@ def export(config: DictConfig) -> Path:
         DraftError: nothing usable was named, or the linter refuses what would be written.
     """
     source = find_checkpoint(config.run, config.logger)
-    target, drafter = _drafter(source, config)
-    folder = Path(config.to).expanduser()
+    named = not Path(config.run).expanduser().exists()  # by an MLflow run id
+    target, drafter, name = _drafter(source, config)
+    folder = Path(config.to or f"exports/{config.layout}-{config.run[:8] if named else name}").expanduser()
     for finding in write(drafter, folder, config.layout, target, config.target_name):
         print(f"warning: {finding}")
     print(f"written: {folder}")
-    if config.logger and not Path(config.run).expanduser().exists():
+    if config.logger and named:
         MlflowClient(config.logger.tracking_uri).log_artifacts(config.run, str(folder), f"export/{config.layout}")
         print(f"artifact: export/{config.layout} of MLflow run {config.run}")
     return folder
 
 
-def _drafter(source: Path, config: DictConfig) -> tuple[Target, Drafter]:
+def _drafter(source: Path, config: DictConfig) -> tuple[Target, Drafter, str]:
+    """With a name for it: the checkpoint's own, or the folder's."""
     if source.is_file():
-        target, drafter, _ = restore_drafter(source)
-        return target, drafter
+        target, drafter, trained = restore_drafter(source)
+        return target, drafter, trained.name
     if not config.target:
         raise DraftError(f"{source} is a folder: name its target too, as in target=hf target.path=<hub id or folder>")
     target = instantiate(config.target)
-    return target, published(source, target)
+    return target, published(source, target), source.resolve().name
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="export")

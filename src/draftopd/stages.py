@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra import compose
@@ -70,11 +71,12 @@ def build(config: DictConfig) -> System:
     Raises:
         DraftError: drafter and target do not fit, or a part cannot be had.
     """
-    _read_published(config)
-    OmegaConf.resolve(config)
-    OmegaConf.set_readonly(config, True)
+    _locate_published(config)
     target: Target = instantiate(config.target)
     _ = target.fingerprint  # of the weights as they are loaded: trainer.precision may convert them
+    config.drafter = drafter_group(config, target)
+    OmegaConf.resolve(config)
+    OmegaConf.set_readonly(config, True)
     L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
     drafter: Drafter = instantiate(config.drafter)(target=target.shape)
     if config.resume and Path(config.resume).is_dir():
@@ -93,13 +95,23 @@ def build(config: DictConfig) -> System:
     return System(config, module, data, trainer, logger)
 
 
-def _read_published(config: DictConfig) -> None:
-    """`drafter=published` becomes the sizes in its folder, so that the run's checkpoints need the folder no more."""
+def _locate_published(config: DictConfig) -> None:
+    """A wrong `drafter.path` is told before the target takes its time; training starts from the weights there."""
+    if config.drafter.get("path"):
+        config.drafter.path = str(locate(config.drafter.path))
+        config.init_from = config.init_from or config.drafter.path
+
+
+def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
+    """The `drafter` group as its class takes it, without `path`.
+
+    A folder there becomes the sizes in it, so that the run's checkpoints need the folder no more. EAGLE's own files do
+    not name the layers that they read: the target's depth tells them.
+    """
     path = config.drafter.get("path")
     if path:
-        folder = locate(path)
-        config.init_from = config.init_from or str(folder)
-        config.drafter = drafter_config(folder)
+        return drafter_config(path, target)
+    return {name: value for name, value in config.drafter.items() if name != "path"}
 
 
 def run_stage(config: DictConfig, start: str | None = None) -> report.StageResult:

@@ -30,7 +30,15 @@ KEYS = (
     "use_sliding_window",
     "max_window_layers",
 )
-COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+COUNTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+LARGEST = 2**20  # beyond any model's; three of these multiplied still fit a tensor's size
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
 
 
@@ -76,19 +84,24 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
     model_type = str(raw.get("model_type"))
     try:
         config = AutoConfig.for_model(model_type, **{key: raw[key] for key in KEYS if key in raw})
-    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160]
         findings.error(
             f"model_type {model_type!r} with these sizes is no config of transformers: {reason}",
-            "no engine can build the drafter",
-            f"mend config.json; {kind.__name__} drafters are model_type {MODEL_TYPE[kind]}",
+            "vLLM, SGLang and transformers cannot build the drafter and stop",
+            f"write model_type {MODEL_TYPE[kind]}, as {kind.__name__} drafters have, and whole numbers for sizes",
         )
         return None
     counts = {key: getattr(config, key) for key in COUNTS} | {"head_dim": head_dim(config)}
-    wrong = [f"{key} {value}" for key, value in counts.items() if value < 1]
+    wrong = [f"{key} {value}" for key, value in counts.items() if not 1 <= value < LARGEST]
     if wrong or config.num_attention_heads % config.num_key_value_heads or counts["head_dim"] % 2:
         text = ", ".join(wrong) or "odd head_dim, or attention heads that key-value heads do not divide"
-        findings.error(f"impossible sizes: {text}", "no engine can build the drafter", "mend config.json")
+        findings.error(
+            f"impossible sizes: {text}",
+            "vLLM, SGLang and transformers cannot build the drafter and stop",
+            "write those of the tensors: q_proj has num_attention_heads x head_dim rows, k_proj num_key_value_heads x "
+            "head_dim, gate_proj intermediate_size",
+        )
         return None
     if config.hidden_act != "silu":
         findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run silu alone", OTHER)
@@ -103,7 +116,11 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
     if raw.get("tie_word_embeddings"):
         _tied(kind, findings)
     if raw.get("quantization_config"):
-        findings.error("quantization_config: the weights are quantised", "they cannot be trained", "take the original")
+        findings.error(
+            "quantization_config: the weights are quantised",
+            "vLLM and SGLang may serve them, here and in transformers' DFlash they are not unpacked",
+            "take the drafter that was quantised; drop the key if model.safetensors holds plain floats",
+        )
     return config
 
 

@@ -54,7 +54,7 @@ def layer_ids(before: list[int] | None, depth: int | None, findings: Findings) -
         except DraftError:
             findings.error(
                 f"no {LAYERS}, and no depth of a target to tell EAGLE's layers 1, L / 2 - 1 and L - 4 by",
-                "engines take those of whatever target they serve",
+                "vLLM and SGLang take those of whatever target they serve",
                 "write the ids, or num_target_layers; evaluate and export take target= as well",
             )
             return []

@@ -14,6 +14,7 @@ from draftopd.errors import DraftError
 from draftopd.exchange.findings import Findings
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+STOP = "vLLM, SGLang and transformers stop on reading it"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -87,7 +88,7 @@ def save(folder: Path, contents: Contents) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise DraftError(f"{folder} is not empty: name a new folder")
+            raise DraftError(f"{folder} is not empty, and nothing is overwritten: name a new folder (to=...)")
         save_file(contents.tensors, folder / WEIGHTS, contents.metadata)
         (folder / CONFIG).write_text(json.dumps(contents.config, indent=2) + "\n")
     except OSError as error:
@@ -98,12 +99,14 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except FileNotFoundError:
-        findings.error(f"no {CONFIG}", "no engine can tell what it is", f"copy it beside {WEIGHTS}")
+        findings.error(
+            f"no {CONFIG}", "vLLM, SGLang and transformers stop: it says what to build", f"copy it beside {WEIGHTS}"
+        )
         return None
     except ValueError as error:
-        findings.error(f"{CONFIG} is not JSON ({error})", "no engine can read it", "mend it")
+        findings.error(f"{CONFIG} is not JSON ({error})", STOP, "mend the place named, or export or fetch it again")
         return None
     if isinstance(config, dict):
         return config
-    findings.error(f"{CONFIG} holds no object", "no engine can read it", "mend it")
+    findings.error(f"{CONFIG} holds no object", STOP, "write keys and values in braces, or export or fetch it again")
     return None

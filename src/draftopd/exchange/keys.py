@@ -5,6 +5,21 @@ from typing import Any
 from draftopd.exchange.findings import Findings
 
 OTHER = "take another drafter"
+UNREAD = "engines pass over it, an export from here copies it"
+ROPES = ("rope_parameters", "rope_scaling")
+
+
+def names(value: Any) -> list[str]:
+    """The names in a list, or a single one; of anything else none."""
+    values = value if isinstance(value, list) else [value]
+    return [name for name in values if isinstance(name, str)]
+
+
+def architectures(key: str, value: Any, effect: str, findings: Findings) -> tuple[str, ...]:
+    """The target's, where the layout names them."""
+    if value is not None and not (isinstance(value, list) and len(names(value)) == len(value)):
+        findings.error(f"{key} is {value!r}", effect, "write the list that the target's config.json has")
+    return tuple(names(value))
 
 
 def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = None) -> float:
@@ -13,27 +28,40 @@ def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = 
     Args:
         default: what every engine takes where there is none, if they agree.
     """
-    new, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    new, scaling = (raw.get(key) or {} for key in ROPES)
+    if not (isinstance(new, dict) and isinstance(scaling, dict)):
+        key = ROPES[isinstance(new, dict)]
+        findings.error(
+            f"{key} is {raw[key]!r}", "vLLM, SGLang and transformers stop on reading config.json", "write an object"
+        )
+        return 0.0
     if any(isinstance(value, dict) for value in new.values()):
         findings.error("rope_parameters differ by kind of layer", "one rope for all layers is built here", OTHER)
         return 0.0
-    kinds = {table.get("rope_type", table.get("type", "default")) for table in (new, scaling)} - {"default"}
+    kinds = {str(table.get("rope_type", table.get("type", "default"))) for table in (new, scaling)} - {"default"}
     if kinds:
-        findings.error(f"rope type {', '.join(sorted(map(str, kinds)))}", "only plain rope is built here", OTHER)
+        findings.error(f"rope type {', '.join(sorted(kinds))}", "only plain rope is built here", OTHER)
     for place in (raw, new):
         if place.get("partial_rotary_factor", 1) != 1:
             factor = place["partial_rotary_factor"]
             findings.error(f"partial_rotary_factor {factor}", "speculators ignored it, we lack it", OTHER)
-    thetas = {"rope_theta": raw.get("rope_theta"), "rope_parameters.rope_theta": new.get("rope_theta")}
-    given = [value for value in thetas.values() if isinstance(value, int | float) and value > 0]
+    return _theta(raw.get("rope_theta"), new.get("rope_theta"), default, findings)
+
+
+def _theta(top: Any, nested: Any, default: float | None, findings: Findings) -> float:
+    given = [value for value in (top, nested) if isinstance(value, int | float) and value > 0]
     absent = "no rope_theta, neither at the top level nor in rope_parameters"
     if not given and default is not None:
-        findings.warning(absent, f"engines take {default:g}", "write the value that it was trained with into both")
+        findings.warning(
+            absent,
+            f"vLLM, SGLang and transformers take {default:g}",
+            "write the value that it was trained with into both",
+        )
         return default
     if not given:
         findings.error(
             absent,
-            "engines take 10000 or 1000000: acceptance falls and nothing fails",
+            "vLLM takes 1000000, z-lab's code 10000: acceptance falls and nothing fails",
             "write the value that the drafter was trained with into both",
         )
     elif len(set(given)) > 1:
@@ -42,7 +70,7 @@ def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = 
             "transformers 4 reads the first, transformers 5 and vLLM the second: acceptance falls and nothing fails",
             "write the value that the drafter was trained with into both",
         )
-    elif thetas["rope_theta"] is None:
+    elif top is None:
         findings.warning(
             "rope_theta stands in rope_parameters alone",
             "transformers 4, which z-lab's code pins, takes 10000 instead",
@@ -71,7 +99,7 @@ def numbers(key: str, value: Any, findings: Findings) -> list[int]:
         return value
     findings.error(
         f"{key} is {value!r}",
-        "engines fall back to layers that the drafter was not trained on, or refuse",
+        "vLLM and SGLang fall back to layers that the drafter was not trained on, or refuse",
         "write the list of layers whose features the drafter was trained on",
     )
     return []

@@ -18,11 +18,18 @@ from draftopd.exchange.sheet import Kind, Layout, Sheet
 from draftopd.exchange.zlab import ZLAB
 from draftopd.target import Target
 
+ARCHITECTURES = '["DFlashDraftModel"] or ["LlamaForCausalLMEagle3"]'
 LAYOUTS = (ZLAB, SAFEAI, speculators.DFLASH, speculators.EAGLE3)
 LAYER_IDS: dict[Kind, str] = {
     DFlash: "write target_layer_ids as 0-based layer outputs, aux_hidden_state_layer_ids as these plus one",
     Eagle3: "write those of eagle_config as 0-based layer outputs, all others as these plus one",
 }
+
+BEYOND = "SGLang refuses it, vLLM and transformers hand over too few features for fc, or stop"
+STOP = "vLLM, SGLang and transformers do not compare it: shapes do not fit and they stop"
+SILENT = "vLLM, SGLang and transformers do not compare it: acceptance falls and nothing fails"
+GIVE = "give the target that it was trained for"
+EFFECTS = {"hidden_size": STOP, "vocab_size": SILENT, "num_target_layers": SILENT, "target fingerprint": SILENT}
 
 
 def inspect(contents: Contents, findings: Findings, target: Target | None = None) -> tuple[Layout, Sheet] | None:
@@ -38,8 +45,8 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
         findings.error(
             f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor an EAGLE-3 one (SafeAI's, or "
             "speculators')",
-            "not read here",
-            "take another",
+            "vLLM and SGLang build another model from these names, which here is not built",
+            f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash or eagle3",
         )
         return None
     sheet = layout.parse(config, findings, None if target is None else target.shape.num_layers)
@@ -67,13 +74,17 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
 
 def _vocabulary_sizes(sheet: Sheet, findings: Findings) -> None:
     draft, whole = sheet.draft_vocab_size, sheet.shape.vocab_size
-    if draft is not None and not (isinstance(draft, int) and 1 <= draft < whole):
-        findings.error(f"draft_vocab_size {draft!r} beside vocab_size {whole}", "no engine can map it", "mend it")
+    if draft is not None and (isinstance(draft, bool) or not isinstance(draft, int) or not 1 <= draft < whole):
+        findings.error(
+            f"draft_vocab_size {draft!r} beside vocab_size {whole}",
+            "vLLM and SGLang make head and d2t of that many rows, which the file cannot fill, and stop",
+            f"write the number of entries of d2t, or {whole} where the vocabulary is not reduced",
+        )
     mask = sheet.shape.mask_token_id
     if not 0 <= mask < whole:
         findings.error(
             f"mask_token_id {mask} is outside the table of {whole} rows",
-            "engines stop or read a row that is not there",
+            "vLLM, SGLang and transformers stop or read a row that is not there",
             "write the token that the drafter was trained with",
         )
     if sheet.block_size < 2:
@@ -84,6 +95,12 @@ def _vocabulary_sizes(sheet: Sheet, findings: Findings) -> None:
 
 def _layer_ids(sheet: Sheet, findings: Findings) -> None:
     ids, depth = list(sheet.layer_ids), sheet.target_layers
+    if min(ids) < 0:
+        findings.error(
+            f"layer ids {ids} hold {min(ids)}",
+            "vLLM and SGLang meet no such layer and hand over too few features, z-lab's code counts it from the end",
+            LAYER_IDS[sheet.kind],
+        )
     if sorted(set(ids)) != ids:
         findings.error(
             f"layer ids {ids} do not rise",
@@ -94,7 +111,7 @@ def _layer_ids(sheet: Sheet, findings: Findings) -> None:
         hint = " (is that the number of ids, as TorchSpec writes it?)" if depth == len(ids) else ""
         findings.error(
             f"layer id {ids[-1]} of a target of {depth} layers{hint}",
-            "engines refuse it, or capture too few features",
+            BEYOND,
             LAYER_IDS[sheet.kind],
         )
     elif depth is not None and ids[-1] == depth - 1:
@@ -106,7 +123,7 @@ def _layer_ids(sheet: Sheet, findings: Findings) -> None:
 
 
 def _target(tensors: dict[str, Tensor], sheet: Sheet, target: Target, findings: Findings) -> None:
-    shape, useless = target.shape, "a drafter works with its own target only"
+    shape = target.shape
     facts = {
         "hidden_size": (sheet.shape.hidden_size, shape.hidden_size),
         "vocab_size": (sheet.shape.vocab_size, shape.vocab_size),
@@ -115,16 +132,18 @@ def _target(tensors: dict[str, Tensor], sheet: Sheet, target: Target, findings: 
     }
     for name, (ours, theirs) in facts.items():
         if ours != theirs:
-            findings.error(
-                f"{name} {ours}, the target's is {theirs}", useless, "give the target that it was trained for"
-            )
+            findings.error(f"{name} {ours}, the target's is {theirs}", EFFECTS[name], GIVE)
     if max(sheet.layer_ids) >= shape.num_layers:
-        findings.error(f"layer ids reach {max(sheet.layer_ids)} of {shape.num_layers} layers", useless, "mend the ids")
+        findings.error(
+            f"layer ids reach {max(sheet.layer_ids)} of {shape.num_layers} layers",
+            BEYOND,
+            f"{GIVE}, or {LAYER_IDS[sheet.kind]}",
+        )
     if sheet.shape.mask_token_id >= target.embed_rows:
         findings.error(
             f"mask_token_id {sheet.shape.mask_token_id} is outside the target's {target.embed_rows} rows",
-            useless,
-            "mend config.json",
+            "vLLM, SGLang and transformers look it up in the target's embedding, where it is not, and stop",
+            f"{GIVE}, or write the mask token that it was trained with",
         )
     if not findings.errors:
         _lent(tensors, sheet, target, findings)

@@ -70,13 +70,13 @@ def published(path: str | Path, target: Target) -> DFlash | Eagle3:
     return found.drafter.to(target.device).eval()
 
 
-def drafter_config(path: str | Path) -> dict[str, Any]:
+def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:
     """A `drafter` config group with the sizes that a folder's config.json gives.
 
     Raises:
-        DraftError: the linter found an error.
+        DraftError: the linter found an error; another target's drafter is one.
     """
-    *_, sheet, _ = _checked(path, None)
+    *_, sheet, _ = _checked(path, target)
     return {"_target_": f"{sheet.kind.__module__}.{sheet.kind.__name__}", "_partial_": True, **sheet.options()}
 
 
@@ -88,12 +88,12 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
     """
     found = read(path, target)
     _log(path, found.warnings)
-    ours, theirs = Sheet.of(drafter, target).options(), found.sheet.options()
-    other = [f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    ours, theirs = ({"kind": s.kind.__name__, **s.options()} for s in (Sheet.of(drafter, target), found.sheet))
+    other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if ours[name] != theirs.get(name)]
     if other:
         raise DraftError(
             f"the drafter in {path} has another shape than the config's drafter ({'; '.join(other)}): "
-            f"give drafter=published drafter.path={path}"
+            f"give drafter.path={path}"
         )
     drafter.load_state_dict(found.drafter.state_dict())
 

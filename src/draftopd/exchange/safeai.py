@@ -22,7 +22,7 @@ BLOCK_SIZE = 8
 def recognises(config: dict[str, Any]) -> bool:
     if "speculators_model_type" in config or "dflash_config" in config:
         return False
-    named = {ARCHITECTURE, VLLM_ALONE[0]} & set(config.get("architectures") or [])
+    named = {ARCHITECTURE, VLLM_ALONE[0]} & set(keys.names(config.get("architectures")))
     return bool(named) or "eagle_config" in config or "draft_vocab_size" in config
 
 
@@ -53,7 +53,10 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
     target_layers = keys.depth("num_target_layers", config, findings)
     ids = _layer_ids(config, nested, target_layers or depth, findings)
     block = keys.agreed(
-        "block_size", {"config.json": config.get("block_size", BLOCK_SIZE)}, "engines do not read it, we do", findings
+        "block_size",
+        {"config.json": config.get("block_size", BLOCK_SIZE)},
+        "vLLM and SGLang do not read it, training from it here does",
+        findings,
     )
     if config.get("draft_vocab_size") is None:
         findings.error(
@@ -77,7 +80,9 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
         layer_ids=ids,
         target_layers=target_layers,
         target_name=config.get("target_name_or_path"),
-        target_architectures=tuple(config.get("target_architectures") or ()),
+        target_architectures=keys.architectures(
+            "target_architectures", config.get("target_architectures"), keys.UNREAD, findings
+        ),
     )
 
 

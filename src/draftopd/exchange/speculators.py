@@ -176,7 +176,7 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, t
         section = config["speculators_config"]
         tokens = section["proposal_methods"][0]["speculative_tokens"]
         verifier = section["verifier"]
-        name, architectures = verifier["name_or_path"], tuple(verifier.get("architectures") or ())
+        name, named = verifier["name_or_path"], verifier.get("architectures")
     except (KeyError, IndexError, TypeError, AttributeError):
         findings.error(
             "speculators_config lacks proposal_methods[0].speculative_tokens or verifier.name_or_path",
@@ -184,6 +184,7 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, t
             "write both",
         )
         return None, (), None
+    architectures = keys.architectures("verifier.architectures", named, "speculators refuses the folder", findings)
     tokens = keys.agreed("speculative_tokens", {"proposal_methods[0]": tokens}, "vLLM refuses the folder", findings)
     if not name or str(name).startswith(("/", "~", ".")):
         findings.warning(

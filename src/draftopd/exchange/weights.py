@@ -1,4 +1,4 @@
-"""What the linter says of the tensors of model.safetensors: names, shapes, numbers, the draft vocabulary."""
+"""What the linter says of the tensors of model.safetensors: names, shapes, numbers."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,27 @@ from torch import Tensor
 
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.exchange import vocabulary
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.folder import Contents
 from draftopd.exchange.sheet import Kind, Layout, Sheet
+from draftopd.exchange.vocabulary import HEAD
 
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SILENT = "SGLang serves random weights in their place without a word"
 MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT}, vLLM what its memory held"}
+LOADING = "vLLM and SGLang stop while loading it"
+# part of a tensor's name -> what gives its shape; the first one that fits
+SIZES = {
+    "self_attn": "num_attention_heads, num_key_value_heads and head_dim",
+    "mlp.": "intermediate_size",
+    "lm_head": "draft_vocab_size",
+    "d2t": "draft_vocab_size",
+    "t2d": "vocab_size",
+    EMBEDDING: "vocab_size",
+    "norm": "hidden_size",
+}
 
 
 def check(contents: Contents, sheet: Sheet, layout: Layout, findings: Findings) -> None:
@@ -25,9 +38,11 @@ def check(contents: Contents, sheet: Sheet, layout: Layout, findings: Findings) 
     }
     _names(contents.tensors, sheet, layout, expected, findings)
     _shapes(contents.tensors, sheet, expected | _optional(sheet), findings)
-    _dtypes(contents, findings)
+    own = {name: value for name, value in contents.tensors.items() if name not in ("d2t", "t2d")}
+    _dtypes(own, contents, findings)
+    _values(own, findings)
     if not findings.errors:
-        _vocabulary(contents.tensors, sheet, layout, findings)
+        vocabulary.check(contents.tensors, sheet, layout, findings)
 
 
 def lent(sheet: Sheet) -> tuple[str, ...]:
@@ -76,7 +91,9 @@ def _shapes(tensors: dict[str, Tensor], sheet: Sheet, expected: dict[str, tuple[
         found = tuple(tensors[name].shape) if name in tensors else shape
         if name == "fc.weight" and found == shape[::-1] != shape:
             findings.error(
-                f"fc.weight is transposed: {list(found)} instead of {list(shape)}", "engines refuse it", "transpose it"
+                f"fc.weight is transposed: {list(found)} instead of {list(shape)}",
+                LOADING,
+                "save fc.weight.T.contiguous(): a row for each output",
             )
         elif name == "fc.weight" and found != shape:
             findings.error(
@@ -86,83 +103,56 @@ def _shapes(tensors: dict[str, Tensor], sheet: Sheet, expected: dict[str, tuple[
                 "write the layer ids that the drafter was trained on",
             )
         elif found != shape:
-            findings.error(f"{name} {list(found)} instead of {list(shape)}", "engines refuse it", "mend config.json")
+            keys = next(keys for part, keys in SIZES.items() if part in name)
+            findings.error(
+                f"{name} {list(found)} instead of {list(shape)}", LOADING, f"write {keys} as the tensor has it"
+            )
 
 
-def _dtypes(contents: Contents, findings: Findings) -> None:
-    weights = {name: value for name, value in contents.tensors.items() if name not in ("d2t", "t2d")}
+def _dtypes(weights: dict[str, Tensor], contents: Contents, findings: Findings) -> None:
     kinds = {value.dtype for value in weights.values()}
     strange = [name for name, value in weights.items() if value.dtype not in FLOATS]
     if strange:
-        findings.error(f"{_list(strange)} of {weights[strange[0]].dtype}", "cannot be trained", "take the original")
+        findings.error(
+            f"{_list(strange)} of {weights[strange[0]].dtype}",
+            "vLLM and SGLang copy the bare numbers, without the scales of quantised ones; here they cannot be trained",
+            "take the drafter that was quantised, or save float32, bfloat16 or float16",
+        )
     elif len(kinds) > 1:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        findings.warning(f"weights of {names}", "transformers casts all to config.json's dtype", "write one dtype")
+        findings.warning(
+            f"weights of {names}",
+            "transformers casts all to config.json's dtype, ours to float32",
+            "save all weights in the dtype that config.json names",
+        )
     wanted = contents.config.get("dtype") or contents.config.get("torch_dtype")
     if wanted and {str(kind).removeprefix("torch.") for kind in kinds} != {str(wanted).removeprefix("torch.")}:
-        findings.warning(f"dtype is {wanted}, the weights are not", "transformers casts them on loading", "mend it")
+        findings.warning(
+            f"dtype is {wanted}, the weights are not",
+            "transformers casts them on loading, ours keeps the file's",
+            "write the dtype of the weights into config.json",
+        )
     if "format" not in contents.metadata:
-        findings.warning("no format in the metadata of model.safetensors", "transformers 4 refuses", "write format: pt")
+        findings.warning(
+            "no format in the metadata of model.safetensors",
+            "transformers 4, which z-lab's code pins, refuses the file",
+            'save it with metadata={"format": "pt"}',
+        )
+
+
+def _values(weights: dict[str, Tensor], findings: Findings) -> None:
     broken = [name for name, value in weights.items() if value.dtype in FLOATS and not value.isfinite().all()]
     if broken:
         findings.error(
-            f"{_list(broken)} not finite", "speculators saves NaN where it lacked weights", "export it again"
+            f"{_list(broken)} not finite",
+            "vLLM and SGLang load it and accept no draft; speculators saves NaN where it lacked weights",
+            "export it again from a checkpoint that drafts",
         )
     elif HEAD in weights and not weights[HEAD].any():
-        findings.error(f"{HEAD} is all zero: it was never trained", "every draft is one token", "export a trained one")
-
-
-def _vocabulary(tensors: dict[str, Tensor], sheet: Sheet, layout: Layout, findings: Findings) -> None:
-    draft, d2t, t2d = sheet.draft_vocab_size, tensors.get("d2t"), tensors.get("t2d")
-    if draft is None:
-        if (d2t is not None and d2t.any()) or (t2d is not None and not t2d.all()):
-            findings.error("d2t or t2d without draft_vocab_size", "vLLM drafts other tokens", "write draft_vocab_size")
-        return
-    absent = [name for name in layout.reduced if name not in tensors]
-    again = "export it again with its target"
-    if d2t is None:
-        effect = "speculators fills in zeros, vLLM and SGLang take draft ids for token ids, without a word"
-        findings.error(f"draft_vocab_size {draft} without {_list(absent)}", effect, again)
-        return
-    if "t2d" in absent and layout.name == "speculators":
-        findings.error(f"draft_vocab_size {draft} without t2d", "speculators fills in zeros", again)
-        return
-    if absent:
-        effect = "vLLM has no rows of its own to draft from" if HEAD in absent else "SafeAI's code cannot train it on"
-        findings.warning(f"draft_vocab_size {draft} without {_list(absent)}", effect, again)
-    if layout.name == "zlab":
-        findings.warning(
-            f"draft_vocab_size {draft} in z-lab's layout",
-            "SGLang, transformers and z-lab's code drop d2t and draft from the whole vocabulary, on which it was not "
-            "trained: the text stays right, acceptance changes (make serve-check says by how much)",
-            "serve it with vLLM, or train with drafter.draft_vocab_size=null",
-        )
-    _offsets(d2t, t2d, sheet, findings)
-
-
-def _offsets(d2t: Tensor, t2d: Tensor | None, sheet: Sheet, findings: Findings) -> None:
-    if d2t.is_floating_point() or d2t.dtype == torch.bool:
-        findings.error(f"d2t is {d2t.dtype}", "it holds offsets, target id minus draft id", "write whole numbers")
-        return
-    ids = d2t.long() + torch.arange(len(d2t))
-    if not d2t.any():
-        findings.error("d2t is all zero", "it was never filled: drafts could only be the first tokens", "fill it")
-    elif ids.min() < 0 or ids.max() >= sheet.shape.vocab_size or not (ids.diff() > 0).all():
-        looks = " (it seems to hold ids instead of offsets)" if (d2t.long().diff() > 0).all() else ""
         findings.error(
-            f"d2t does not lead to rising token ids below {sheet.shape.vocab_size}{looks}",
-            "vLLM drafts other tokens than the drafter meant",
-            "write target id minus draft id",
-        )
-    elif t2d is not None and t2d.bool().sum() != len(d2t):
-        findings.error(
-            f"t2d marks {int(t2d.bool().sum())} tokens, d2t holds {len(d2t)}", "speculators stops", "mend t2d"
-        )
-    elif t2d is not None and not torch.equal(t2d.bool().nonzero()[:, 0], ids):
-        findings.error(
-            "t2d marks other tokens than d2t: one of them is stale",
-            "training goes on with t2d's tokens, engines serve d2t's",
-            "export it again with its target",
+            f"{HEAD} is all zero: it was never trained",
+            "vLLM and SGLang draft one and the same token always",
+            "export a trained drafter",
         )
 
 

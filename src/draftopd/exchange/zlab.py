@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 def recognises(config: dict[str, Any]) -> bool:
-    return ARCHITECTURE in (config.get("architectures") or []) or (
+    return ARCHITECTURE in keys.names(config.get("architectures")) or (
         "dflash_config" in config and "speculators_model_type" not in config
     )
 
@@ -97,7 +97,9 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
         layer_ids=ids,
         target_layers=target_layers,
         target_name=config.get("target_name_or_path"),
-        target_architectures=tuple(config.get("target_architectures") or ()),
+        target_architectures=keys.architectures(
+            "target_architectures", config.get("target_architectures"), keys.UNREAD, findings
+        ),
         mask_token_id=mask,
     )
 
