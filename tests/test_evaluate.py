@@ -91,6 +91,8 @@ def test_the_same_drafter_twice_has_no_difference(run, checkpoint: Path):
         (["checkpoint={first}", "decoding.rule=luck"], "decoding.rule=luck"),
         (["checkpoint={first}", "speed.block_sizes=[1]"], "block_sizes"),
         (["checkpoint={first}", "split=tests"], "tests"),
+        (["checkpoint={first}", "device=gpu"], "device=gpu"),
+        (["checkpoint={first}", "decoding.max_new_tokens=1"], "speed.prompts=0"),
     ],
 )
 def test_mistakes_end_in_one_line(run, checkpoint: Path, words: list[str], message: str):

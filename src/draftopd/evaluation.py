@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -50,10 +51,9 @@ def evaluate(config: DictConfig) -> Evaluation:
     Raises:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
-    uri = config.logger.tracking_uri if config.logger else None
     target: Target | None = instantiate(config.target) if config.target else None
-    first = _open(config.checkpoint, uri, target)
-    runs = [first] + ([_open(config.against, uri, first.target)] if config.against else [])
+    first = _open(config.checkpoint, config, target)
+    runs = [first] + ([_open(config.against, config, first.target)] if config.against else [])
     decoding = _decoding(first.decoding, config.decoding)
     prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
     if prompts is None:
@@ -61,9 +61,7 @@ def evaluate(config: DictConfig) -> Evaluation:
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     reader = _Reader(first.target, thinking, config.max_prompt_length)
     chosen = prompts.split(config.split)[: config.limit]
-    asked = [(p, ids) for p in chosen if (ids := reader.ids(p)) is not None]
-    if not asked:
-        raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={reader.longest} tokens")
+    asked = _asked(chosen, reader)
     names = ["drafter", "against"]
     traces = [_converse(run, asked, decoding, reader, name) for run, name in zip(runs, names, strict=False)]
     places = _heads([p.set for p, _ in asked], config.speed.prompts)
@@ -79,6 +77,13 @@ def evaluate(config: DictConfig) -> Evaluation:
     return Evaluation(first.target, decoding, candidates, len(chosen) - len(asked))
 
 
+def _asked(chosen: Sequence[Prompt], reader: "_Reader") -> list[tuple[Prompt, list[int]]]:
+    asked = [(p, ids) for p in chosen if (ids := reader.ids(p)) is not None]
+    if not asked:
+        raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={reader.longest} tokens")
+    return asked
+
+
 @dataclass(frozen=True)
 class _Subject:
     target: Target
@@ -88,14 +93,23 @@ class _Subject:
     enable_thinking: bool | None
 
 
-def _open(name: str, tracking_uri: str | None, target: Target | None) -> _Subject:
+def _open(name: str, config: DictConfig, target: Target | None) -> _Subject:
     """A drafter from a checkpoint or run, which know their target and prompts, or from a published folder."""
+    device = _device(config.device)
     if Path(name).expanduser().is_dir():
         if target is None:
             raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
-        return _Subject(target, published(name, target), None, Decoding(), None)
-    run = restore(name, tracking_uri, target)
-    return _Subject(run.target, run.drafter, run.prompts, run.decoding, run.config.data.batching.enable_thinking)
+        return _Subject(target.to(device), published(name, target), None, Decoding(), None)
+    run = restore(name, config.logger.tracking_uri if config.logger else None, target)
+    target, drafter, thinking = run.target.to(device), run.drafter.to(device), run.config.data.batching.enable_thinking
+    return _Subject(target, drafter, run.prompts, run.decoding, thinking)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        raise DraftError(f"device={name} is none: auto, cpu, cuda or cuda:1 for example") from error
 
 
 def _decoding(trained: Decoding, given: DictConfig) -> Decoding:

@@ -17,6 +17,7 @@ import torch
 from draftopd.acceptance import accept
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
 from draftopd.measure import Done, clocks, nothing
 from draftopd.metrics import Acceptance
 from draftopd.rollout import Decoding, rollout
@@ -142,13 +143,20 @@ def table(
     block_sizes: Sequence[int],
     on_done: Done = nothing,
 ) -> tuple[Costs, list[BlockSize]]:
-    """The model beside measurements; all block sizes and plain decoding take turns in every prompt."""
+    """The model beside measurements; all block sizes and plain decoding take turns in every prompt.
+
+    Raises:
+        DraftError: nothing was drafted.
+    """
     own = drafter.block_size
     results = rollout(target, drafter, prompts, decoding)
+    if not any(len(r.trace.anchors) for r in results):
+        raise DraftError("each of the timed answers is a single token, so nothing is drafted: set speed.prompts=0")
     metric = Acceptance(own - 1)
     metric.update([r.trace for r in results])
     values = metric.compute()
-    accept_at = [float(values[f"accept_at/{k}"]) for k in range(1, own)]
+    # a position that no block drafted before its text ended has no share
+    accept_at = [float(values[key]) if (key := f"accept_at/{k}") in values else 0.0 for k in range(1, own)]
     half = [r.trace.tokens[: r.trace.prompt_length + r.trace.response_length // 2].tolist() for r in results]
     text = sorted(half, key=len)[len(half) // 2]
     known = costs(target, drafter, text, block_sizes, decoding)
