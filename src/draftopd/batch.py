@@ -101,7 +101,7 @@ class DecodingBatch:
         cache.lengths = lengths
         self.cache.put(rows, cache)
         if self.drafter is not None and self.state is not None:
-            state = self.drafter.start(len(prompts), self.capacity, device)
+            state = self.drafter.start(len(prompts), padded.shape[1], device)
             following = padded.roll(-1, 1).scatter(1, (lengths - 1)[:, None], tokens[:, None])
             self.drafter.extend(state, features, following, self.target.embed)
             state.lengths = lengths
@@ -118,8 +118,8 @@ class DecodingBatch:
             self.rows[row] = _Row(prompt.index, len(prompt.tokens), [*prompt.tokens, token])
 
     def _prefill(self, tokens: Tensor) -> tuple[RaggedCache, Tensor, Tensor]:
-        """Cache, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]."""
-        cache = RaggedCache(len(tokens), self.capacity, tokens.device)
+        """Cache of P positions, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]."""
+        cache = RaggedCache(len(tokens), tokens.shape[1], tokens.device)
         if not self.prefix:
             return cache, *self._read(tokens, cache)
         if self.opening is None:

@@ -133,7 +133,7 @@ def affordable_rows(
     shape, size = target.shape, target.model.dtype.itemsize
     position = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim * size
     if drafter is not None:
-        position += drafter.state_width * size
+        position += drafter.state_width * drafter.fc.weight.dtype.itemsize
     if keep:  # features by position, and the hidden state of every draft
         position += (len(layer_ids) + (drafter.num_draft_tokens if drafter else 0)) * shape.hidden_size * size
     rows = int(decoding.memory_gib * 2**30 / (position * capacity))
