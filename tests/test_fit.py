@@ -216,6 +216,7 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
         ("smoke/draft_opd", "data.batching.micro_batch_size=3"),
         pytest.param("smoke/draft_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.decoding.batch_size=3", marks=pytest.mark.slow),
+        pytest.param("smoke/draft_opd", "data.keep_gib=1e-5", marks=pytest.mark.slow),
         pytest.param("smoke/sft", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         ("smoke/sft", "texts.features_dtype=null"),
         pytest.param("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),

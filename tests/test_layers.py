@@ -9,7 +9,7 @@ FLOORS = [
     {"errors", "trace", "blocks", "decoding", "sampling", "acceptance", "rows", "metrics", "stats", "placements"}
     | {"divergences", "losses", "block_losses", "one_token", "terms", "processes", "linear"},
     {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"}
-    | {"stored"},
+    | {"stored", "kept"},
     {
         "ledger",
         "batch",

@@ -139,7 +139,7 @@ def test_rows_and_what_they_hold_stay_within_memory_gib(
     assert affordable_rows(*shapes, replace(wide, memory_gib=bound), drafter.layer_ids, True) == rows
     assert affordable_rows(*shapes, replace(wide, batch_size=2, memory_gib=1.0), drafter.layer_ids, True) == 2
     Watched.seen.clear()
-    extras = (True, drafter.layer_ids, None, 0, None, lambda finished: None)
+    extras = (True, drafter.layer_ids, None, 0, None, lambda finished: None, torch.Tensor.cpu)
     results = decode(Watched, target, drafter, prompts, replace(wide, memory_gib=bound), *extras)
     assert texts(results) == texts(rollout(target, drafter, prompts, Decoding(limit, batch_size=5)))
     assert max(seen[0] for seen in Watched.seen) == rows

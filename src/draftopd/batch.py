@@ -1,6 +1,6 @@
 """Responses that are decoded together: the state of a rollout, and one step of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,7 @@ class DecodingBatch:
     Args:
         width, capacity: rows, and positions of each.
         prefix: tokens with which every prompt begins, and behind which each has more; they are read once.
+        store: gives what is kept of a response its place on the CPU.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class DecodingBatch:
         keep: bool,
         drafter_step: int,
         ledger: Ledger,
+        store: Callable[[Tensor], Tensor],
     ) -> None:
         self.target, self.drafter, self.layer_ids, self.ledger = target, drafter, layer_ids, ledger
-        self.decoding, self.keep, self.drafter_step = decoding, keep, drafter_step
+        self.decoding, self.keep, self.drafter_step, self.store = decoding, keep, drafter_step, store
         self.num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
         self.capacity, self.prefix = capacity, list(prefix)
         device = target.device
@@ -232,4 +234,4 @@ class DecodingBatch:
             if row.hidden
             else features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
         )
-        return Rollout(trace, features.cpu(), hidden.cpu())
+        return Rollout(trace, self.store(features), self.store(hidden))

@@ -5,6 +5,7 @@ drafted by the weights it starts from.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from draftopd import processes
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
 from draftopd.free_running import free_running
+from draftopd.kept import Kept
 from draftopd.prompts import Prompts
 from draftopd.redraft import redraft, require_greedy_drafts
 from draftopd.rollout import Decoding, rollout
@@ -82,6 +84,8 @@ class OnPolicyDataModule(DraftDataModule):
         refresh: `rollout`: the target writes every response again; `redraft`: the drafter goes along the texts that the
             target has written once and for all. The same traces at temperature 0, up to the precision of stored
             features. Above 0 rollouts of a later lap draw other texts, redrafts do not.
+        keep_gib: what rollouts have computed of the features and hidden states of one phase stays in memory up to so
+            many GiB a process, and as much of one step's batches; the rest is mapped from files in the cache's folder.
         place: lays the blocks elsewhere before they are trained on; None = where they were drafted.
         skip_share: see DraftDataModule.
 
@@ -102,19 +106,22 @@ class OnPolicyDataModule(DraftDataModule):
         place: Place | None = None,
         skip_share: float = 0.0,
         refresh: str = "rollout",
+        keep_gib: float = 8.0,
     ) -> None:
         super().__init__(prompts, texts, decoding, batching, seed, skip_share)
         if refresh not in ("rollout", "redraft"):
             raise DraftError(f"data.refresh={refresh} is not known: rollout or redraft")
         if refresh == "redraft":
             require_greedy_drafts(decoding)
-        self.prompts_per_epoch, self.place, self.refresh = prompts_per_epoch, place, refresh
+        self.prompts_per_epoch, self.place, self.refresh, self.keep_gib = prompts_per_epoch, place, refresh, keep_gib
+        self._phase: dict[int, Rollout] = {}  # this process's, by their places in the epoch
 
     def train_dataloader(self) -> DataLoader:
-        fresh = self._roll_out() if self.refresh == "rollout" else self._redraft()
+        self._phase, self.results = {}, []  # the last phase's go before the next one's come
+        self._phase = self._roll_out() if self.refresh == "rollout" else self._redraft()
         self.module.share_costs()
-        self.results = [r for r in fresh.values() if len(r.trace.anchors)]
-        drafted = processes.gather([len(r.trace.anchors) > 0 for r in fresh.values()])
+        self.results = [r for r in self._phase.values() if len(r.trace.anchors)]
+        drafted = processes.gather([len(r.trace.anchors) > 0 for r in self._phase.values()])
         places = [place for place, any_block in enumerate(drafted) if any_block]
         if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
@@ -126,17 +133,24 @@ class OnPolicyDataModule(DraftDataModule):
             # a remainder joins the last step: no trace that was paid for is dropped
             part = places[step * size : len(places) if step == steps - 1 else (step + 1) * size]
             owners = [place % processes.count() for place in part]  # traces are replayed where they were rolled out
-            draw = generator(self.seed, epoch, step)
-            return [self._batch([fresh[place] for place in m], draw) for m in self.micro(part, owners)]
+            draw, keep = generator(self.seed, epoch, step), self._store()
+            return [self._batch([self._phase[place] for place in m], draw, keep) for m in self.micro(part, owners)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
 
-    def _batch(self, members: Sequence[Rollout], draw: torch.Generator) -> ReplayBatch:
+    def _batch(self, members: Sequence[Rollout], draw: torch.Generator, keep: Kept) -> ReplayBatch:
         if not members:
             return self.nothing()
         if self.place is not None:
             return self.place([r.trace for r in members], draw)
-        return collate_rollouts(members)
+        batch = collate_rollouts(members)
+        batch.features = None if batch.features is None else keep(batch.features)
+        batch.target_hidden = None if batch.target_hidden is None else keep(batch.target_hidden)
+        return batch
+
+    def _store(self) -> Kept:
+        """Where one phase, or one step, is kept."""
+        return Kept(self.keep_gib, Path(self.cache.folder).expanduser() / "kept")
 
     def _roll_out(self) -> dict[int, Rollout]:
         """This process's share of the epoch's prompts, by their places in the epoch."""
@@ -157,6 +171,7 @@ class OnPolicyDataModule(DraftDataModule):
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
+                store=self._store(),
             )
         return dict(zip(processes.own(range(len(index))), results, strict=True))
 
@@ -178,6 +193,7 @@ class OnPolicyDataModule(DraftDataModule):
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
+                store=self._store(),
             )
         return dict(zip(processes.own(range(len(index))), results, strict=True))
 
