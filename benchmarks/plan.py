@@ -77,7 +77,7 @@ def batch_of(texts: int, blocks: int, drafter: Drafter) -> ReplayBatch:
 
 
 def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, sharded: bool) -> dict[str, float]:
-    """Bytes: on one GPU what stays, what training adds and what decoding adds; and kept rollouts, on the host.
+    """Bytes: on one GPU what stays, what training adds and what decoding adds; and kept rollouts in the hosts' memory.
 
     Training and decoding take turns, so a GPU holds what stays and the larger of the two.
     """
@@ -98,13 +98,14 @@ def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, shar
     rows = blocks * drafter.block_size
     layer = 2 * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     mask = 2 * rows * (ASSUMED.prompt + longest + rows)
+    kept = config.data.prompts_per_epoch * states(ASSUMED.response)[1] if on_policy else 0.0
     return {
         "target": 2.0 * sum(p.numel() for p in target.parameters()),
         "drafter": weights * (4 + 4 + 8) / parts + weights * 2 + (weights * 4 if not sharded and gpus > 1 else 0),
         "activations": texts * (rows * layer * config.drafter.num_layers + mask + evidence),
         "logits": 8 * 4.0 * config.module.chunk_rows * shape.vocab_size,  # both sides, their logs and gradients
         "decoding": config.data.decoding.memory_gib * 2**30 + (weights * 4 if sharded else 0),
-        "host": config.data.prompts_per_epoch * states(ASSUMED.response)[1] if on_policy else 0.0,
+        "host": min(kept, gpus * config.data.keep_gib * 2**30) if on_policy else 0.0,
     }
 
 

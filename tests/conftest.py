@@ -1,7 +1,9 @@
 """One tiny pair for all tests: a random target over characters and a random drafter."""
 
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,17 @@ def fit_texts(drafter: Drafter, target: Target, prompts: list[list[int]], decodi
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@contextmanager
+def full_disk(room: int = 1000) -> Iterator[None]:
+    """No file can grow beyond so many bytes: libraries meet an error of the system, as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

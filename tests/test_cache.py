@@ -33,7 +33,7 @@ def test_random_steps_crops_joins_and_selections(family: str):
         cache.lengths = cache.lengths + kept
         if turn in (4, 9):  # two rows are taken over by new prompts of unlike lengths
             new, lengths = tokens(2, 9), torch.tensor([9, 4])
-            joining = RaggedCache(2, capacity)
+            joining = RaggedCache(2, 9)  # no larger than its prompts
             target.step(new, joining)
             joining.lengths = lengths
             cache.put(torch.tensor([1, 3]), joining)

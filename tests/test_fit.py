@@ -13,12 +13,18 @@ from draftopd import evaluate
 from draftopd.curves import AXES
 from draftopd.data import OnPolicyDataModule
 from draftopd.module import DraftModule
+from draftopd.trace import Trace
 
 UNTIMED = ("logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
 
 
 def outputs(folder: Path) -> Path:
     return max((p.parent for p in folder.rglob("results.json")), key=lambda p: p.stat().st_mtime)
+
+
+def texts_of(folder: Path) -> list[Path]:
+    """The folders of texts that were written."""
+    return sorted({path.parent for path in folder.rglob("*.safetensors")})
 
 
 def runs(folder: Path, **tags: str):
@@ -163,13 +169,55 @@ def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
     assert command(*words) == 0
 
 
-def test_redrafting_reads_tails_and_counts_what_it_costs(command, tmp_path):
+@pytest.fixture
+def phases(monkeypatch) -> list[list[Trace]]:
+    """The traces of every phase of a run."""
+    seen: list[list[Trace]] = []
+    original = OnPolicyDataModule.train_dataloader
+
+    def record(self):
+        loader = original(self)
+        seen.append([r.trace for r in self.results])
+        return loader
+
+    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", record)
+    return seen
+
+
+def test_redrafting_reads_text_and_tails_and_counts_what_it_costs(command, tmp_path, phases):
     """The target's texts are written once, in the ledger of texts; the phases of training are draft, replay, train."""
     assert command("experiment=smoke/redraft", "budget.epochs=2", *UNTIMED) == 0
     ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
     assert ledger["flops"].keys() == {"draft", "replay", "train"}
     assert {"redraft", "replay", "train", "validate"} <= ledger["seconds"].keys()
     assert 0 < ledger["tokens"]["redraft"] < ledger["tokens"]["draft"]
+    traces = [trace for phase in phases for trace in phase]
+    tails = sum(int((t.drafted - t.accepted - 1).clamp(min=0).sum()) for t in traces)
+    assert tails > 0
+    assert ledger["tokens"]["replay"] == sum(len(t.tokens) for t in traces) + tails
+
+
+def test_redrafting_begins_with_the_first_texts_and_writes_no_others(command, tmp_path):
+    few = ("data.prompts_per_epoch=4", "data.batching.batch_size=4", "texts.shard_size=4")
+    whole = "drafter.draft_vocab_size=null"  # a reduced one counts tokens of the texts
+    assert command("experiment=smoke/redraft", "budget.epochs=1", whole, *few, *UNTIMED) == 0
+    assert [len(list(folder.glob("*.safetensors"))) for folder in texts_of(tmp_path)] == [1, 1]  # with validation's
+
+
+def test_redrafted_texts_are_written_anew_above_temperature_0(command, tmp_path, phases):
+    words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", "budget.epochs=4", *UNTIMED)
+    assert command("experiment=smoke/redraft", *words) == 0
+    texts = [[t.tokens.tolist() for t in phase] for phase in phases]
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+    assert not any(text in texts[2] for text in texts[0])
+    assert len(texts_of(tmp_path)) == 3  # two generations and validation
+
+
+@pytest.mark.parametrize("word", ["data.decoding.temperature=0", "data.refresh=rollout", "data.rewrite_every=0"])
+def test_rewriting_what_cannot_change_is_refused(command, capsys, word: str):
+    words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", word, "logger=none")
+    assert command("experiment=smoke/redraft", *words) == 2
+    assert "data.refresh=redraft and data.decoding.temperature above 0" in capsys.readouterr().err
 
 
 def test_redrafting_sampled_drafts_is_refused_before_any_text_is_written(command, tmp_path, capsys):
@@ -282,20 +330,25 @@ def final_weights(command, folder: Path, *words: str) -> dict[str, torch.Tensor]
     return torch.load(outputs(folder) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+ONE_STEP = "data.batching.batch_size=16"
+
+
 @pytest.mark.parametrize(
     ("experiment", "change"),
     [
         ("smoke/draft_opd", "data.batching.micro_batch_size=3"),
         pytest.param("smoke/draft_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.decoding.batch_size=3", marks=pytest.mark.slow),
+        pytest.param("smoke/draft_opd", "data.keep_gib=1e-5", marks=pytest.mark.slow),
         pytest.param("smoke/sft", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         ("smoke/sft", "texts.features_dtype=null"),
         pytest.param("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd objective=expected_length", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_sft", "texts.features_dtype=null", marks=pytest.mark.slow),
-        pytest.param("smoke/draft_opd", "data.refresh=redraft", marks=pytest.mark.slow),
-        pytest.param("smoke/eagle3_opd", "data.refresh=redraft", marks=pytest.mark.slow),
+        # one step a phase: they take the prompts in unlike orders
+        pytest.param(f"smoke/draft_opd {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
+        pytest.param(f"smoke/eagle3_opd {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):

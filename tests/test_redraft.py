@@ -84,6 +84,7 @@ def test_sampled_texts_are_drafted_along_alike_under_token_matching(target: Targ
     decoding = Decoding(24, temperature=0.3, seed=5)
     assert len(accepted(compare(target, trained, decoding))) > 1
     compare(target, trained, replace(decoding, temperature=1.0, top_p=0.9))
+    compare(target, trained, replace(decoding, temperature=1.0), PROMPTS * 3)
 
 
 def test_sampled_drafts_are_refused(target: Target, drafter: DFlash):

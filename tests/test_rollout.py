@@ -1,11 +1,18 @@
 """Lossless, and honest about what happened on the way."""
 
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 import torch
 
 from conftest import PROMPTS
+from draftopd.batch import DecodingBatch
+from draftopd.cache import RaggedCache
+from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
-from draftopd.rollout import Decoding, rollout
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.rollout import Decoding, affordable_rows, decode, rollout
 from draftopd.target import Target
 from draftopd.trace import collate
 
@@ -91,6 +98,54 @@ def test_rows_that_idle_beside_waiting_prompts_stay_inside_the_cache(target: Tar
     batch = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
     again = target.replay(batch, eager_drafter.layer_ids)
     torch.testing.assert_close(batch.target_hidden[batch.valid], again.target_hidden[batch.valid], atol=1e-4, rtol=1e-3)
+
+
+class Watched(DecodingBatch):
+    """Notes the rows and the bytes of what it holds, and of what reading prompts adds, while it runs."""
+
+    seen: ClassVar[list[tuple[int, int, int]]] = []
+
+    def _prefill(self, tokens: torch.Tensor) -> tuple[RaggedCache, torch.Tensor, torch.Tensor]:
+        result = super()._prefill(tokens)
+        self.note(stored(result[0]))
+        return result
+
+    def _step(self) -> None:
+        super()._step()
+        self.note(0)
+
+    def note(self, joining: int) -> None:
+        assert self.state is not None
+        hidden = sum(h.nbytes for row in self.rows if row is not None for h in row.hidden)
+        kept = 0 if self.kept is None else self.kept.nbytes
+        self.seen.append((len(self.rows), stored(self.cache) + stored(self.state) + kept + hidden, joining))
+
+
+def stored(cache: RaggedCache) -> int:
+    return sum(store.nbytes for stores in cache.stores.values() for store in stores)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+def test_rows_and_what_they_hold_stay_within_memory_gib(
+    target: Target, eager_drafter: DFlash, eager_eagle: Eagle3, kind: str, rows: int
+):
+    drafter: Drafter = {"dflash": eager_drafter, "eagle3": eager_eagle}[kind]
+    prompts, limit = PROMPTS * 3, 24
+    capacity = max(map(len, prompts)) + limit + drafter.num_draft_tokens + 1
+    wide = Decoding(limit, batch_size=10**6, memory_gib=1.0)
+    shapes = (target, drafter, capacity)
+    bound = 1.01 * rows / affordable_rows(*shapes, wide, drafter.layer_ids, True)
+    assert affordable_rows(*shapes, replace(wide, memory_gib=bound), drafter.layer_ids, True) == rows
+    assert affordable_rows(*shapes, replace(wide, batch_size=2, memory_gib=1.0), drafter.layer_ids, True) == 2
+    Watched.seen.clear()
+    extras = (True, drafter.layer_ids, None, 0, None, lambda finished: None, torch.Tensor.cpu)
+    results = decode(Watched, target, drafter, prompts, replace(wide, memory_gib=bound), *extras)
+    assert texts(results) == texts(rollout(target, drafter, prompts, Decoding(limit, batch_size=5)))
+    assert max(seen[0] for seen in Watched.seen) == rows
+    assert 0.5 * bound < max(seen[1] for seen in Watched.seen) / 2**30 <= bound
+    position = 2 * 4 * target.shape.num_layers * target.shape.num_key_value_heads * target.shape.head_dim
+    assert max(seen[2] for seen in Watched.seen) == rows * max(map(len, prompts)) * position  # and no longer
 
 
 def test_modes_are_restored(target: Target, drafter: DFlash):

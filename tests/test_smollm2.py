@@ -8,7 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from conftest import full_disk
 from draftopd import smollm2
 from draftopd.errors import DraftError
 from draftopd.smollm2 import NAME, WHEEL, smollm2_folder
@@ -171,6 +174,19 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DraftError, match="choose another cache folder"):
         smollm2_folder(tmp_path / "file" / "cache")
+
+
+def test_a_disk_that_fills_up_in_the_conversion(
+    cache: Path, small_wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(gguf: Path, folder: Path) -> None:
+        folder.mkdir()
+        save_file({"weight": torch.zeros(1000)}, folder / "model.safetensors")
+
+    monkeypatch.setattr(smollm2, "_convert", convert)
+    with full_disk(), pytest.raises(DraftError, match="choose another cache folder"):
+        smollm2_folder(cache, small_wheel)
+    assert left_in(cache) == []
 
 
 def test_failing_pip_names_the_way_round_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from conftest import PROMPTS
+from conftest import PROMPTS, full_disk
+from draftopd import stored
 from draftopd import texts as texts_module
 from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
-from draftopd.texts import TextCache
+from draftopd.texts import TextCache, Texts
 
 DECODING = Decoding(max_new_tokens=12)
 
@@ -37,10 +38,10 @@ def test_a_second_process_reads_what_the_first_wrote(target: Target, tmp_path, m
 def test_an_interrupted_shard_leaves_nothing_and_the_rest_is_kept(target: Target, tmp_path, monkeypatch):
     texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
     texts.write(2)
-    monkeypatch.setattr(texts_module, "save_file", lambda state, path: (path.write_bytes(b"half"), 1 / 0))
+    monkeypatch.setattr(stored, "save_file", lambda state, path: (path.write_bytes(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         texts.write(4)
-    assert sorted(p.name for p in texts.folder.iterdir()) == ["00000.safetensors", "recipe.json"]
+    assert sorted(p.name for p in texts.folder.iterdir()) == ["00000.safetensors", "00000.sha256", "recipe.json"]
     monkeypatch.undo()
     shown = []
 
@@ -79,10 +80,48 @@ def test_a_full_disk_is_refused_before_anything_is_written(target: Target, tmp_p
         cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
 
 
-def test_a_disk_that_fills_up_while_writing_is_one_clear_error(target: Target, tmp_path, monkeypatch):
-    def full(state, path):
-        raise OSError(28, "No space left on device")
+def test_a_disk_that_fills_up_while_writing_is_one_clear_error(target: Target, tmp_path):
+    texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+    with full_disk(), pytest.raises(DraftError, match=r"00000\.safetensors.*cache_dir to another disk"):
+        texts.write(2)
+    assert [p.name for p in texts.folder.iterdir()] == ["recipe.json"]
+    assert texts[0].response_length > 0  # with room again it is written
 
-    monkeypatch.setattr(texts_module, "save_file", full)
-    with pytest.raises(DraftError, match="No space left"):
-        cache(tmp_path).open(target, PROMPTS, DECODING, (1,)).write(2)
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "no digest"])
+def test_a_damaged_file_is_named_and_written_again_when_it_is_gone(target: Target, tmp_path, damage: str):
+    def opened():
+        return cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+
+    wanted = opened()
+    wanted.write(2)
+    (path,) = wanted.folder.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "a flipped bit":
+        content[-5] ^= 1
+        path.write_bytes(content)
+    elif damage == "a lost end":
+        path.write_bytes(content[:-5])
+    else:
+        path.with_suffix(".sha256").unlink()
+    for read in (Texts.features, Texts.__getitem__):
+        with pytest.raises(DraftError, match=r"00000\.safetensors.*delete it") as caught:
+            read(opened(), 1)
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    assert opened()[1].tokens.tolist() == wanted[1].tokens.tolist()
+
+
+def test_a_file_is_checked_once(target: Target, tmp_path, monkeypatch):
+    texts, checked = cache(tmp_path).open(target, PROMPTS, DECODING, (1,)), []
+    monkeypatch.setattr(stored, "check", checked.append)
+    for i in (0, 1, 0, 2):
+        texts.features(i)
+    assert [path.name for path in checked] == ["00000.safetensors", "00001.safetensors"]
+
+
+def test_features_are_mapped_and_not_loaded(target: Target, tmp_path):
+    texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
+    features = texts.features(0)
+    assert features is not None
+    assert features.untyped_storage().nbytes() > features.nbytes  # a view of the whole file

@@ -1,6 +1,6 @@
 """Responses that are decoded together: the state of a rollout, and one step of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,7 @@ class DecodingBatch:
     Args:
         width, capacity: rows, and positions of each.
         prefix: tokens with which every prompt begins, and behind which each has more; they are read once.
+        store: gives what is kept of a response its place on the CPU.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class DecodingBatch:
         keep: bool,
         drafter_step: int,
         ledger: Ledger,
+        store: Callable[[Tensor], Tensor],
     ) -> None:
         self.target, self.drafter, self.layer_ids, self.ledger = target, drafter, layer_ids, ledger
-        self.decoding, self.keep, self.drafter_step = decoding, keep, drafter_step
+        self.decoding, self.keep, self.drafter_step, self.store = decoding, keep, drafter_step, store
         self.num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
         self.capacity, self.prefix = capacity, list(prefix)
         device = target.device
@@ -101,7 +103,7 @@ class DecodingBatch:
         cache.lengths = lengths
         self.cache.put(rows, cache)
         if self.drafter is not None and self.state is not None:
-            state = self.drafter.start(len(prompts), self.capacity, device)
+            state = self.drafter.start(len(prompts), padded.shape[1], device)
             following = padded.roll(-1, 1).scatter(1, (lengths - 1)[:, None], tokens[:, None])
             self.drafter.extend(state, features, following, self.target.embed)
             state.lengths = lengths
@@ -118,8 +120,8 @@ class DecodingBatch:
             self.rows[row] = _Row(prompt.index, len(prompt.tokens), [*prompt.tokens, token])
 
     def _prefill(self, tokens: Tensor) -> tuple[RaggedCache, Tensor, Tensor]:
-        """Cache, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]."""
-        cache = RaggedCache(len(tokens), self.capacity, tokens.device)
+        """Cache of P positions, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]."""
+        cache = RaggedCache(len(tokens), tokens.shape[1], tokens.device)
         if not self.prefix:
             return cache, *self._read(tokens, cache)
         if self.opening is None:
@@ -234,4 +236,4 @@ class DecodingBatch:
             if row.hidden
             else features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
         )
-        return Rollout(trace, features.cpu(), hidden.cpu())
+        return Rollout(trace, self.store(features), self.store(hidden))

@@ -67,15 +67,16 @@ class RaggedCache(Cache):
         self.lengths = torch.full_like(self.lengths, length)
 
     def put(self, rows: Tensor, other: "RaggedCache") -> None:
-        """Replaces rows by those of another cache of the same capacity (waiting prompts enter the batch)."""
+        """Begins rows anew with those of a cache of no larger capacity (waiting prompts enter the batch)."""
         self.lengths[rows] = other.lengths
         for layer, stores in other.stores.items():
             if layer not in self.stores:
-                self.stores[layer] = tuple(s.new_zeros(len(self.lengths), *s.shape[1:]) for s in stores)
+                self.stores[layer] = tuple(s.new_zeros(len(self.lengths), self.capacity, *s.shape[2:]) for s in stores)
             for store, new in zip(self.stores[layer], stores, strict=True):
-                store[rows] = new
+                store[rows, : other.capacity] = new
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows."""
         self.lengths = self.lengths[rows]
-        self.stores = {layer: tuple(store[rows] for store in stores) for layer, stores in self.stores.items()}
+        for layer, stores in self.stores.items():  # one layer at a time is there twice
+            self.stores[layer] = tuple(store[rows] for store in stores)

@@ -5,6 +5,8 @@ drafted by the weights it starts from.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from draftopd import processes
 from draftopd.datamodule import Batching, DraftDataModule, Steps, candidates, generator, progress
 from draftopd.errors import DraftError
 from draftopd.free_running import free_running
+from draftopd.kept import Kept
 from draftopd.prompts import Prompts
 from draftopd.redraft import redraft, require_greedy_drafts
 from draftopd.rollout import Decoding, rollout
@@ -53,7 +56,7 @@ class SFTDataModule(DraftDataModule):
         # written as they are needed; several processes would all wait for one shard, so they share them out before
         texts = self.texts("train") if processes.count() == 1 else self.written("train")
         size = self.batching.batch_size
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        epoch = self.epoch
         # the first epoch goes through the texts in order, so that training starts while the target still writes
         order = (
             torch.randperm(len(texts), generator=generator(self.seed, epoch)).tolist() if epoch else range(len(texts))
@@ -81,12 +84,15 @@ class OnPolicyDataModule(DraftDataModule):
             of exactly the current weights, as in the official run (210 prompts for each optimizer step).
         refresh: `rollout`: the target writes every response again; `redraft`: the drafter goes along the texts that the
             target has written once and for all. The same traces at temperature 0, up to the precision of stored
-            features. Above 0 rollouts of a later lap draw other texts, redrafts do not.
+            features. Above 0 rollouts of a later lap draw other texts, redrafts after `rewrite_every` epochs alone.
+        rewrite_every: epochs after which the target writes texts anew for `redraft`, above temperature 0; None = never.
+        keep_gib: what rollouts have computed of the features and hidden states of one phase stays in memory up to so
+            many GiB a process, and as much of one step's batches; the rest is mapped from files in the cache's folder.
         place: lays the blocks elsewhere before they are trained on; None = where they were drafted.
         skip_share: see DraftDataModule.
 
     Raises:
-        DraftError: `redraft` with sampled drafts.
+        DraftError: `redraft` with sampled drafts, or `rewrite_every` where it could not do anything.
     """
 
     roll_out: Callable[..., list[Rollout]] = staticmethod(rollout)
@@ -102,41 +108,65 @@ class OnPolicyDataModule(DraftDataModule):
         place: Place | None = None,
         skip_share: float = 0.0,
         refresh: str = "rollout",
+        rewrite_every: int | None = None,
+        keep_gib: float = 8.0,
     ) -> None:
         super().__init__(prompts, texts, decoding, batching, seed, skip_share)
         if refresh not in ("rollout", "redraft"):
             raise DraftError(f"data.refresh={refresh} is not known: rollout or redraft")
         if refresh == "redraft":
             require_greedy_drafts(decoding)
-        self.prompts_per_epoch, self.place, self.refresh = prompts_per_epoch, place, refresh
+        if rewrite_every is not None and (refresh != "redraft" or decoding.greedy or rewrite_every < 1):
+            raise DraftError(
+                f"data.rewrite_every={rewrite_every} must be at least 1, and needs data.refresh=redraft and "
+                "data.decoding.temperature above 0: greedy texts never change"
+            )
+        self.rewrite_every = rewrite_every
+        self.prompts_per_epoch, self.place, self.refresh, self.keep_gib = prompts_per_epoch, place, refresh, keep_gib
+        self._phase: dict[int, Rollout] = {}  # this process's, by their places in the epoch
+
+    def writing(self, split: str) -> Decoding:
+        if split != "train" or self.rewrite_every is None:
+            return self.decoding
+        generation = self.epoch // self.rewrite_every
+        # far from the seeds of other runs
+        return replace(self.decoding, seed=self.decoding.seed + 1_000_003 * generation)
 
     def train_dataloader(self) -> DataLoader:
-        fresh = self._roll_out() if self.refresh == "rollout" else self._redraft()
+        self._phase, self.results = {}, []  # the last phase's go before the next one's come
+        self._phase = self._roll_out() if self.refresh == "rollout" else self._redraft()
         self.module.share_costs()
-        self.results = [r for r in fresh.values() if len(r.trace.anchors)]
-        drafted = processes.gather([len(r.trace.anchors) > 0 for r in fresh.values()])
+        self.results = [r for r in self._phase.values() if len(r.trace.anchors)]
+        drafted = processes.gather([len(r.trace.anchors) > 0 for r in self._phase.values()])
         places = [place for place, any_block in enumerate(drafted) if any_block]
         if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
         size = self.batching.batch_size
         steps = max(1, len(places) // size)
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        epoch = self.epoch
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
             part = places[step * size : len(places) if step == steps - 1 else (step + 1) * size]
             owners = [place % processes.count() for place in part]  # traces are replayed where they were rolled out
-            draw = generator(self.seed, epoch, step)
-            return [self._batch([fresh[place] for place in m], draw) for m in self.micro(part, owners)]
+            draw, keep = generator(self.seed, epoch, step), self._store()
+            return [self._batch([self._phase[place] for place in m], draw, keep) for m in self.micro(part, owners)]
 
         return DataLoader(Steps(build, steps), batch_size=None)
 
-    def _batch(self, members: Sequence[Rollout], draw: torch.Generator) -> ReplayBatch:
+    def _batch(self, members: Sequence[Rollout], draw: torch.Generator, keep: Kept) -> ReplayBatch:
         if not members:
             return self.nothing()
         if self.place is not None:
             return self.place([r.trace for r in members], draw)
-        return collate_rollouts(members)
+        batch = collate_rollouts(members)
+        batch.features = None if batch.features is None else keep(batch.features)
+        batch.target_hidden = None if batch.target_hidden is None else keep(batch.target_hidden)
+        return batch
+
+    def _store(self) -> Kept:
+        """Where one phase, or one step, is kept."""
+        return Kept(self.keep_gib, Path(self.cache.folder).expanduser() / "kept")
 
     def _roll_out(self) -> dict[int, Rollout]:
         """This process's share of the epoch's prompts, by their places in the epoch."""
@@ -157,13 +187,14 @@ class OnPolicyDataModule(DraftDataModule):
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
+                store=self._store(),
             )
         return dict(zip(processes.own(range(len(index))), results, strict=True))
 
     def _redraft(self) -> dict[int, Rollout]:
         """As `_roll_out`, without what judges the drafts: the step replays it where the objective reads it."""
-        module, texts = self.module, self.texts("train")
-        index = self._next_prompts()[1]
+        module, index = self.module, self._next_prompts()[1]
+        texts = self.written("train", max(index) + 1)
         chosen = [Rollout(texts[i], texts.features(i)) for i in processes.own(index)]
         with (
             progress("redrafting", len(chosen)) as on_done,
@@ -178,20 +209,26 @@ class OnPolicyDataModule(DraftDataModule):
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
+                store=self._store(),
             )
         return dict(zip(processes.own(range(len(index))), results, strict=True))
 
     def _next_prompts(self) -> tuple[range, list[int]]:
-        """Places of this epoch's prompts in the run, and their numbers: a new shuffle when the pool is through."""
+        """Places of this epoch's prompts in the run, and their numbers: a new shuffle when the pool is through.
+
+        Where texts are still to be written for redrafts, it is their order, so that no phase waits for all of them.
+        """
         size = len(self.encoded("train"))
-        first = (self.trainer.current_epoch if self.trainer else 0) * self.prompts_per_epoch
+        first = self.epoch * self.prompts_per_epoch
         places = range(first, first + self.prompts_per_epoch)
         orders: dict[int, list[int]] = {}
         chosen = []
         for place in places:
             lap, at = divmod(place, size)
             if lap not in orders:
-                orders[lap] = torch.randperm(size, generator=generator(self.seed, lap)).tolist()
+                shuffled = torch.randperm(size, generator=generator(self.seed, lap)).tolist()
+                unwritten = self.refresh == "redraft" and (lap == 0 or self.rewrite_every is not None)
+                orders[lap] = list(range(size)) if unwritten else shuffled
             chosen.append(orders[lap][at])
         return places, chosen
 

@@ -114,6 +114,14 @@ class DraftDataModule(L.LightningDataModule):
         return self.trainer.lightning_module
 
     @property
+    def epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
+    def writing(self, split: str) -> Decoding:
+        """How the target writes the texts of a split that are read now."""
+        return self.decoding
+
+    @property
     def keeps_hidden(self) -> bool:
         """Stored texts carry the target's last hidden states besides the features."""
         return False
@@ -143,13 +151,14 @@ class DraftDataModule(L.LightningDataModule):
         return self._encoded[split][:limit]
 
     def texts(self, split: str) -> Texts:
-        """The target's greedy texts of a split; they are written as they are needed."""
-        if split not in self._texts:
+        """The target's own texts of a split; they are written as they are needed."""
+        decoding = self.writing(split)
+        if split not in self._texts or self._texts[split].decoding != decoding:
             ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
             if self.keeps_hidden:
                 layer_ids = (*layer_ids, self.module.target.shape.num_layers)
             bar = partial(progress, f"target writes {split} texts")
-            self._texts[split] = self.cache.open(self.module.target, ids, self.decoding, layer_ids, bar)
+            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, bar)
             self.module.ledger.watch(self._texts[split].ledger)
         return self._texts[split]
 

@@ -19,7 +19,8 @@ class Decoding:
             residual distribution (arXiv 2211.17192, 2302.01318). The same thing at temperature 0.
         seed: of the sampling.
         memory_gib: bound on the memory of a batch's caches and kept states, in GiB; fewer prompts are decoded together
-            where it would be passed. Results that are kept for the caller are not in it.
+            where it would be passed. Results that are kept for the caller are not in it, nor what reading prompts and
+            computing a block take for a moment.
     """
 
     max_new_tokens: int = 128

@@ -41,12 +41,13 @@ def free_running(
     drafter_step: int = 0,
     ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
+    store: Callable[[Tensor], Tensor] = Tensor.cpu,
 ) -> list[Rollout]:
     """One response of the drafter's own per prompt; arguments as `rollout.rollout`.
 
     The first token is the target's, since a block needs an anchor whose features it does not read. All drafts of the
     traces count as accepted; a block's last draft is the next one's anchor, so their anchors are K apart.
     """
-    extras = (keep, drafter.layer_ids, keys, drafter_step, ledger, on_done)
+    extras = (keep, drafter.layer_ids, keys, drafter_step, ledger, on_done, store)
     results = decode(FreeRunningBatch, target, drafter, prompts, decoding, *extras)
     return [replace(r, trace=replace(r.trace, accepted=r.trace.committed)) for r in results]

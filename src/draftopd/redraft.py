@@ -42,6 +42,7 @@ def redraft(
     drafter_step: int = 0,
     ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
+    store: Callable[[Tensor], Tensor] = Tensor.cpu,
 ) -> list[Rollout]:
     """The traces that `rollout` of the same prompts would give with this drafter, float ties aside.
 
@@ -55,6 +56,7 @@ def redraft(
         drafter_step: recorded in the traces.
         ledger: counts tokens and FLOPs of `draft`, and of `replay` where features are missing.
         on_done: called with the number of responses just finished.
+        store: gives features that a text did not bring their place on the CPU (`kept.Kept`).
 
     Returns:
         new traces with the texts' features; what judges the drafts is left to `Target.replay`.
@@ -73,7 +75,7 @@ def redraft(
             if text.features is None:
                 ledger.read(target, len(text.trace.tokens))
                 tokens = text.trace.tokens[None].to(target.device)
-                text = replace(text, features=target.read(tokens, drafter.layer_ids)[1][0].cpu())
+                text = replace(text, features=store(target.read(tokens, drafter.layer_ids)[1][0]))
             with ledger.timed("draft"):
                 drafts = _drafts(target, drafter, text, head, decoding)
             ledger.redraft(target, drafter, len(text.trace.tokens), len(drafts))

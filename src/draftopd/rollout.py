@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import torch
+from torch import Tensor
 
 from draftopd.batch import DecodingBatch, Waiting
 from draftopd.decoding import Decoding
@@ -29,6 +30,7 @@ def rollout(
     drafter_step: int = 0,
     ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
+    store: Callable[[Tensor], Tensor] = Tensor.cpu,
 ) -> list[Rollout]:
     """Writes one response per prompt, in batches; results stand in the order of the prompts.
 
@@ -44,11 +46,12 @@ def rollout(
         drafter_step: recorded in the traces.
         ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`, and seconds of `prefill` and `decode`.
         on_done: called with the number of responses just finished.
+        store: gives what is kept its place on the CPU (`kept.Kept`).
 
     Raises:
         DraftError: `decoding.memory_gib` does not hold one response.
     """
-    extras = (keep, layer_ids, keys, drafter_step, ledger, on_done)
+    extras = (keep, layer_ids, keys, drafter_step, ledger, on_done, store)
     return decode(DecodingBatch, target, drafter, prompts, decoding, *extras)
 
 
@@ -65,6 +68,7 @@ def decode(
     drafter_step: int,
     ledger: Ledger | None,
     on_done: Callable[[int], None],
+    store: Callable[[Tensor], Tensor],
 ) -> list[Rollout]:
     """`rollout` by batches of this kind, which says what is committed."""
     if not prompts:
@@ -79,7 +83,7 @@ def decode(
     num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
     capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
     width = min(affordable_rows(target, drafter, capacity, decoding, layer_ids, keep), len(prompts))
-    options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger())
+    options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger(), store)
     batch = kind(target, drafter, width, capacity, common_prefix(prompts), decoding, *options)
     try:
         results = _run(batch, waiting, on_done)
@@ -133,7 +137,7 @@ def affordable_rows(
     shape, size = target.shape, target.model.dtype.itemsize
     position = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim * size
     if drafter is not None:
-        position += drafter.state_width * size
+        position += drafter.state_width * drafter.fc.weight.dtype.itemsize
     if keep:  # features by position, and the hidden state of every draft
         position += (len(layer_ids) + (drafter.num_draft_tokens if drafter else 0)) * shape.hidden_size * size
     rows = int(decoding.memory_gib * 2**30 / (position * capacity))

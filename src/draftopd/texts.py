@@ -5,7 +5,6 @@ Several processes may use one cache at a time; a shard is written by the first t
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,16 +14,16 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from draftopd import stored
 from draftopd.errors import DraftError
 from draftopd.ledger import Ledger
 from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.target import Target
 from draftopd.trace import Trace
 
-FORMAT = 1
+FORMAT = 2
 Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -106,11 +105,15 @@ class Texts:
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Trace:
-        """The text as a trace without blocks."""
+        """The text as a trace without blocks.
+
+        Raises:
+            DraftError: its shard is damaged.
+        """
         return self._shard(index // self.shard_size)[index % self.shard_size]
 
     def features(self, index: int) -> Tensor | None:
-        """[T, F] in the stored precision, read from disk; None when ids alone are kept."""
+        """[T, F] in the stored precision, None when ids alone are kept; mapped from the file, which pages come from."""
         if self.features_dtype is None:
             return None
         shard, place = divmod(index, self.shard_size)
@@ -181,14 +184,7 @@ class Texts:
             ledger=self.ledger,
             on_done=on_done,
         )
-        unfinished = self.folder / f"{shard:05d}.{os.getpid()}.tmp"
-        try:
-            save_file(self._state(results), unfinished)
-            os.replace(unfinished, self._path(shard))
-        except OSError as error:
-            raise DraftError(f"cannot keep texts in {self.folder}: {error} (set cache_dir to another disk)") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        stored.save(self._state(results), self._path(shard))
 
     def _state(self, results: list[Rollout]) -> dict[str, Tensor]:
         state = {
@@ -204,6 +200,7 @@ class Texts:
             if not self._path(shard).exists():
                 with self.bar(len(self._prompts(shard))) as on_done:
                     self._write(shard, on_done)
+            stored.check(self._path(shard))
             nothing = torch.zeros(0, dtype=torch.long)
             with safe_open(self._path(shard), "pt") as file:
                 pieces = file.get_tensor("tokens").long().split(file.get_tensor("lengths").tolist())

@@ -91,8 +91,8 @@ def save(folder: Path, contents: Contents) -> None:
             raise DraftError(f"{folder} is not empty, and nothing is overwritten: name a new folder (to=...)")
         save_file(contents.tensors, folder / WEIGHTS, contents.metadata)
         (folder / CONFIG).write_text(json.dumps(contents.config, indent=2) + "\n")
-    except OSError as error:
-        raise DraftError(f"cannot write {folder}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise DraftError(f"cannot write {folder}: {error}") from error
 
 
 def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
