@@ -15,6 +15,7 @@ from draftopd.data import OnPolicyDataModule
 from draftopd.module import DraftModule
 from draftopd.trace import Trace
 
+FIRST = "objective.rejected_slots=first"
 UNTIMED = ("logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
 
 
@@ -197,6 +198,12 @@ def test_redrafting_reads_text_and_tails_and_counts_what_it_costs(command, tmp_p
     assert ledger["tokens"]["replay"] == sum(len(t.tokens) for t in traces) + tails
 
 
+def test_redrafting_up_to_the_first_rejection_runs_no_target(command, tmp_path):
+    assert command("experiment=smoke/redraft", FIRST, "budget.epochs=1", *UNTIMED) == 0
+    ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
+    assert ledger["flops"].keys() == {"draft", "train"}
+
+
 def test_redrafting_begins_with_the_first_texts_and_writes_no_others(command, tmp_path):
     few = ("data.prompts_per_epoch=4", "data.batching.batch_size=4", "texts.shard_size=4")
     whole = "drafter.draft_vocab_size=null"  # a reduced one counts tokens of the texts
@@ -349,6 +356,7 @@ ONE_STEP = "data.batching.batch_size=16"
         # one step a phase: they take the prompts in unlike orders
         pytest.param(f"smoke/draft_opd {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
         pytest.param(f"smoke/eagle3_opd {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
+        pytest.param(f"smoke/draft_opd {FIRST} {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):

@@ -125,6 +125,12 @@ class OnPolicyDataModule(DraftDataModule):
         self.prompts_per_epoch, self.place, self.refresh, self.keep_gib = prompts_per_epoch, place, refresh, keep_gib
         self._phase: dict[int, Rollout] = {}  # this process's, by their places in the epoch
 
+    @property
+    def keeps_hidden(self) -> bool:
+        """Up to a first rejection the text's own rows judge the drafts; with them a step runs no target at all."""
+        objective = self.module.objective
+        return self.refresh == "redraft" and objective.needs_target and not objective.needs_tails
+
     def writing(self, split: str) -> Decoding:
         if split != "train" or self.rewrite_every is None:
             return self.decoding
@@ -162,7 +168,7 @@ class OnPolicyDataModule(DraftDataModule):
         batch = collate_rollouts(members)
         batch.features = None if batch.features is None else keep(batch.features)
         batch.target_hidden = None if batch.target_hidden is None else keep(batch.target_hidden)
-        return batch
+        return batch if self.module.objective.needs_tails else batch.without_tails()
 
     def _store(self) -> Kept:
         """Where one phase, or one step, is kept."""
@@ -192,10 +198,10 @@ class OnPolicyDataModule(DraftDataModule):
         return dict(zip(processes.own(range(len(index))), results, strict=True))
 
     def _redraft(self) -> dict[int, Rollout]:
-        """As `_roll_out`, without what judges the drafts: the step replays it where the objective reads it."""
-        module, index = self.module, self._next_prompts()[1]
+        """As `_roll_out`, but what judges tails is left to the step, which replays it where the objective reads it."""
+        module, index, store = self.module, self._next_prompts()[1], self._store()
         texts = self.written("train", max(index) + 1)
-        chosen = [Rollout(texts[i], texts.features(i)) for i in processes.own(index)]
+        chosen = [Rollout(texts[i], self.stored(texts, i)[0]) for i in processes.own(index)]
         with (
             progress("redrafting", len(chosen)) as on_done,
             module.ledger.timed("redraft"),
@@ -209,8 +215,11 @@ class OnPolicyDataModule(DraftDataModule):
                 drafter_step=module.global_step,
                 ledger=module.ledger,
                 on_done=on_done,
-                store=self._store(),
+                store=store,
             )
+        if self.keeps_hidden:
+            rows = [self.stored(texts, i)[1] for i in processes.own(index)]
+            results = [judged(r, hidden, store) for r, hidden in zip(results, rows, strict=True)]
         return dict(zip(processes.own(range(len(index))), results, strict=True))
 
     def _next_prompts(self) -> tuple[range, list[int]]:
@@ -231,6 +240,14 @@ class OnPolicyDataModule(DraftDataModule):
                 orders[lap] = list(range(size)) if unwritten else shuffled
             chosen.append(orders[lap][at])
         return places, chosen
+
+
+def judged(result: Rollout, hidden: Tensor | None, store: Kept) -> Rollout:
+    """With rows of the text's own hidden states [T, D] for the drafts: right up to the first rejection of a block."""
+    if hidden is None:
+        return result
+    rows = result.trace.anchors[:, None] + torch.arange(result.trace.drafts.shape[1])
+    return replace(result, target_hidden=store(hidden[rows.clamp(max=len(hidden) - 1)]))
 
 
 class FreeRunningDataModule(OnPolicyDataModule):

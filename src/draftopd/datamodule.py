@@ -185,15 +185,18 @@ class DraftDataModule(L.LightningDataModule):
         """Blocks at anchors [N] of these texts, every draft right, with what is kept of the target."""
         if not index:
             return self.nothing()
-        chosen, num_draft_tokens = [texts[i] for i in index], self.module.drafter.num_draft_tokens
-        stored = [f for f in (texts.features(i) for i in index) if f is not None]
-        if not stored:
-            return text_blocks(chosen, anchors, num_draft_tokens)
-        if not self.keeps_hidden:
-            return text_blocks(chosen, anchors, num_draft_tokens, stored)
-        width = self.module.target.shape.hidden_size
-        hidden = [f[:, -width:].to(self.module.target.model.dtype) for f in stored]
-        return text_blocks(chosen, anchors, num_draft_tokens, [f[:, :-width] for f in stored], hidden)
+        stored = [self.stored(texts, i) for i in index]
+        features = [f for f, _ in stored if f is not None]
+        hidden = [h for _, h in stored if h is not None]
+        slots = self.module.drafter.num_draft_tokens
+        return text_blocks([texts[i] for i in index], anchors, slots, features or None, hidden or None)
+
+    def stored(self, texts: Texts, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """What is kept of the target beside a text: features [T, F], and last hidden states [T, D] if they are."""
+        kept, width = texts.features(index), self.module.target.shape.hidden_size
+        if kept is None or not self.keeps_hidden:
+            return kept, None
+        return kept[:, :-width], kept[:, -width:].to(self.module.target.model.dtype)
 
     def nothing(self) -> ReplayBatch:
         drafter, size = self.module.drafter, self.module.target.shape.hidden_size
