@@ -1,5 +1,7 @@
 """EAGLE-3 in decoding: lossless for every family, indifferent to the batch, replayed as it drafted."""
 
+import copy
+
 import pytest
 import torch
 
@@ -32,6 +34,8 @@ def test_greedy_text_is_the_targets_whatever_the_family(family: str):
 
 @pytest.mark.parametrize("decoding", [Decoding(24), SAMPLED], ids=["greedy", "sampled drafts"])
 def test_the_batch_size_changes_neither_texts_nor_traces(target: Target, eager_eagle: Eagle3, decoding: Decoding):
+    # in float64, where no draw lies so near to a boundary that the order of additions decides it
+    target, eager_eagle = copy.deepcopy(target).double(), copy.deepcopy(eager_eagle).double()
     prompts = PROMPTS * 2  # waiting prompts join rows that others have left
     first, *others = (
         rollout(target, eager_eagle, prompts, Decoding(**{**vars(decoding), "batch_size": size})) for size in (1, 2, 5)

@@ -1,5 +1,7 @@
 """Rollouts above temperature 0: what is committed follows the target, whatever the drafter and the batch."""
 
+import copy
+
 import pytest
 import torch
 from scipy import stats
@@ -32,6 +34,8 @@ def test_token_matching_commits_what_plain_sampling_writes(target: Target, eager
 
 @pytest.mark.parametrize("rule", ["token_matching", "rejection"])
 def test_the_batch_size_changes_neither_texts_nor_traces(target: Target, eager_drafter: DFlash, rule: str):
+    # in float64, where no draw lies so near to a boundary that the order of additions decides it
+    target, eager_drafter = copy.deepcopy(target).double(), copy.deepcopy(eager_drafter).double()
     one, many = (
         rollout(target, eager_drafter, PROMPTS, Decoding(24, size, temperature=1.0, rule=rule)) for size in (1, 4)
     )
