@@ -19,6 +19,7 @@ CHANGES = {  # top-level keys that differ from paper's; the others differ in the
     "new_prompts": {"data", "prompts"},
     "no_replay": {"objective", "data"},
     "random_anchors": {"data"},
+    "without_tails": {"objective", "data"},
     "free_running": {"objective", "data", "callbacks"},
 }
 

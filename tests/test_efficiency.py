@@ -110,6 +110,7 @@ def test_options_change_neither_loss_nor_gradients(monkeypatch, target: Target, 
         )
 
 
+@pytest.mark.slow
 def test_torch_compile_has_the_backend_that_is_named(target: Target, batch: ReplayBatch):
     """Compiled or not, weights keep their names."""
     graphs = []

@@ -102,6 +102,7 @@ def test_mistakes_end_in_one_line(run, checkpoint: Path, words: list[str], messa
     assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
 
 
+@pytest.mark.slow
 def test_a_published_folder_scores_like_the_checkpoint_it_came_from(run, checkpoint: Path, tmp_path: Path):
     folder, drafter = str(tmp_path / "published"), restore(checkpoint)
     write(drafter.drafter, folder, "zlab", target=drafter.target)
@@ -116,6 +117,7 @@ def test_a_published_folder_scores_like_the_checkpoint_it_came_from(run, checkpo
     assert "target=" in printed
 
 
+@pytest.mark.slow
 def test_prompts_are_timed_in_every_set(run, checkpoint: Path):
     two = "{a: {_target_: draftopd.prompts.TinyPrompts, test: 3}, b: {_target_: draftopd.prompts.TinyPrompts, test: 2}}"
     union = [f"+prompts.{k}={v}" for k, v in (("_target_", "draftopd.evaluation_sets.UnionPrompts"), ("sources", two))]
@@ -127,6 +129,7 @@ def test_prompts_are_timed_in_every_set(run, checkpoint: Path):
     assert [scores[name]["accepted/0"]["count"] for name in ("a", "b", "mean")] == [3, 2, 5]
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_a_multirun(run, checkpoint: Path, tmp_path: Path):
     words = ["speed.prompts=0", "logger=none", "limit=2", "decoding.max_new_tokens=6", "hydra.sweep.dir=out"]
     other = tmp_path / "other.ckpt"

@@ -27,7 +27,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("", "zlab"), ("eagle3_", "safeai")])
+@pytest.mark.parametrize(("kind", "layout"), [("", "zlab"), pytest.param("eagle3_", "safeai", marks=pytest.mark.slow)])
 def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp_path, capsys, kind, layout):
     smoke = f"experiment=smoke/{kind}sft"
     assert command(smoke, *SHORT, "logger=none") == 0
@@ -51,6 +51,7 @@ def test_a_checkpoint_becomes_a_folder_and_training_goes_on_from_it(command, tmp
     assert torch.equal(restore(last(tmp_path)).drafter.d2t, drafter.d2t)  # the run needs the folder no more
 
 
+@pytest.mark.slow
 def test_eagles_own_files_start_training_without_layer_ids_and_depth(command, tmp_path):
     """The target tells the layers: 1, L / 2 - 1 and L - 4. The folder's kind wins over that of the experiment."""
     target = load.tiny({"model_type": "llama", **SIZES, "num_hidden_layers": 12})
@@ -106,6 +107,7 @@ def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys)
     assert "draft_vocab_size 64 in z-lab's layout" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_folder_is_converted_and_linted_for_its_target(command, tmp_path, capsys):
     assert command(*SMOKE, "logger=none") == 0
     assert command(f"run={last(tmp_path)}", "layout=zlab", "to=a", main=export.main) == 0

@@ -211,6 +211,7 @@ def test_redrafting_begins_with_the_first_texts_and_writes_no_others(command, tm
     assert [len(list(folder.glob("*.safetensors"))) for folder in texts_of(tmp_path)] == [1, 1]  # with validation's
 
 
+@pytest.mark.slow
 def test_redrafted_texts_are_written_anew_above_temperature_0(command, tmp_path, phases):
     words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", "budget.epochs=4", *UNTIMED)
     assert command("experiment=smoke/redraft", *words) == 0
@@ -234,7 +235,9 @@ def test_redrafting_sampled_drafts_is_refused_before_any_text_is_written(command
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize(("limit", "most"), [("target_tokens=900", 4), ("minutes=1e-6", 1)])
+@pytest.mark.parametrize(
+    ("limit", "most"), [("target_tokens=900", 4), pytest.param("minutes=1e-6", 1, marks=pytest.mark.slow)]
+)
 def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
     words = ("budget.epochs=null", f"budget.{limit}", *UNTIMED)
     assert command("experiment=smoke/draft_opd", *words) == 0
@@ -324,6 +327,7 @@ def test_a_drafter_for_another_target_is_refused(command, checkpoint: Path, caps
     assert "another shape" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lightning_is_told_one_step_per_batch(command, tmp_path):
     """16 prompts in steps of 8, two epochs of on-policy data: four optimizer steps."""
     assert command("experiment=smoke/draft_opd", "budget.epochs=2", *UNTIMED) == 0
@@ -343,7 +347,7 @@ ONE_STEP = "data.batching.batch_size=16"
 @pytest.mark.parametrize(
     ("experiment", "change"),
     [
-        ("smoke/draft_opd", "data.batching.micro_batch_size=3"),
+        pytest.param("smoke/draft_opd", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.decoding.batch_size=3", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.keep_gib=1e-5", marks=pytest.mark.slow),
