@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from draftopd import evaluate
 from draftopd.curves import AXES
-from draftopd.data import OnPolicyDataModule
 from draftopd.module import DraftModule
+from draftopd.on_policy import OnPolicyDataModule
 from draftopd.trace import Trace
 
 FIRST = "objective.rejected_slots=first"

@@ -24,7 +24,18 @@ FLOORS = [
         "diagnosis",
     }
     | {"pictures", "run_pictures"},
-    {"module", "datamodule", "data", "callbacks", "diagnostics", "record", "compare", "exchange", "checkpoints"},
+    {
+        "module",
+        "datamodule",
+        "data",
+        "on_policy",
+        "callbacks",
+        "diagnostics",
+        "record",
+        "compare",
+        "exchange",
+        "checkpoints",
+    },
     {"command", "report", "stages", "restore", "evaluation", "evaluation_tables", "evaluation_report", "fit"}
     | {"evaluate", "export", "lint", "ui"},
 ]
