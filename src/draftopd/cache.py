@@ -41,6 +41,11 @@ class RaggedCache(Cache):
             raise ValueError(f"the cache holds {self.capacity} tokens a row, {self.end} are wanted")
         return positions
 
+    @property
+    def even(self) -> bool:
+        """The rows of the current forward end at one slot: each sees all slots up to there."""
+        return isinstance(self.where[0], slice)
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Writes [B, heads, W, head_dim] behind each row's length; gives all slots up to the longest row's end."""
         self.append(layer_idx, key_states.transpose(1, 2), value_states.transpose(1, 2))

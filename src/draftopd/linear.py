@@ -65,7 +65,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed
     Args:
         packed: keeps the weight in oneDNN's layout where no gradient is asked for; for weights that do not change.
     """
-    if not _served(x, weight):
+    # one row (or none): at matrix-vector products MKL is as fast on AMD's processors and faster on Intel's
+    if x.numel() <= weight.shape[1] or not _served(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _Linear.apply(x, weight, bias)
@@ -75,7 +76,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed
 def _served(x: Tensor, weight: Tensor) -> bool:
     float32 = x.dtype == weight.dtype == torch.float32
     on_cpu = x.device.type == weight.device.type == "cpu"
-    return AVAILABLE and float32 and on_cpu and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
+    return AVAILABLE and float32 and on_cpu and not torch.is_autocast_enabled("cpu")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -114,6 +114,12 @@ class Target(nn.Module):
         return sum(m.weight.numel() for m in self.body.modules() if isinstance(m, nn.Linear))
 
     @cached_property
+    def _full_attention(self) -> bool:
+        """torch's attention, and in no layer a window."""
+        window = getattr(self.config, "sliding_window", None)
+        return self.config._attn_implementation == "sdpa" and window is None
+
+    @cached_property
     def stop_tokens(self) -> Tensor:
         """[S] ids that end a response."""
         generation = self.model.generation_config
@@ -167,7 +173,7 @@ class Target(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         key_positions: Tensor,
         layer_ids: Sequence[int] = (),
         cache: RaggedCache | None = None,
@@ -175,7 +181,7 @@ class Target(nn.Module):
         """One forward under an explicit mask.
 
         Args:
-            tokens, positions: [B, R]. visible: bool [B, 1, R, S]. key_positions: [B, S].
+            tokens, positions: [B, R]. visible: bool [B, 1, R, S], None = all of them. key_positions: [B, S].
             layer_ids: decoder layers (0-based) whose outputs are the features; their number stands for `hidden`.
 
         Returns:
@@ -195,7 +201,7 @@ class Target(nn.Module):
             hidden = self.body(
                 input_ids=tokens,
                 position_ids=positions,
-                attention_mask=self._masks(visible, positions, key_positions),
+                attention_mask=None if visible is None else self._masks(visible, positions, key_positions),
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).last_hidden_state
@@ -210,7 +216,10 @@ class Target(nn.Module):
         """Prefill or verification: tokens [B, W] behind each row's length. The caller moves `cache.lengths`."""
         positions = cache.begin(tokens.shape[1])
         slots = torch.arange(cache.end, device=tokens.device).expand(len(tokens), -1)
-        return self(tokens, positions, causal_mask(positions, cache.end), slots, layer_ids, cache)
+        # without a mask attention need not repeat its keys for grouped queries
+        everything = tokens.shape[1] == 1 and cache.even and self._full_attention
+        visible = None if everything else causal_mask(positions, cache.end)
+        return self(tokens, positions, visible, slots, layer_ids, cache)
 
     @torch.no_grad()
     def read(self, tokens: Tensor, layer_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
