@@ -6,8 +6,8 @@ table of free logits, so that acceptance lengths are exact sums of products:
     rejection sampling, drafts ~ q:          1 + sum_k prod_{j <= k} sum_v min(p_j, q_j), at best K + 1 (q = p)
     token matching, drafts = argmax q:       1 + sum_k prod_{j <= k} p_j(argmax q_j), at best with argmax p
 
-A second drafter is blind: it has one table for all contexts, as a slot of DFlash has one distribution whatever was drafted
-before it. No q is p there, and objectives differ in what they make of that.
+A second drafter is blind: it has one table for all contexts, as a slot of DFlash has one distribution whatever was
+drafted before it. No q is p there, and objectives differ in what they make of that.
 """
 
 from dataclasses import dataclass
