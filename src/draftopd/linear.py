@@ -2,7 +2,8 @@
 
 torch hands them to MKL, which takes narrower instructions on processors of other makers than Intel. oneDNN, which torch
 carries too, does not ask for the maker, and may keep a frozen weight in the layout that it multiplies fastest
-(`benchmarks/linear.py` measures both). Everything else, single rows, GPUs and other dtypes, is `torch.nn.functional.linear`.
+(`benchmarks/linear.py` measures both). Everything else, single rows, GPUs and other dtypes, is
+`torch.nn.functional.linear`.
 """
 
 import platform
