@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.bench import rounds_of, spread
-from benchmarks.identity import differing
+from benchmarks.identity import difference, differing
 
 from draftopd.drafters.base import Drafter
 from draftopd.ledger import Ledger
@@ -22,6 +22,7 @@ from draftopd.target import Target
 from draftopd.trace import Trace, collate_rollouts
 
 Way = Callable[[Ledger], list[Trace]]
+Unlike = Callable[[Sequence[Trace], Sequence[Trace]], list[dict[str, Any]]]
 RATIOS = {  # of seconds
     "redraft_vs_rollout_b1": ("rollout_b1", "redraft"),
     "redraft_vs_rollout_b8": ("rollout_b8", "redraft"),
@@ -35,26 +36,39 @@ NOTES = {
     "texts and the rejected tails behind them",
     "texts": "written once, before the rounds and not timed with them",
     "ratios": "seconds of the rollout / seconds of the other, above 1 where the other is faster",
-    "differing_traces": "traces that are not those of rollout_b1 of the same round",
+    "differing_traces": "traces that are not those of rollout_b1 of the same round; a tie, where the drafter's best "
+    "two logits are within 1e-4, is decided by the order of additions and counts as none",
 }
 
 
 def measure(
     run: Restored, prompts: Sequence[Sequence[int]], args: argparse.Namespace, save: Callable[[dict[str, Any]], None]
 ) -> None:
-    ways = systems(run.target, run.drafter, prompts, args.tokens, args.micro_batch_size)
+    texts = rollout(run.target, None, prompts, Decoding(args.tokens), keep=True, layer_ids=run.drafter.layer_ids)
+    ways = systems(run.target, run.drafter, prompts, texts, args.tokens, args.micro_batch_size)
+
+    def unlike(traces: Sequence[Trace], others: Sequence[Trace]) -> list[dict[str, Any]]:
+        """Prompts whose traces differ, and whether a tie of the drafter's logits explains it."""
+        pairs = [(Rollout(traces[i], texts[i].features), Rollout(others[i])) for i in range(len(texts))]
+        found = differing(traces, others)
+        return [{"prompt": i, **difference(run.target, run.drafter, *pairs[i])} for i in found]
+
     rounds: list[dict[str, Any]] = []
     for number in rounds_of(args.redraft_rounds, "traces"):
-        rounds.append(one_round(ways, number))
+        rounds.append(one_round(ways, number, unlike))
         save({"notes": NOTES, "rounds": rounds, "summary": summary(rounds)})
 
 
 def systems(
-    target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int, micro_batch_size: int
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Rollout],
+    max_new_tokens: int,
+    micro_batch_size: int,
 ) -> dict[str, Way]:
-    """The ways to the traces of these prompts, by name; the target writes its texts first."""
+    """The ways to the traces of these prompts, by name; their texts are there, with features."""
     decoding = Decoding(max_new_tokens)
-    texts = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
 
     def rolled(batch_size: int, ledger: Ledger) -> list[Trace]:
         size = Decoding(max_new_tokens, batch_size)
@@ -80,7 +94,7 @@ def systems(
     }
 
 
-def one_round(ways: dict[str, Way], number: int) -> dict[str, Any]:
+def one_round(ways: dict[str, Way], number: int, unlike: Unlike) -> dict[str, Any]:
     names = list(ways)
     shift = number % len(names)
     done, traces = {}, {}
@@ -98,7 +112,7 @@ def one_round(ways: dict[str, Way], number: int) -> dict[str, Any]:
     return {
         "order": list(done),
         "systems": {name: done[name] for name in names},
-        "differing_traces": {name: differing(traces[name], traces["rollout_b1"]) for name in names},
+        "differing_traces": {name: unlike(traces[name], traces["rollout_b1"]) for name in names},
         "acceptance_length": acceptance_length(traces["rollout_b1"]),
         "ratios": {name: done[a]["seconds"] / done[b]["seconds"] for name, (a, b) in RATIOS.items()},
     }
@@ -113,6 +127,7 @@ def acceptance_length(traces: list[Trace]) -> float:
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Median and quartiles over rounds; what is counted does not change from round to round."""
     systems = rounds[0]["systems"]
+    every = [one for r in rounds for found in r["differing_traces"].values() for one in found]
     return {
         "rounds": len(rounds),
         "ratios": {name: spread([r["ratios"][name] for r in rounds]) for name in RATIOS},
@@ -120,5 +135,6 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "target_tokens": {name: system["target_tokens"] for name, system in systems.items()},
         "flops": {name: system["flops"] for name, system in systems.items()},
         "acceptance_length": rounds[0]["acceptance_length"],
-        "differing_traces": sum(len(found) for r in rounds for found in r["differing_traces"].values()),
+        "differing_traces": sum(not one["tie"] for one in every),
+        "ties": sum(one["tie"] for one in every),
     }

@@ -171,12 +171,11 @@ class DraftOPD:
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         assert target_log_probs is not None
-        log_q = draft_logits.log_softmax(-1)
         terms = {}
         for name, weight in self.denominators(rows).items():
             at = weight.nonzero()[:, 0]  # each divergence is computed for its own rows alone
-            loss = self.divergences[name](target_log_probs[at], log_q[at])
-            terms[name] = log_q.new_zeros(len(rows)).index_put((at,), weight[at] * loss)
+            loss = self.divergences[name](target_log_probs[at], draft_logits[at].log_softmax(-1))
+            terms[name] = loss.new_zeros(len(rows)).index_put((at,), weight[at] * loss)
         return terms
 
 
