@@ -5,16 +5,35 @@ normalising it again; then the acceptance rate and what is made of it are exact,
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from draftopd.errors import DraftError
 
 
+class _KL(torch.autograd.Function):
+    """With its gradients written out, which takes a third fewer passes over [M, V] than autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, log_a: Tensor, log_b: Tensor) -> Tensor:
+        a, difference = log_a.exp(), log_a - log_b
+        ctx.save_for_backward(a, difference if ctx.needs_input_grad[0] else None)
+        return (a * difference).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (a, difference), grad = ctx.saved_tensors, grad[..., None]
+        of_a = torch.addcmul(a, a, difference).mul_(grad) if ctx.needs_input_grad[0] else None
+        return of_a, a * -grad if ctx.needs_input_grad[1] else None
+
+
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """KL(a‖b) = sum_v a(v) (log a(v) - log b(v))."""
-    return (log_a.exp() * (log_a - log_b)).sum(-1)
+    return _KL.apply(log_a, log_b)
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -171,11 +171,14 @@ class DraftOPD:
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         assert target_log_probs is not None
+        weights = self.denominators(rows)
+        places = {name: weight.nonzero()[:, 0] for name, weight in weights.items()}
+        # each divergence is computed for its own rows alone; they are sorted by term once, in one copy
+        ordered = draft_logits.index_select(0, torch.cat(list(places.values()))).log_softmax(-1)
         terms = {}
-        for name, weight in self.denominators(rows).items():
-            at = weight.nonzero()[:, 0]  # each divergence is computed for its own rows alone
-            loss = self.divergences[name](target_log_probs[at], draft_logits[at].log_softmax(-1))
-            terms[name] = loss.new_zeros(len(rows)).index_put((at,), weight[at] * loss)
+        for (name, at), log_q in zip(places.items(), ordered.split([len(i) for i in places.values()]), strict=True):
+            loss = self.divergences[name](target_log_probs[at], log_q)
+            terms[name] = loss.new_zeros(len(rows)).index_put((at,), weights[name][at] * loss)
         return terms
 
 
