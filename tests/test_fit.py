@@ -126,7 +126,7 @@ def test_an_epoch_that_was_cut_short_is_drawn_again(command, tmp_path, monkeypat
     original = DraftModule.training_step
     monkeypatch.setattr(DraftModule, "training_step", step)
     words = ("experiment=smoke/draft_opd", "budget.epochs=3", *UNTIMED)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
     try:
         assert command(*words) == 130
     finally:
@@ -148,7 +148,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, t
 
     original = OnPolicyDataModule.train_dataloader
     monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", interrupt)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
     try:
         assert command("experiment=smoke") == 130
     finally:

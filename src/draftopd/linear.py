@@ -67,7 +67,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed
         packed: keeps the weight in oneDNN's layout where no gradient is asked for; for weights that do not change.
     """
     # one row (or none): at matrix-vector products MKL is as fast on AMD's processors and faster on Intel's
-    if x.numel() <= weight.shape[1] or not _served(x, weight):
+    # and torch's compiler, which picks operators itself, does not take these as they are on every processor
+    if torch.compiler.is_compiling() or x.numel() <= weight.shape[1] or not _served(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _Linear.apply(x, weight, bias)
