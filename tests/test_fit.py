@@ -1,7 +1,6 @@
 """The command, from its words to its files; each in an empty folder."""
 
 import json
-import signal
 from pathlib import Path
 
 import lightning as L
@@ -11,30 +10,7 @@ from mlflow import MlflowClient
 
 from draftopd import evaluate
 from draftopd.curves import AXES
-from draftopd.module import DraftModule
-from draftopd.on_policy import OnPolicyDataModule
-from draftopd.trace import Trace
-
-FIRST = "objective.rejected_slots=first"
-UNTIMED = ("logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
-
-
-def outputs(folder: Path) -> Path:
-    return max((p.parent for p in folder.rglob("results.json")), key=lambda p: p.stat().st_mtime)
-
-
-def texts_of(folder: Path) -> list[Path]:
-    """The folders of texts that were written."""
-    return sorted({path.parent for path in folder.rglob("*.safetensors")})
-
-
-def runs(folder: Path, **tags: str):
-    if not (folder / "mlflow.db").exists():
-        return []
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("draftopd")
-    found = client.search_runs([experiment.experiment_id]) if experiment else []
-    return [r for r in found if all(r.data.tags.get(k) == v for k, v in tags.items())]
+from runs import FIRST, UNTIMED, outputs, runs
 
 
 def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, capsys):
@@ -94,161 +70,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["smoke/sft", "smoke/draft_opd"])
-def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, experiment):
-    """Same epochs, same learning rates: the budget is the same, the first run is only cut short."""
-    words = (f"experiment={experiment}", "budget.epochs=2", "logger=none", "seed=3")
-    assert command(*words) == 0
-    whole = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
-    assert command(*words, "trainer.max_epochs=1") == 0
-    half = outputs(tmp_path) / "checkpoints" / "last.ckpt"
-    assert command(*words, f"resume={half}") == 0
-    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
-    assert resumed["global_step"] == whole["global_step"] > torch.load(half, weights_only=True)["global_step"]
-    for name, value in whole["state_dict"].items():
-        torch.testing.assert_close(resumed["state_dict"][name], value, atol=1e-6, rtol=1e-5)
-    assert resumed["ledger"]["flops"] == pytest.approx(whole["ledger"]["flops"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cut", [0, 3])
-def test_an_epoch_that_was_cut_short_is_drawn_again(command, tmp_path, monkeypatch, cut: int):
-    """Interrupted in the second batch of epoch 0, or after the first of epoch 1 in 2 epochs of 2."""
-    seen: list[tuple[int, int]] = []
-
-    def step(self, batch, batch_idx):
-        seen.append((self.trainer.current_epoch, batch_idx))
-        done = original(self, batch, batch_idx)
-        if len(seen) == cut + 1:
-            signal.raise_signal(signal.SIGINT)
-        return done
-
-    original = DraftModule.training_step
-    monkeypatch.setattr(DraftModule, "training_step", step)
-    words = ("experiment=smoke/draft_opd", "budget.epochs=3", *UNTIMED)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
-    try:
-        assert command(*words) == 130
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    before, (last,) = list(seen), tmp_path.rglob("last.ckpt")
-    assert command(*words, f"resume={last}") == 0
-    epoch = before[-1][0]
-    assert seen[len(before) :] == [(e, b) for e in range(epoch, 3) for b in range(2)]
-    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
-    assert resumed["global_step"] == len(seen)
-
-
-@pytest.mark.slow
-def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, tmp_path, monkeypatch, capsys):
-    def interrupt(self):
-        if self.trainer.global_step:
-            signal.raise_signal(signal.SIGINT)
-        return original(self)
-
-    original = OnPolicyDataModule.train_dataloader
-    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", interrupt)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
-    try:
-        assert command("experiment=smoke") == 130
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    statuses = {r.info.run_name: r.info.status for r in runs(tmp_path)}
-    assert statuses == {"smoke": "KILLED", "sft": "FINISHED", "draft_opd": "KILLED"}
-    (last,) = tmp_path.rglob("draft_opd/checkpoints/last.ckpt")
-    assert str(last).endswith(capsys.readouterr().out.split("last checkpoint: ")[1].split()[0])
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert command("experiment=smoke/draft_opd", f"init_from={last}", "budget.epochs=1", "logger=none") == 0
-
-
-@pytest.mark.slow
 def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=1", "name=first") == 0
     (run,) = runs(tmp_path, **{"mlflow.runName": "first"})
     words = ("experiment=smoke/draft_opd", "budget.epochs=1", f"init_from={run.info.run_id}")
     assert command(*words) == 0
-
-
-@pytest.fixture
-def phases(monkeypatch) -> list[list[Trace]]:
-    """The traces of every phase of a run."""
-    seen: list[list[Trace]] = []
-    original = OnPolicyDataModule.train_dataloader
-
-    def record(self):
-        loader = original(self)
-        seen.append([r.trace for r in self.results])
-        return loader
-
-    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", record)
-    return seen
-
-
-def test_redrafting_reads_text_and_tails_and_counts_what_it_costs(command, tmp_path, phases):
-    """The target's texts are written once, in the ledger of texts; the phases of training are draft, replay, train."""
-    assert command("experiment=smoke/redraft", "budget.epochs=2", *UNTIMED) == 0
-    ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
-    assert ledger["flops"].keys() == {"draft", "replay", "train"}
-    assert {"redraft", "replay", "train", "validate"} <= ledger["seconds"].keys()
-    assert 0 < ledger["tokens"]["redraft"] < ledger["tokens"]["draft"]
-    traces = [trace for phase in phases for trace in phase]
-    tails = sum(int((t.drafted - t.accepted - 1).clamp(min=0).sum()) for t in traces)
-    assert tails > 0
-    assert ledger["tokens"]["replay"] == sum(len(t.tokens) for t in traces) + tails
-
-
-def test_redrafting_up_to_the_first_rejection_runs_no_target(command, tmp_path):
-    assert command("experiment=smoke/redraft", FIRST, "budget.epochs=1", *UNTIMED) == 0
-    ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
-    assert ledger["flops"].keys() == {"draft", "train"}
-
-
-def test_redrafting_begins_with_the_first_texts_and_writes_no_others(command, tmp_path):
-    few = ("data.prompts_per_epoch=4", "data.batching.batch_size=4", "texts.shard_size=4")
-    whole = "drafter.draft_vocab_size=null"  # a reduced one counts tokens of the texts
-    assert command("experiment=smoke/redraft", "budget.epochs=1", whole, *few, *UNTIMED) == 0
-    assert [len(list(folder.glob("*.safetensors"))) for folder in texts_of(tmp_path)] == [1, 1]  # with validation's
-
-
-@pytest.mark.slow
-def test_redrafted_texts_are_written_anew_above_temperature_0(command, tmp_path, phases):
-    words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", "budget.epochs=4", *UNTIMED)
-    assert command("experiment=smoke/redraft", *words) == 0
-    texts = [[t.tokens.tolist() for t in phase] for phase in phases]
-    assert texts[0] == texts[1] != texts[2] == texts[3]
-    assert not any(text in texts[2] for text in texts[0])
-    assert len(texts_of(tmp_path)) == 3  # two generations and validation
-
-
-@pytest.mark.parametrize("word", ["data.decoding.temperature=0", "data.refresh=rollout", "data.rewrite_every=0"])
-def test_rewriting_what_cannot_change_is_refused(command, capsys, word: str):
-    words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", word, "logger=none")
-    assert command("experiment=smoke/redraft", *words) == 2
-    assert "data.refresh=redraft and data.decoding.temperature above 0" in capsys.readouterr().err
-
-
-def test_redrafting_sampled_drafts_is_refused_before_any_text_is_written(command, tmp_path, capsys):
-    words = ("data.decoding.temperature=1.0", "data.decoding.rule=rejection", "logger=none")
-    assert command("experiment=smoke/redraft", *words) == 2
-    assert "data.refresh=rollout" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize(
-    ("limit", "most"), [("target_tokens=900", 4), pytest.param("minutes=1e-6", 1, marks=pytest.mark.slow)]
-)
-def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
-    words = ("budget.epochs=null", f"budget.{limit}", *UNTIMED)
-    assert command("experiment=smoke/draft_opd", *words) == 0
-    checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
-    assert 1 <= checkpoint["global_step"] <= most
-
-
-def test_a_budget_in_flops_ends_a_run(command, tmp_path):
-    assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e8", *UNTIMED) == 0
-    (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]
-    assert 2e8 <= stage["training_flops"] < 3e8
 
 
 BAD = {

@@ -1,0 +1,26 @@
+"""What runs of the command leave in a folder."""
+
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+FIRST = "objective.rejected_slots=first"
+UNTIMED = ("logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
+
+
+def outputs(folder: Path) -> Path:
+    return max((p.parent for p in folder.rglob("results.json")), key=lambda p: p.stat().st_mtime)
+
+
+def texts_of(folder: Path) -> list[Path]:
+    """The folders of texts that were written."""
+    return sorted({path.parent for path in folder.rglob("*.safetensors")})
+
+
+def runs(folder: Path, **tags: str):
+    if not (folder / "mlflow.db").exists():
+        return []
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("draftopd")
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    return [r for r in found if all(r.data.tags.get(k) == v for k, v in tags.items())]
