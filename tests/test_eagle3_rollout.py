@@ -32,7 +32,9 @@ def test_greedy_text_is_the_targets_whatever_the_family(family: str):
     assert sum(int(r.trace.check().accepted.sum()) for r in speculative) > 5
 
 
-@pytest.mark.parametrize("decoding", [Decoding(24), SAMPLED], ids=["greedy", "sampled drafts"])
+@pytest.mark.parametrize(
+    "decoding", [pytest.param(Decoding(24), marks=pytest.mark.slow), SAMPLED], ids=["greedy", "sampled drafts"]
+)
 def test_the_batch_size_changes_neither_texts_nor_traces(target: Target, eager_eagle: Eagle3, decoding: Decoding):
     # in float64, where no draw lies so near to a boundary that the order of additions decides it
     target, eager_eagle = copy.deepcopy(target).double(), copy.deepcopy(eager_eagle).double()

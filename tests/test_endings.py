@@ -90,6 +90,7 @@ def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
     assert 1 <= checkpoint["global_step"] <= most
 
 
+@pytest.mark.slow
 def test_a_budget_in_flops_ends_a_run(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e8", *UNTIMED) == 0
     (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]

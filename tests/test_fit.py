@@ -178,7 +178,7 @@ ONE_STEP = "data.batching.batch_size=16"
         pytest.param("smoke/draft_opd", "data.decoding.batch_size=3", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd", "data.keep_gib=1e-5", marks=pytest.mark.slow),
         pytest.param("smoke/sft", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
-        ("smoke/sft", "texts.features_dtype=null"),
+        pytest.param("smoke/sft", "texts.features_dtype=null", marks=pytest.mark.slow),
         pytest.param("smoke/sft objective=d_pace", "data.batching.micro_batch_size=3", marks=pytest.mark.slow),
         pytest.param("smoke/draft_opd objective=expected_length", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_opd", "module.chunk_rows=7", marks=pytest.mark.slow),

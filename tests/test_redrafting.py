@@ -42,6 +42,7 @@ def test_redrafting_up_to_the_first_rejection_runs_no_target(command, tmp_path):
     assert ledger["flops"].keys() == {"draft", "train"}
 
 
+@pytest.mark.slow
 def test_redrafting_begins_with_the_first_texts_and_writes_no_others(command, tmp_path):
     few = ("data.prompts_per_epoch=4", "data.batching.batch_size=4", "texts.shard_size=4")
     whole = "drafter.draft_vocab_size=null"  # a reduced one counts tokens of the texts

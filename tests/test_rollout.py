@@ -125,7 +125,7 @@ def stored(cache: RaggedCache) -> int:
     return sum(store.nbytes for stores in cache.stores.values() for store in stores)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("kind", ["dflash", "eagle3"])
 def test_rows_and_what_they_hold_stay_within_memory_gib(
     target: Target, eager_drafter: DFlash, eager_eagle: Eagle3, kind: str, rows: int

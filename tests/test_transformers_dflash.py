@@ -52,6 +52,7 @@ def their_drafts(target: Target, drafter: DFlash, prompt: list[int]) -> torch.Te
 
 
 @pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.slow
 def test_transformers_makes_the_drafts_that_ours_makes(target: Target, eager_drafter: DFlash, trained: bool):
     """Rejected drafts as well. Where one token is left to write, transformers does not draft."""
     target, drafter = (target, eager_drafter) if trained else two_layers()
