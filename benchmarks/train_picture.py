@@ -48,7 +48,12 @@ def bars(part: str, key: str, title: str, unit: str, scale: float = 1.0) -> Call
         axis.barh(names, medians, xerr=[low, high], color=colors, capsize=4)
         for row, value in enumerate(medians):
             axis.annotate(
-                f"{value:.3g}", (value + high[row], row), (6, 0), textcoords="offset points", va="center", size=SIZE
+                f"{value:.3g}" if value < 100 else f"{value:,.0f}",
+                (value + high[row], row),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                size=SIZE,
             )
         axis.invert_yaxis()
         axis.margins(x=0.15)
@@ -71,6 +76,9 @@ def lines(over: str, key: str, unit: str, scale: float = 1.0) -> Callable[[Axes,
         rest = "tokens of one text" if by_length else f"texts of {length} tokens"
         axis.set_title(f"{unit} over {rest}", fontsize=SIZE, loc="left")
         axis.set(xscale="log", yscale="log")
+        measured = sorted({p[over] for p in wanted})
+        axis.set_xticks(measured, [f"{value:,}" for value in measured])
+        axis.set_xticks([], minor=True)
         axis.set_xlabel(rest, fontsize=SIZE)
         axis.set_ylabel(unit, fontsize=SIZE)
         axis.legend(fontsize=SIZE)
