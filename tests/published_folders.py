@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import EAGLE_LAYERS
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.exchange.published import lint, read, write
 from draftopd.target import Target
+from pair import EAGLE_LAYERS
 
 Change = Callable[[dict[str, Any], dict[str, Tensor], Path], object]
 LAYOUTS = {"dflash": ("zlab", "speculators"), "eagle3": ("safeai", "speculators")}

@@ -56,6 +56,7 @@ def test_the_pair_on_new_prompts_has_the_same_ones():
     assert pair[0]["prompts"] == {**warm, "train": 2 * warm["train"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_a_scale_wins_over_the_experiment(name: str):
     config = composed(f"experiment=ablations/{name}", "scale=tiny")

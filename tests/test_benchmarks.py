@@ -10,12 +10,12 @@ import torch
 from benchmarks import decode, growth, identity, loss_memory, plan, redraft, train, train_speculators, train_step
 from safetensors.torch import load_file
 
-from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash
 from draftopd.rows import flatten
 from draftopd.stages import quiet
 from draftopd.target import Target
 from draftopd.trace import Rollout
+from pair import PROMPTS
 
 
 @pytest.mark.slow
@@ -134,6 +134,7 @@ def test_training_ends_with_an_error_where_a_trace_differs(command, tmp_path: Pa
         train.main([str(checkpoint), *words, "--output", str(tmp_path / "out.json")])
 
 
+@pytest.mark.slow
 def test_traces_are_compared_in_all_fields(target: Target, eager_drafter: DFlash, monkeypatch: pytest.MonkeyPatch):
     found = identity.identity(target, eager_drafter, PROMPTS, 12, batch_size=2)
     assert found["equal"] == len(PROMPTS)
@@ -208,6 +209,7 @@ def test_the_plan_in_the_docs_is_what_the_script_prints():
         assert plan.plan(words.split()) in text, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["qwen3_4b_sft", "qwen3_4b_opd", "qwen3_8b_sft", "qwen3_8b_opd"])
 def test_shipped_qwen3_experiments_are_planned_to_fit_80_gb_with_a_tenth_to_spare(experiment: str):
     setups = list(plan.estimates([f"experiment={experiment}"]))

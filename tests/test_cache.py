@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from conftest import FAMILIES
 from draftopd import load
 from draftopd.cache import RaggedCache
 from draftopd.target import Target
+from pair import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)

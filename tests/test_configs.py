@@ -64,7 +64,7 @@ PUBLISHED = {  # target sizes and parameters of the drafter: METHOD 5.1
 
 
 @pytest.mark.parametrize("kind", ["sft", "opd"])
-@pytest.mark.parametrize("model", PUBLISHED)
+@pytest.mark.parametrize("model", ["qwen3_4b", pytest.param("qwen3_8b", marks=pytest.mark.slow)])
 def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str):
     sizes, parameters = PUBLISHED[model]
     config = composed(f"experiment={model}_{kind}", "output_dir=out")

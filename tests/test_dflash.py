@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash, default_layer_ids
 from draftopd.errors import DraftError
 from draftopd.target import Target
 from draftopd.trace import Trace, text_blocks
+from pair import PROMPTS
 
 LAYER = [
     "input_layernorm",

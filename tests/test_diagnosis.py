@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from conftest import PROMPTS
 from draftopd.diagnosis import diagnose
 from draftopd.divergences import forward_kl, reverse_kl
 from draftopd.drafters.dflash import DFlash
@@ -11,6 +10,7 @@ from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.rows import flatten
 from draftopd.target import Target
 from draftopd.trace import Trace, collate
+from pair import PROMPTS
 
 SIZES = {"texts": 8, "rows": 10_000, "step": 3}
 

@@ -6,13 +6,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
-from conftest import EAGLE_LAYERS
 from draftopd.command import CONFIG_DIR
 from draftopd.drafters.eagle3 import Eagle3, default_layer_ids
 from draftopd.errors import DraftError
 from draftopd.head import TargetShape
 from draftopd.target import Target
 from draftopd.trace import ReplayBatch
+from pair import EAGLE_LAYERS
 
 LAYER = [
     *("input_layernorm", "hidden_norm", "post_attention_layernorm"),

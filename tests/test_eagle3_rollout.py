@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from conftest import EAGLE_LAYERS, FAMILIES, PROMPTS, fit_texts
 from draftopd import load
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.trace import collate
+from pair import EAGLE_LAYERS, EVERY_FAMILY, FAMILIES, PROMPTS, overfit_eagle
 
 SAMPLED = Decoding(24, temperature=1.0, rule="rejection")
 
@@ -19,22 +19,18 @@ def texts(results) -> list[list[int]]:
     return [r.trace.tokens.tolist() for r in results]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_greedy_text_is_the_targets_whatever_the_family(family: str):
     target = load.tiny({"model_type": family, **FAMILIES[family]})
-    torch.manual_seed(2)
-    drafter = Eagle3(target.shape, block_size=4, layer_ids=EAGLE_LAYERS)
-    drafter.initialise(target.head)
     decoding = Decoding(max_new_tokens=16, batch_size=2)
-    fit_texts(drafter, target, PROMPTS[:2], decoding, 40)
+    drafter = overfit_eagle(target, PROMPTS[:2], decoding, block_size=4)
     plain, speculative = (rollout(target, d, PROMPTS, decoding) for d in (None, drafter))
     assert texts(speculative) == texts(plain)
     assert sum(int(r.trace.check().accepted.sum()) for r in speculative) > 5
 
 
-@pytest.mark.parametrize(
-    "decoding", [pytest.param(Decoding(24), marks=pytest.mark.slow), SAMPLED], ids=["greedy", "sampled drafts"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("decoding", [Decoding(24), SAMPLED], ids=["greedy", "sampled drafts"])
 def test_the_batch_size_changes_neither_texts_nor_traces(target: Target, eager_eagle: Eagle3, decoding: Decoding):
     # in float64, where no draw lies so near to a boundary that the order of additions decides it
     target, eager_eagle = copy.deepcopy(target).double(), copy.deepcopy(eager_eagle).double()

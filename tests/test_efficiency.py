@@ -12,7 +12,6 @@ import torch
 from benchmarks.objectives import NAMES, shipped
 from torch import Tensor
 
-from conftest import EAGLE_LAYERS, PROMPTS
 from draftopd.divergences import forward_kl
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
@@ -26,6 +25,7 @@ from draftopd.rows import Rows, flatten
 from draftopd.target import Target
 from draftopd.terms import chunked_loss
 from draftopd.trace import ReplayBatch, collate
+from pair import EAGLE_LAYERS, PROMPTS
 
 KINDS = ["dflash", "eagle3"]
 
@@ -124,7 +124,7 @@ def test_torch_compile_has_the_backend_that_is_named(target: Target, batch: Repl
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("bf16-true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_near_float32(target: Target, batch: ReplayBatch, kind: str, precision: str):
     """Loss within 2 %, the gradient of every weight within 10 % of its norm."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conftest import trained
 from draftopd import evaluate
 from draftopd.exchange.published import write
 from draftopd.restore import restore
+from pair import trained
 
 
 @pytest.fixture

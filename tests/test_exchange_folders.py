@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SIZES
 from draftopd import load
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.exchange.assistant import to_transformers
 from draftopd.exchange.folder import load as load_files
 from draftopd.exchange.published import lint, load_published, published, read, write
+from pair import SIZES
 from published_folders import OWN, config_of, make
 
 Z = "dflash-zlab-None"

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from conftest import PROMPTS
 from draftopd.exchange.findings import Findings
 from draftopd.exchange.published import drafter_config, published, read, write
 from draftopd.exchange.zlab import ZLAB
 from draftopd.rollout import Decoding, rollout
+from pair import PROMPTS
 from published_folders import (
     LAYOUTS,
     VOCABULARIES,

@@ -5,7 +5,6 @@ import torch
 from benchmarks.serve_check import drop_note, shift_layers
 from benchmarks.serve_engines import by_transformers, ours
 
-from conftest import PROMPTS, fit_texts
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
@@ -14,9 +13,15 @@ from draftopd.exchange.assistant import to_transformers
 from draftopd.exchange.published import published, write
 from draftopd.rollout import Decoding
 from draftopd.target import Target
+from pair import PROMPTS, fit_texts
 from published_folders import LAYOUTS
 
 FEW, TOKENS = PROMPTS[:2], 24
+FOLDERS = [
+    pytest.param(kind, layout, marks=pytest.mark.slow if layout == "speculators" else [])
+    for kind in LAYOUTS
+    for layout in LAYOUTS[kind]
+]
 
 
 @pytest.mark.parametrize("layout", ["zlab", "speculators"])
@@ -45,7 +50,7 @@ def overfit(target: Target) -> dict[str, Drafter]:
     return drafters
 
 
-@pytest.mark.parametrize(("kind", "layout"), [(kind, layout) for kind in LAYOUTS for layout in LAYOUTS[kind]])
+@pytest.mark.parametrize(("kind", "layout"), FOLDERS)
 def test_a_layer_offset_forced_through_loses_acceptance(target, overfit, tmp_path, kind, layout):
     right, wrong = tmp_path / "right", tmp_path / "wrong"
     for folder in (right, wrong):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from conftest import SIZES
 from draftopd import export, lint, load
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.exchange.published import published, read, write
 from draftopd.restore import restore
+from pair import SIZES
 from published_folders import changed, put, together
 
 SHORT = ("budget.epochs=null", "budget.steps=2", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
@@ -68,6 +68,7 @@ def test_eagles_own_files_start_training_without_layer_ids_and_depth(command, tm
     assert (config["_target_"], config["layer_ids"]) == ("draftopd.drafters.eagle3.Eagle3", [1, 5, 8])
 
 
+@pytest.mark.slow
 def test_a_run_id_alone_says_where_to_and_gets_an_artifact(command, capsys, checkpoint, monkeypatch):
     """The store is another test's, a slow one."""
     run, logged = "0123456789abcdef" * 2, []

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash
 from draftopd.free_running import free_running
 from draftopd.ledger import Ledger
@@ -14,6 +13,7 @@ from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.target import Target
 from draftopd.text_quality import quality, repeated_ngrams
 from draftopd.trace import Trace, collate
+from pair import PROMPTS
 
 DECODING = Decoding(max_new_tokens=18, batch_size=3)
 

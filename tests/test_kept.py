@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import PROMPTS, full_disk
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.kept import Kept
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.trace import collate_rollouts
+from pair import PROMPTS, full_disk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,6 @@ from benchmarks.objectives import shipped
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import EAGLE_LAYERS, PROMPTS
 from draftopd import linear
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
@@ -25,6 +24,7 @@ from draftopd.redraft import redraft
 from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.target import Target
 from draftopd.trace import collate_rollouts
+from pair import EAGLE_LAYERS, PROMPTS
 
 PROMPT = [[5 + i * 3 % 80 for i in range(30)]]
 EXACT = 1e-9

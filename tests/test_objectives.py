@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 import torch
-from benchmarks.objectives import NAMES, SOURCES, Table, acceptance_length, shipped, start, train
+from benchmarks.objectives import NAMES, Table, acceptance_length, shipped, start, train
 from torch import Tensor
 
-from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash
 from draftopd.losses import Objective
 from draftopd.module import DraftModule
@@ -16,6 +15,7 @@ from draftopd.rows import Rows, flatten, log_mass
 from draftopd.target import Target
 from draftopd.terms import chunked_loss
 from draftopd.trace import ReplayBatch, collate, text_blocks
+from pair import PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_chunks_and_micro_batches_change_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [pytest.param("texts", marks=pytest.mark.slow), "rollouts"])
 def test_a_module_takes_it_on_texts_and_rollouts_with_a_draft_vocabulary(
     name: str, source: str, target: Target, batch: ReplayBatch
 ):
@@ -205,7 +205,7 @@ def test_the_exact_acceptance_length_is_that_of_an_enumeration():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [pytest.param("texts", marks=pytest.mark.slow), "rollouts"])
 def test_it_raises_the_acceptance_length_towards_the_known_optimum(name: str, source: str, record_property):
     """From one start, in one number of steps. `make bench-objectives` prints how far each gets in more of them."""
     table = start()

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import EAGLE_LAYERS
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.head import Head
 from draftopd.target import Target
 from draftopd.trace import ReplayBatch, Trace, collate
+from pair import EAGLE_LAYERS
 
 CAPACITY = 60
 ANCHORS = [[6, 7, 11, 12], [3, 6, 7, 12]]  # of two texts; after each draft the rows move on by different lengths

@@ -9,10 +9,10 @@ import torch
 from benchmarks import peer_logits
 from safetensors.torch import load_file
 
-from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash
 from draftopd.exchange.assistant import to_transformers
 from draftopd.target import Target
+from pair import PROMPTS
 
 
 @pytest.mark.parametrize(("error", "code"), [(0.0, 0), (1e-3, 1)])

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from conftest import PROMPTS
 from draftopd.drafters.dflash import DFlash
 from draftopd.placements import scattered, tiled
 from draftopd.rollout import Decoding, rollout
 from draftopd.rows import flatten
 from draftopd.target import Target
 from draftopd.trace import Trace, collate
+from pair import PROMPTS
 
 
 @pytest.fixture(scope="module")

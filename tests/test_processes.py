@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from conftest import EAGLE_LAYERS, PROMPTS
 from draftopd import processes
 from draftopd.block_losses import DPace, ExpectedLength
 from draftopd.datamodule import Batching, DraftDataModule
@@ -27,6 +26,7 @@ from draftopd.target import Target
 from draftopd.terms import chunked_loss
 from draftopd.texts import TextCache
 from draftopd.trace import no_blocks
+from pair import EAGLE_LAYERS, PROMPTS
 
 STRATEGIES = {  # name -> (trainer's precision, largest difference of a weight)
     "ddp": ("64-true", 1e-8),

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import EAGLE_LAYERS, FAMILIES, PROMPTS, fit_texts, overfit
 from draftopd import load
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
@@ -16,6 +15,7 @@ from draftopd.redraft import affordable_blocks, redraft
 from draftopd.rollout import Decoding, Rollout, rollout
 from draftopd.target import Target
 from draftopd.trace import Trace, collate_rollouts
+from pair import EAGLE_LAYERS, EVERY_FAMILY, FAMILIES, PROMPTS, overfit, overfit_eagle
 
 KINDS = ["dflash", "eagle3"]
 
@@ -46,16 +46,13 @@ def assert_same(found: list[Rollout], wanted: list[Rollout]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_traces_are_those_of_a_rollout_in_every_family(family: str, kind: str):
     target, decoding = load.tiny({"model_type": family, **FAMILIES[family]}), Decoding(20, 3)
     if kind == "dflash":
         drafter: Drafter = overfit(target, PROMPTS[:2], decoding, steps=40)
     else:
-        torch.manual_seed(2)
-        drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS)
-        drafter.initialise(target.head)
-        fit_texts(drafter, target, PROMPTS[:2], decoding, steps=30)
+        drafter = overfit_eagle(target, PROMPTS[:2], decoding, steps=30)
     assert len(accepted(compare(target, drafter, decoding))) >= 2
 
 
@@ -68,12 +65,12 @@ def test_every_length_of_acceptance_occurs(target: Target, trained: Drafter):
     assert {0, 4} <= accepted(compare(target, trained, Decoding(24)))
 
 
-def test_stop_tokens_cut_blocks_alike_wherever_they_stand(target: Target, trained: Drafter, monkeypatch):
+def test_stop_tokens_cut_blocks_alike_wherever_they_stand(target: Target, eager_drafter: DFlash, monkeypatch):
     plain, decoding = rollout(target, None, PROMPTS[:1], Decoding(24))[0].trace, Decoding(24)
     ends = set()
     for stop in plain.tokens[plain.prompt_length :].unique():
         monkeypatch.setitem(target.__dict__, "stop_tokens", stop[None])
-        (trace,) = compare(target, trained, decoding, PROMPTS[:1])
+        (trace,) = compare(target, eager_drafter, decoding, PROMPTS[:1])
         if len(trace.anchors):
             ends.add("draft" if trace.anchors[-1] + trace.accepted[-1] + 1 == len(trace.tokens) else "bonus")
     assert ends == {"draft", "bonus"}  # texts that end with an accepted draft, and with the target's own token

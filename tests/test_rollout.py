@@ -6,7 +6,6 @@ from typing import ClassVar
 import pytest
 import torch
 
-from conftest import PROMPTS
 from draftopd.batch import DecodingBatch
 from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter
@@ -15,6 +14,7 @@ from draftopd.drafters.eagle3 import Eagle3
 from draftopd.rollout import Decoding, affordable_rows, decode, rollout
 from draftopd.target import Target
 from draftopd.trace import collate
+from pair import PROMPTS
 
 
 def texts(results) -> list[list[int]]:
@@ -126,7 +126,7 @@ def stored(cache: RaggedCache) -> int:
 
 
 @pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+@pytest.mark.parametrize("kind", ["dflash", pytest.param("eagle3", marks=pytest.mark.slow)])
 def test_rows_and_what_they_hold_stay_within_memory_gib(
     target: Target, eager_drafter: DFlash, eager_eagle: Eagle3, kind: str, rows: int
 ):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from scipy import stats
 
-from conftest import PROMPTS
 from draftopd import batch
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
@@ -15,6 +14,7 @@ from draftopd.sampling import probabilities
 from draftopd.stats import ratio
 from draftopd.target import Target
 from draftopd.trace import collate
+from pair import PROMPTS
 from test_sampling import commits_the_draft, one_too_many
 
 

@@ -161,7 +161,7 @@ def law_of(decoding: Decoding, rule=accept, draws: int = DRAWS) -> tuple[float, 
 
 
 @pytest.mark.parametrize("rule", ["token_matching", "rejection"])
-@pytest.mark.parametrize("temperature", [0.6, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.6, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_what_is_committed_follows_the_target(rule, temperature, filters):
     first, second, _ = law_of(Decoding(temperature=temperature, rule=rule, **filters))

@@ -17,13 +17,13 @@ from benchmarks.serve_engines import Served, by_transformers, from_vllm, full_he
 from benchmarks.vllm_environment import REQUIREMENTS, ask_vllm, ensure
 from torch import nn
 
-from conftest import FAMILIES, PROMPTS
 from draftopd import load
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.exchange.assistant import to_transformers
 from draftopd.target import Target
+from pair import FAMILIES, PROMPTS
 
 LIMIT = 24
 
@@ -236,6 +236,7 @@ def test_eagle3_is_judged_by_vllm_alone(served, capsys):
     assert report["tau_vllm"] == report["tau_ours"]
 
 
+@pytest.mark.slow
 def test_a_target_that_lies_nowhere_cannot_be_served(served, capsys, target: Target):
     run, _ = served
     run.target = target

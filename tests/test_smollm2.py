@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import full_disk
 from draftopd import smollm2
 from draftopd.errors import DraftError
 from draftopd.smollm2 import NAME, WHEEL, smollm2_folder
+from pair import full_disk
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from conftest import PROMPTS
 from draftopd import speed
 from draftopd.drafters.base import Drafter
 from draftopd.rollout import Decoding, rollout
 from draftopd.speed import Costs, predict
 from draftopd.target import Target
+from pair import PROMPTS
 
 
 def test_prediction_by_hand():
@@ -26,7 +26,7 @@ def test_no_prediction_beyond_the_measured_block():
     assert predict(costs, [0.5]) == {2: 1.5}
 
 
-@pytest.mark.parametrize("kind", ["eager_drafter", "eager_eagle"])
+@pytest.mark.parametrize("kind", ["eager_drafter", pytest.param("eager_eagle", marks=pytest.mark.slow)])
 def test_measuring_leaves_the_drafter_as_it_was(kind: str, target: Target, request: pytest.FixtureRequest):
     drafter: Drafter = request.getfixturevalue(kind)
     before = [r.trace for r in rollout(target, drafter, PROMPTS, Decoding(12))]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from conftest import FAMILIES, PROMPTS, SIZES, overfit
 from draftopd import load
 from draftopd.cache import RaggedCache
 from draftopd.drafters.dflash import DFlash
@@ -11,9 +10,10 @@ from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.trace import collate
+from pair import EVERY_FAMILY, FAMILIES, PROMPTS, SIZES, overfit
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY_FAMILY)
 def any_target(request) -> Target:
     return load.tiny({"model_type": request.param, **FAMILIES[request.param]})
 

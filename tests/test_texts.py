@@ -4,13 +4,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from conftest import PROMPTS, full_disk
 from draftopd import stored
 from draftopd import texts as texts_module
 from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
 from draftopd.texts import TextCache, Texts
+from pair import PROMPTS, full_disk
 
 DECODING = Decoding(max_new_tokens=12)
 

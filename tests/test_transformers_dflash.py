@@ -5,12 +5,12 @@ import torch
 from benchmarks.decode_systems import greedy, systems, theirs
 from benchmarks.transformers_dflash import DFlashAssistant
 
-from conftest import FAMILIES, PROMPTS
 from draftopd import load
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.rollout import Decoding, rollout
 from draftopd.target import Target
+from pair import FAMILIES, PROMPTS
 
 LIMIT = 24
 

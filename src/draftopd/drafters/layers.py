@@ -1,5 +1,9 @@
 """What drafters are made of: rotary positions, grouped-query attention over explicit keys, a gated MLP."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +15,10 @@ KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""
 
 
-_compiled_flex_attention = torch.compile(flex_attention)  # on GPUs it is a kernel only when it is compiled
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    """On GPUs it is a kernel only when it is compiled. Made on first use: torch's compiler takes a second to import."""
+    return torch.compile(flex_attention)
 
 
 def join(*parts: KeysValues) -> KeysValues:
@@ -76,7 +83,8 @@ class Attention(nn.Module):
 
     @staticmethod
     def _flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
-        run = flex_attention if query.device.type == "cpu" else _compiled_flex_attention
+        plain = query.device.type == "cpu" or torch.compiler.is_compiling()
+        run: Any = flex_attention if plain else _compiled_flex_attention()
         query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast does not know it and leaves norms wide
         return run(query, keys, values, block_mask=mask, enable_gqa=True)
 
