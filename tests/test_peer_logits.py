@@ -50,4 +50,4 @@ def test_an_error_above_the_tolerance_fails(
     assert report["blocks"] == 6
     for layout in ("speculators", "zlab"):
         assert report[layout]["difference"]["logits"] == pytest.approx(error, abs=1e-5)
-        assert report[layout]["largest_logit"] > 1
+        assert report[layout]["largest"]["logits"] > 1
