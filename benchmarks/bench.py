@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -65,7 +66,7 @@ def pair(checkpoint: str, target: Target, drafter: Drafter) -> dict[str, Any]:
         "target_parameters": target.model.num_parameters(),
         "target_fingerprint": target.fingerprint,
         "dtype": str(target.model.dtype).removeprefix("torch."),
-        "attention": target.config._attn_implementation,
+        "attention": target.attention,
         "drafter": type(drafter).__name__,
         "checkpoint_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16],
         "block_size": drafter.block_size,
@@ -93,6 +94,16 @@ def processor() -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def as_it_comes(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as transformers makes it, without our layers; it shares no weights."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "sdpa"
+    fresh = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = copy.deepcopy(model.generation_config)
+    return fresh.to(model.device).eval()
 
 
 def stock(model: Model) -> Model:

@@ -30,13 +30,19 @@ from draftopd.restore import Restored
 from draftopd.trace import Trace
 
 WARM_UP = 2  # prompts
-PEERS = ("transformers", "transformers_onednn", "prompt_lookup", "transformers_dflash", "transformers_dflash_onednn")
+PEERS = (
+    "transformers",
+    "transformers_our_layers",
+    "prompt_lookup",
+    "transformers_dflash",
+    "transformers_dflash_our_layers",
+)
 PROFILED = ("ours_batch1", "transformers_dflash")
 RATIOS = {  # of tokens per second
     "plain_vs_transformers": ("plain", "transformers"),
-    "plain_vs_transformers_onednn": ("plain", "transformers_onednn"),
+    "plain_vs_transformers_our_layers": ("plain", "transformers_our_layers"),
     "batch1_vs_transformers_dflash": ("ours_batch1", "transformers_dflash"),
-    "batch1_vs_transformers_dflash_onednn": ("ours_batch1", "transformers_dflash_onednn"),
+    "batch1_vs_transformers_dflash_our_layers": ("ours_batch1", "transformers_dflash_our_layers"),
     "batch1_full_head_vs_transformers_dflash": ("ours_batch1_full_head", "transformers_dflash"),
     "batch1_vs_plain": ("ours_batch1", "plain"),
     "batch8_vs_batch1": ("ours_batch8", "ours_batch1"),
@@ -44,7 +50,7 @@ RATIOS = {  # of tokens per second
 PRINTED = ("plain_vs_transformers", "batch1_vs_transformers_dflash", "batch8_vs_batch1", "measured_vs_model")
 NOTES = {
     "tokens_per_second": "response tokens of all prompts / seconds of the whole pass, prefill included",
-    "transformers": "as it comes; the systems named onednn run the same loop of transformers over our linear layers",
+    "transformers": "as it comes; the systems named our_layers run the same loop of transformers over our layers",
     "transformers_dflash": "transformers always reads drafts off the target's full head; ours_batch1 restricts it "
     "to the drafter's vocabulary, as it is shipped; ours_batch1_full_head drafts with the full head like transformers",
     "prompt_lookup": "as many candidates a step as the drafter drafts",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from benchmarks.bench import full_head, stock
+from benchmarks.bench import as_it_comes, full_head, stock
 from benchmarks.transformers_dflash import DFlashAssistant
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
@@ -52,7 +52,7 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
     """
     if not isinstance(drafter, DFlash):
         raise DraftError(f"transformers has no counterpart of {type(drafter).__name__}: give a DFlash drafter")
-    model, assistant = stock(target.model), DFlashAssistant(stock(drafter))
+    model, assistant = as_it_comes(target.model), DFlashAssistant(stock(drafter))
     plain, lookup = greedy(target, max_new_tokens), greedy(target, max_new_tokens)
     lookup.prompt_lookup_num_tokens = drafter.num_draft_tokens
     dflash = greedy(target, max_new_tokens)
@@ -60,10 +60,10 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
     return {
         "plain": ours(target, None, max_new_tokens),
         "transformers": theirs(model, plain),
-        "transformers_onednn": theirs(target.model, plain),
+        "transformers_our_layers": theirs(target.model, plain),
         "prompt_lookup": theirs(model, lookup),
         "transformers_dflash": theirs(model, dflash, assistant),
-        "transformers_dflash_onednn": theirs(target.model, dflash, DFlashAssistant(drafter)),
+        "transformers_dflash_our_layers": theirs(target.model, dflash, DFlashAssistant(drafter)),
         "ours_batch1_full_head": ours(target, full_head(drafter), max_new_tokens),
         **{f"ours_batch{size}": ours(target, drafter, max_new_tokens, size) for size in BATCH_SIZES},
     }

@@ -38,7 +38,7 @@ NOTES = {
     "text": "random tokens: a tenth of them is prompt; every block accepts 0 to K drafts in turn",
     "vocabulary": "the drafter's own, as it is shipped",
     "peak_bytes": "most memory above what the process held with both models loaded; what is made on first use (the "
-    "optimizer's state, frozen weights in oneDNN's layout) is in it and does not grow",
+    "optimizer's state, frozen weights in another layout) is in it and does not grow",
 }
 
 

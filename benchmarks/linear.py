@@ -1,9 +1,10 @@
-"""Linear layers of SmolLM2-135M on this processor: torch's own, oneDNN's, and oneDNN's with packed weights.
+"""Linear layers of SmolLM2-135M on this processor: torch's own, oneDNN's, and both libraries' with packed weights.
 
     python -m benchmarks.linear
 
 Each measurement runs the products of all 30 layers and of the head once, in turns; medians of 20 turns. The last line
-is one JSON object with the ratios torch / packed by number of rows.
+is one JSON object with the ratios torch / chosen by number of rows; chosen are the packed weights of the library that
+draftopd takes on this processor (for one row it takes torch's own).
 """
 
 import json
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from benchmarks.bench import machine, versions
 from torch import Tensor
 
-from draftopd.linear import AVAILABLE, Packed, linear
+from draftopd.linear import LIBRARY, MKL, Library, OneDNN
 
 SIZE, INNER, HEADS, VOCABULARY, LAYERS = 576, 1536, 192, 49152, 30
 SHAPES = [(SIZE, SIZE), (HEADS, SIZE), (HEADS, SIZE), (SIZE, SIZE), (INNER, SIZE), (INNER, SIZE), (SIZE, INNER)]
@@ -26,22 +27,33 @@ TURNS = 20
 
 
 def main() -> None:
-    if not AVAILABLE:
-        raise SystemExit("oneDNN serves x86 processors: here linear layers are torch's own")
+    if LIBRARY is None:
+        raise SystemExit("libraries are chosen on x86 processors alone: here linear layers are torch's own")
     torch.manual_seed(0)
     weights = [torch.randn(shape) * 0.02 for shape in [*SHAPES * LAYERS, (VOCABULARY, SIZE)]]
-    packed = [Packed() for _ in weights]
     ways: dict[str, Callable[[Tensor, int], Tensor]] = {
         "torch": lambda x, i: F.linear(x, weights[i]),
-        "onednn": lambda x, i: linear(x, weights[i]),
-        "packed": lambda x, i: linear(x, weights[i], None, packed[i]),
+        "onednn": lambda x, i: OneDNN().plain(x, weights[i], None),
+        "onednn_packed": packed(OneDNN(), weights),
+        **({"mkl_packed": packed(MKL(), weights)} if torch.backends.mkl.is_available() else {}),
     }
     found = {rows: {name: 1e3 * statistics.median(s) for name, s in measure(ways, weights, rows)} for rows in ROWS}
     for rows, medians in found.items():
         print(f"{rows:4d} rows: " + ", ".join(f"{name} {value:6.1f} ms" for name, value in medians.items()))
-    facts = {"machine": machine(torch.device("cpu")), "versions": versions("torch"), "milliseconds": found}
+    chosen = "mkl_packed" if isinstance(LIBRARY, MKL) else "onednn_packed"
+    facts = {
+        "machine": machine(torch.device("cpu")),
+        "versions": versions("torch"),
+        "chosen": chosen,
+        "milliseconds": found,
+    }
     (Path(__file__).parent / "results" / "linear-cpu.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps({rows: round(m["torch"] / m["packed"], 2) for rows, m in found.items()}))
+    print(json.dumps({rows: round(m["torch"] / m[chosen], 2) for rows, m in found.items()}))
+
+
+def packed(library: Library, weights: list[Tensor]) -> Callable[[Tensor, int], Tensor]:
+    layouts = [library.pack(weight) for weight in weights]
+    return lambda x, i: library.packed(x, layouts[i], weights[i], None)
 
 
 @torch.no_grad()

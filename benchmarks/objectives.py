@@ -11,10 +11,12 @@ drafted before it. No q is p there, and objectives differ in what they make of t
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 
 from draftopd.command import CONFIG_DIR
@@ -28,14 +30,18 @@ ABLATIONS = ("forward_both", "first_rejected_only", "accepted_only", "rejected_o
 
 def shipped(name: str) -> Objective:
     """The objective of conf/objective/<name>.yaml."""
+    return instantiate(_composed(f"objective={name}").objective)
+
+
+@cache
+def _composed(word: str) -> DictConfig:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return instantiate(compose("fit", overrides=[f"objective={name}"]).objective)
+        return compose("fit", overrides=[word])
 
 
 def ablation(name: str) -> Objective:
     """That of conf/experiment/ablations/<name>.yaml."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return instantiate(compose("fit", overrides=[f"experiment=ablations/{name}"]).objective)
+    return instantiate(_composed(f"experiment=ablations/{name}").objective)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,19 @@ import draftopd
 FLOORS = [
     {"errors", "trace", "blocks", "decoding", "sampling", "acceptance", "rows", "metrics", "stats", "placements"}
     | {"curves", "divergences", "losses", "block_losses", "one_token", "terms", "processes", "linear"},
-    {"cache", "head", "target", "smollm2", "load", "drafters", "splits", "records", "prompts", "evaluation_sets"}
+    {
+        "cache",
+        "head",
+        "frozen",
+        "target",
+        "smollm2",
+        "load",
+        "drafters",
+        "splits",
+        "records",
+        "prompts",
+        "evaluation_sets",
+    }
     | {"stored", "kept"},
     {
         "ledger",

@@ -14,11 +14,11 @@ from benchmarks.objectives import shipped
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from draftopd import linear
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.ledger import Ledger
+from draftopd.linear import LIBRARY, MKL, OneDNN
 from draftopd.module import DraftModule
 from draftopd.redraft import redraft
 from draftopd.rollout import Decoding, Rollout, rollout
@@ -34,7 +34,12 @@ def product_flops(x: torch.Size, weight: torch.Size, *args, out_shape: torch.Siz
     return 2 * out_shape.numel() * x[-1]
 
 
-ONEDNN = {torch.ops.mkldnn._linear_pointwise: product_flops} if linear.AVAILABLE else {}
+OTHERS = {
+    MKL: [torch.ops.mkl._mkl_linear] if torch.backends.mkl.is_available() else [],
+    OneDNN: [torch.ops.mkldnn._linear_pointwise] if torch.backends.mkldnn.is_available() else [],
+    type(None): [],
+}[type(LIBRARY)]
+"""what multiplies beside torch's own product on this processor"""
 
 
 @pytest.fixture(params=["dflash", "eagle3"])
@@ -63,11 +68,14 @@ def measure(monkeypatch):
     def run(function):
         pairs.clear()
         monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=ONEDNN) as counter:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False, custom_mapping=dict.fromkeys(OTHERS, product_flops)) as counter,
+        ):
             result = function()
         monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
         counts = counter.get_flop_counts()["Global"]
-        return result, sum(counts[product] for product in (torch.ops.aten.mm, *ONEDNN) if product in counts), sum(pairs)
+        return result, sum(counts[product] for product in (torch.ops.aten.mm, *OTHERS) if product in counts), sum(pairs)
 
     return run
 

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN beside torch's own."""
+"""Linear layers by oneDNN and by MKL beside torch's own."""
 
 import copy
 import pickle
@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from draftopd.linear import AVAILABLE, Linear, freeze, linear
+from draftopd.linear import LIBRARY, MKL, Library, Linear, OneDNN, Packed, linear
 
-served = pytest.mark.skipif(not AVAILABLE, reason="oneDNN serves x86 processors")
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="only on x86 processors is there another way than torch's")
+LIBRARIES = [OneDNN(), *([MKL()] if torch.backends.mkl.is_available() else [])]
+
+
+@pytest.fixture(autouse=True, params=LIBRARIES, ids=lambda library: type(library).__name__)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Each library is right on every processor; this one's own is chosen for its speed."""
+    monkeypatch.setattr("draftopd.linear.LIBRARY", request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("rows", [(7,), (1, 7), (3, 5, 7), (0, 7)])
@@ -30,7 +38,6 @@ def test_values_and_gradients_are_those_of_torch(rows: tuple[int, ...], bias: bo
         torch.testing.assert_close(a.grad, b.grad)
 
 
-@served
 def test_float32_is_not_rounded_to_a_shorter_type():
     torch.manual_seed(0)
     x, weight = torch.randn(64, 576), torch.randn(300, 576)
@@ -38,24 +45,33 @@ def test_float32_is_not_rounded_to_a_shorter_type():
     assert (linear(x, weight).double() - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-@served
 def test_bfloat16_autocast_reaches_it():
     layer = Linear(7, 11)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 7)).dtype == torch.bfloat16
 
 
-def test_a_frozen_model_keeps_its_values_and_its_weights_can_be_replaced():
+def frozen(bias: bool) -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 3, bias=False))
-    names, x = list(model.state_dict()), torch.randn(4, 7)
+    layers = [Linear(70, 110, bias, Packed()), nn.ReLU(), Linear(110, 3, bias, Packed())]
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+def test_packed_weights_can_be_replaced_and_copied():
+    model, x = frozen(False), torch.randn(4, 70)
     before = model(x)
-    freeze(model)
-    assert list(model.state_dict()) == names
-    assert not any(p.requires_grad for p in model.parameters())
     with torch.no_grad():
-        torch.testing.assert_close(model(x), before)
         model[2].weight.mul_(2)  # packed weights must not outlive what they were made of
         torch.testing.assert_close(model(x), 2 * before)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(twin(x), 2 * before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_weights_serve_any_number_of_rows(bias: bool):
+    layer = frozen(bias)[0]
+    for rows in (300, 2, 64, 1, 0, 8, 257, 31):
+        x = torch.randn(rows, 70)
+        expected = F.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer(x.t().contiguous().t()), expected)  # rows apart in memory

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from draftopd.blocks import Tails, branch_mask, causal_mask
 from draftopd.cache import RaggedCache
 from draftopd.errors import DraftError
+from draftopd.frozen import freeze
 from draftopd.head import Head, TargetShape
-from draftopd.linear import Packed, freeze
+from draftopd.linear import Packed
 from draftopd.trace import ReplayBatch
 
 
@@ -33,15 +34,15 @@ class Target(nn.Module):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None
     ) -> None:
         super().__init__()
-        freeze(model)
+        self.attention = freeze(model)
+        if self.attention not in ("sdpa", "eager"):
+            raise DraftError("target.attention must be sdpa or eager: replay needs masks of its own")
         self.model = model.eval()
         self._packed_head = Packed()
         self.tokenizer = tokenizer
         self.body: Any = model.get_decoder()
         if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
             raise DraftError(f"{type(model).__name__} keeps its decoder layers where they are not found: not supported")
-        if model.config._attn_implementation not in ("sdpa", "eager"):
-            raise DraftError("target.attention must be sdpa or eager: replay needs masks of its own")
         self.config = model.config.get_text_config()
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
         rows = self.embed_rows
@@ -117,7 +118,7 @@ class Target(nn.Module):
     def _full_attention(self) -> bool:
         """torch's attention, and in no layer a window."""
         window = getattr(self.config, "sliding_window", None)
-        return self.config._attn_implementation == "sdpa" and window is None
+        return self.attention == "sdpa" and window is None
 
     @cached_property
     def stop_tokens(self) -> Tensor:
@@ -157,7 +158,7 @@ class Target(nn.Module):
         """What transformers wants of a visibility mask: additive, and one per kind of layer where kinds are mixed."""
 
         def additive(mask: Tensor) -> Tensor:
-            if self.config._attn_implementation == "sdpa":
+            if self.attention == "sdpa":
                 return mask
             dtype = self.model.dtype
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
