@@ -37,7 +37,7 @@ PEERS = (
     "transformers_dflash",
     "transformers_dflash_our_layers",
 )
-PROFILED = ("ours_batch1", "transformers_dflash")
+PROFILED = ("plain", "transformers", "ours_batch1", "transformers_dflash")
 RATIOS = {  # of tokens per second
     "plain_vs_transformers": ("plain", "transformers"),
     "plain_vs_transformers_our_layers": ("plain", "transformers_our_layers"),
