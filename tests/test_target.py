@@ -39,8 +39,8 @@ def test_features_are_the_outputs_of_the_chosen_layers(any_target: Target):
     hidden, features = any_target.read(tokens, layer_ids=(0, 2))
     theirs = as_it_comes(any_target.model)(tokens, output_hidden_states=True)
     expected = torch.cat([theirs.hidden_states[1], theirs.hidden_states[3]], -1)
-    torch.testing.assert_close(features, expected)
-    torch.testing.assert_close(any_target.head()(hidden), theirs.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(any_target.head()(hidden), theirs.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_rollouts_are_lossless_and_replay_equals_what_each_verification_saw(any_target: Target):

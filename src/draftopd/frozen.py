@@ -40,7 +40,7 @@ def freeze(model: PreTrainedModel) -> str:
             if type(child) is nn.Linear:
                 setattr(parent, name, _linear(child))
             elif type(child).__name__ in NORMS and child.weight.dtype == torch.float32:
-                setattr(parent, name, Norm(child.weight, child.variance_epsilon))
+                setattr(parent, name, Norm(child))
     attention = model.config._attn_implementation
     if attention == "sdpa":
         model.set_attn_implementation(GROUPED)
@@ -50,11 +50,15 @@ def freeze(model: PreTrainedModel) -> str:
 class Norm(nn.Module):
     """RMS norm of rows [..., D] in four operations: x / hypot(|x|, sqrt(D eps)) * sqrt(D) w. Frozen: w must not change.
 
-    A single row spends as long on calls as on arithmetic; `nn.RMSNorm` needs eight on a CPU, transformers' classes nine.
+    A single row spends as long on calls as on arithmetic; `nn.RMSNorm` needs eight on a CPU, transformers' own nine.
     """
 
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+    scaled: Tensor
+    floor: Tensor
+
+    def __init__(self, norm: Any) -> None:
         super().__init__()
+        weight, eps = norm.weight, norm.variance_epsilon
         self.weight = weight
         self.register_buffer("scaled", weight.detach() * weight.numel() ** 0.5, persistent=False)
         floor = torch.tensor((weight.numel() * eps) ** 0.5, dtype=weight.dtype, device=weight.device)
