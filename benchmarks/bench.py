@@ -96,10 +96,10 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def as_it_comes(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as transformers makes it, without our layers; it shares no weights."""
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "sdpa"
+def as_it_comes(target: Target) -> PreTrainedModel:
+    """A target's model as transformers makes it, without our layers; it shares no weights."""
+    model, config = target.model, copy.deepcopy(target.model.config)
+    config._attn_implementation = target.attention
     fresh = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     fresh.load_state_dict(model.state_dict())
     fresh.generation_config = copy.deepcopy(model.generation_config)

@@ -52,7 +52,7 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
     """
     if not isinstance(drafter, DFlash):
         raise DraftError(f"transformers has no counterpart of {type(drafter).__name__}: give a DFlash drafter")
-    model, assistant = as_it_comes(target.model), DFlashAssistant(stock(drafter))
+    model, assistant = as_it_comes(target), DFlashAssistant(stock(drafter))
     plain, lookup = greedy(target, max_new_tokens), greedy(target, max_new_tokens)
     lookup.prompt_lookup_num_tokens = drafter.num_draft_tokens
     dflash = greedy(target, max_new_tokens)

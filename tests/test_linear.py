@@ -10,12 +10,16 @@ from torch import nn
 
 from draftopd.linear import LIBRARY, MKL, Library, Linear, OneDNN, Packed, linear
 
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="only on x86 processors is there another way than torch's")
-LIBRARIES = [OneDNN(), *([MKL()] if torch.backends.mkl.is_available() else [])]
+LIBRARIES = [
+    None,
+    *([OneDNN()] if LIBRARY is not None and torch.backends.mkldnn.is_available() else []),
+    *([MKL()] if torch.backends.mkl.is_available() else []),
+]
+"""What this machine's torch carries, whatever its processor takes; None = torch's own, all there is beside x86."""
 
 
 @pytest.fixture(autouse=True, params=LIBRARIES, ids=lambda library: type(library).__name__)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library | None:
     """Each library is right on every processor; this one's own is chosen for its speed."""
     monkeypatch.setattr("draftopd.linear.LIBRARY", request.param)
     return request.param

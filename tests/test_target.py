@@ -20,24 +20,31 @@ def any_target(request) -> Target:
 
 
 def test_plain_decoding_equals_generate(any_target: Target):
-    stock = as_it_comes(any_target.model)
+    stock = as_it_comes(any_target)
     results = rollout(any_target, None, PROMPTS, Decoding(max_new_tokens=16, batch_size=3))
     for prompt, result in zip(PROMPTS, results, strict=True):
         expected = stock.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0)
         assert torch.equal(result.trace.tokens, expected[0])
 
 
+def test_faster_layers_keep_names_and_values_of_the_weights_and_take_no_gradient(any_target: Target):
+    ours, theirs = any_target.model.state_dict(), as_it_comes(any_target).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not any(p.requires_grad for p in any_target.parameters())
+
+
 def test_transformers_generates_over_our_layers_what_it_generates_over_its_own(any_target: Target):
     ids = torch.tensor([PROMPTS[2], [0] * 4 + PROMPTS[0]])  # padded on the left
     options = {"attention_mask": (ids > 0).long(), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-    theirs = as_it_comes(any_target.model).generate(ids, **options)
+    theirs = as_it_comes(any_target).generate(ids, **options)
     assert torch.equal(any_target.model.generate(ids, **options), theirs)
 
 
 def test_features_are_the_outputs_of_the_chosen_layers(any_target: Target):
     tokens = torch.tensor([PROMPTS[2]])
     hidden, features = any_target.read(tokens, layer_ids=(0, 2))
-    theirs = as_it_comes(any_target.model)(tokens, output_hidden_states=True)
+    theirs = as_it_comes(any_target)(tokens, output_hidden_states=True)
     expected = torch.cat([theirs.hidden_states[1], theirs.hidden_states[3]], -1)
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(any_target.head()(hidden), theirs.logits, atol=1e-4, rtol=1e-4)

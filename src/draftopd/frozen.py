@@ -50,7 +50,7 @@ def freeze(model: PreTrainedModel) -> str:
 class Norm(nn.Module):
     """RMS norm of rows [..., D] in four operations: x / hypot(|x|, sqrt(D eps)) * sqrt(D) w. Frozen: w must not change.
 
-    A single row spends as long on calls as on arithmetic; `nn.RMSNorm` needs eight on a CPU, transformers' own nine.
+    A single row spends as long on calls as on arithmetic; `nn.RMSNorm` and transformers' own make twice as many.
     """
 
     scaled: Tensor
