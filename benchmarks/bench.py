@@ -21,11 +21,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from draftopd.checkpoints.native import Restored, restore
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.linear import Linear
-from draftopd.restore import Restored, restore
-from draftopd.target import Target
+from draftopd.target.cpu.linear import Linear
+from draftopd.target.model import Target
 
 Model = TypeVar("Model", bound=nn.Module)
 CPUINFO = Path("/proc/cpuinfo")

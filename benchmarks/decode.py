@@ -22,12 +22,12 @@ from benchmarks.decode_systems import Pass, Prompts, System, systems
 from rich.console import Console
 from rich.progress import Progress
 
-from draftopd import speed
+from draftopd.checkpoints.native import Restored
 from draftopd.command import one_line_errors
-from draftopd.metrics import Acceptance
-from draftopd.record import git_commit
-from draftopd.restore import Restored
+from draftopd.evaluation import speed
+from draftopd.evaluation.metrics import Acceptance
 from draftopd.trace import Trace
+from draftopd.tracking import git_commit
 
 WARM_UP = 2  # prompts
 PEERS = (

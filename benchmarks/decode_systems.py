@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
-from draftopd.ledger import Ledger
-from draftopd.rollout import Decoding, rollout
-from draftopd.target import Target
+from draftopd.target.model import Target
 from draftopd.trace import Trace
 
 BATCH_SIZES = (1, 4, 8, 16)

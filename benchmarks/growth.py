@@ -20,13 +20,13 @@ from benchmarks.bench import rounds_of
 from benchmarks.memory import cost
 from benchmarks.train_step import module, run_steps
 
+from draftopd.checkpoints.native import Restored, restore_drafter
+from draftopd.console import quiet
+from draftopd.decoding.redraft import redraft
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.redraft import redraft
-from draftopd.restore import Restored, restore_drafter
-from draftopd.rollout import Decoding
-from draftopd.stages import quiet
-from draftopd.target import Target
+from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, Rollout, Trace, collate_rollouts, text_blocks
 
 KINDS = ("sft", "opd", "redraft")

@@ -18,16 +18,17 @@ from typing import Any
 import torch
 from benchmarks.bench import machine, pair, versions
 
+from draftopd.checkpoints.native import Restored, restore
 from draftopd.command import one_line_errors
+from draftopd.data.sources import JsonlPrompts, encode
+from draftopd.decoding.redraft import redraft
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.prompts import JsonlPrompts, encode
-from draftopd.record import git_commit
-from draftopd.redraft import redraft
-from draftopd.restore import Restored, restore
-from draftopd.rollout import Decoding, Rollout, rollout
-from draftopd.target import Target
-from draftopd.trace import Trace, collate_rollouts
+from draftopd.target.model import Target
+from draftopd.trace import Rollout, Trace, collate_rollouts
+from draftopd.tracking import git_commit
 
 TIE = 1e-4
 

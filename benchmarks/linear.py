@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from benchmarks.bench import machine, versions
 from torch import Tensor
 
-from draftopd.linear import LIBRARY, MKL, Library, OneDNN
+from draftopd.target.cpu.linear import LIBRARY, MKL, Library, OneDNN
 
 SIZE, INNER, HEADS, VOCABULARY, LAYERS = 576, 1536, 192, 49152, 30
 SHAPES = [(SIZE, SIZE), (HEADS, SIZE), (HEADS, SIZE), (SIZE, SIZE), (INNER, SIZE), (INNER, SIZE), (SIZE, INNER)]

@@ -18,10 +18,10 @@ from benchmarks.bench import rounds_of, spread
 from benchmarks.memory import cost
 from benchmarks.train_step import module
 
-from draftopd import load
+from draftopd.checkpoints.native import Restored
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
-from draftopd.restore import Restored
+from draftopd.target import load
 from draftopd.trace import ReplayBatch
 
 HIDDEN, SLOTS, TEXTS, LENGTH = 64, 8, 16, 128

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from draftopd.prompts import JsonlPrompts, Prompt, encode
-from draftopd.record import git_commit
-from draftopd.restore import restore
-from draftopd.rollout import Decoding, rollout
-from draftopd.target import Target
+from draftopd.checkpoints.native import restore
+from draftopd.data.prompts import Prompt
+from draftopd.data.sources import JsonlPrompts, encode
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
+from draftopd.target.model import Target
+from draftopd.tracking import git_commit
 
 TIE = 1e-4
 CHUNK = 50

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from draftopd.command import CONFIG_DIR
-from draftopd.losses import Objective, shares
-from draftopd.rows import Rows
+from draftopd.objectives.base import Objective, shares
+from draftopd.objectives.rows import Rows
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "objective").glob("*.yaml"))
 SOURCES = ("texts", "rollouts")

@@ -23,14 +23,14 @@ from benchmarks.vllm_environment import clean
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from draftopd.checkpoints.native import Restored, restore
+from draftopd.checkpoints.published import write
 from draftopd.command import one_line_errors
+from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
-from draftopd.exchange.published import write
-from draftopd.head import Head
-from draftopd.measure import roll
-from draftopd.record import git_commit
-from draftopd.restore import Restored, restore
-from draftopd.rollout import Decoding
+from draftopd.evaluation.measure import roll
+from draftopd.target.head import Head
+from draftopd.tracking import git_commit
 
 TOLERANCE = 1e-4
 PEER = Path(__file__).resolve().parent / "peer_blocks.py"

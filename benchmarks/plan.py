@@ -15,14 +15,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from draftopd import load
 from draftopd.command import CONFIG_DIR
+from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.rollout import affordable_rows
 from draftopd.drafters.base import Drafter
-from draftopd.ledger import Ledger
-from draftopd.rollout import affordable_rows
-from draftopd.stages import drafter_group
-from draftopd.target import Target
+from draftopd.target import load
+from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, no_blocks
+from draftopd.training.run import drafter_group
 
 GB = 1e9
 # from the configs on the hub

@@ -13,13 +13,14 @@ from typing import Any
 from benchmarks.bench import rounds_of, spread
 from benchmarks.identity import difference, differing
 
+from draftopd.checkpoints.native import Restored
+from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.redraft import redraft
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
-from draftopd.ledger import Ledger
-from draftopd.redraft import redraft
-from draftopd.restore import Restored
-from draftopd.rollout import Decoding, Rollout, rollout
-from draftopd.target import Target
-from draftopd.trace import Trace, collate_rollouts
+from draftopd.target.model import Target
+from draftopd.trace import Rollout, Trace, collate_rollouts
 
 Way = Callable[[Ledger], list[Trace]]
 Unlike = Callable[[Sequence[Trace], Sequence[Trace]], list[dict[str, Any]]]

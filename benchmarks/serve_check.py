@@ -29,14 +29,14 @@ from benchmarks.lossless import compare, questions
 from benchmarks.serve_engines import PromptIds, Served, by_transformers, from_vllm, full_head, ours, request
 from benchmarks.vllm_environment import ask_vllm
 
+from draftopd.checkpoints.checks import READS
+from draftopd.checkpoints.native import Restored, restore
+from draftopd.checkpoints.published import lint, published, write
 from draftopd.command import one_line_errors
+from draftopd.data.sources import encode
 from draftopd.drafters.dflash import DFlash
-from draftopd.exchange import reads
-from draftopd.exchange.published import lint, published, write
-from draftopd.prompts import encode
-from draftopd.record import git_commit
-from draftopd.restore import Restored, restore
-from draftopd.target import Target
+from draftopd.target.model import Target
+from draftopd.tracking import git_commit
 
 TOLERANCE = 0.02  # of the acceptance length
 SAME = 0.5  # of the responses; drafts near a tie are few, those of a drafter that is fed otherwise many
@@ -110,7 +110,7 @@ def drop_note(folder: Path) -> None:
     """Makes a folder of ours one of another trainer's, to the linter: it has no note of what it was trained to read."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    del config[reads.KEY]
+    del config[READS]
     path.write_text(json.dumps(config))
 
 

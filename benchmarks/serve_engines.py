@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from draftopd.checkpoints.to_transformers import to_transformers
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
-from draftopd.exchange.assistant import to_transformers
-from draftopd.measure import roll
-from draftopd.rollout import Decoding
-from draftopd.target import Target
+from draftopd.evaluation.measure import roll
+from draftopd.target.model import Target
 
 PromptIds = Sequence[Sequence[int]]
 

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import growth, identity, loss_memory, redraft, train_picture, train_speculators, train_step
 from benchmarks.bench import machine, opened, pair, versions
 
+from benchmarks import growth, identity, loss_memory, redraft, train_picture, train_speculators, train_step
+from draftopd.checkpoints.native import Restored
 from draftopd.command import one_line_errors
-from draftopd.record import git_commit
-from draftopd.restore import Restored
-from draftopd.stages import quiet
+from draftopd.console import quiet
+from draftopd.tracking import git_commit
 
 Save = Callable[[dict[str, Any]], None]
 PARTS: dict[str, Callable[[Restored, Sequence[Sequence[int]], argparse.Namespace, Save], None]] = {

@@ -15,15 +15,15 @@ from benchmarks.vllm_environment import clean, ensure
 from safetensors.torch import save_file
 from torch import Tensor
 
+from draftopd.checkpoints.native import Restored
+from draftopd.checkpoints.published import write
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
-from draftopd.exchange.published import write
-from draftopd.module import DraftModule
-from draftopd.restore import Restored
-from draftopd.rows import flatten
-from draftopd.target import Target
+from draftopd.objectives.rows import flatten
+from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
+from draftopd.training.module import DraftModule
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "speculators-requirements.txt"

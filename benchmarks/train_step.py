@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from draftopd.blocks import Tails
+from draftopd.checkpoints.native import Restored
 from draftopd.command import CONFIG_DIR
-from draftopd.datamodule import Steps, candidates
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
-from draftopd.module import DraftModule
-from draftopd.restore import Restored
-from draftopd.rollout import Decoding, rollout
-from draftopd.target import Target
+from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, Rollout, collate_rollouts, text_blocks
+from draftopd.training.datamodule import Steps, candidates
+from draftopd.training.module import DraftModule
 
 RATIOS = {  # of seconds of a step
     "opd_step_vs_sft_step": ("opd", "sft"),

@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from draftopd.drafters.dflash import DFlash
     from draftopd.drafters.eagle3 import Eagle3
-    from draftopd.target import Target
+    from draftopd.target.model import Target
 
 # tiny tensors: threads cost more than they give, and two test processes share two cores; the processes take it over
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,7 +33,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def target() -> Target:
-    from draftopd import load
+    from draftopd.target import load
     from pair import SIZES
 
     return load.tiny({"model_type": "llama", **SIZES})

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from draftopd import fit
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
-from draftopd.rollout import Decoding, rollout
-from draftopd.target import Target
+from draftopd.target.model import Target
 from draftopd.trace import text_blocks
 
 SIZES = {

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from draftopd.command import CONFIG_DIR
-from draftopd.prompts import Prompts
+from draftopd.data.prompts import Prompts
 
 SPLITS = ("train", "val", "test")
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from draftopd.checkpoints.published import lint, read, write
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
-from draftopd.exchange.published import lint, read, write
-from draftopd.target import Target
+from draftopd.target.model import Target
 from pair import EAGLE_LAYERS
 
 Change = Callable[[dict[str, Any], dict[str, Tensor], Path], object]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from draftopd.load import tiny_tokenizer
+from draftopd.target.load import tiny_tokenizer
 from draftopd.trace import Trace, collate, text_blocks
 
 

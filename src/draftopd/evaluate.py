@@ -6,10 +6,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from draftopd import evaluation_report
 from draftopd.command import CONFIG_DIR, one_line_errors, run_command
-from draftopd.evaluation import evaluate
-from draftopd.stages import quiet
+from draftopd.console import quiet
+from draftopd.evaluation import report
+from draftopd.evaluation.run import evaluate
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
@@ -17,7 +17,7 @@ def _evaluate(config: DictConfig) -> None:
     with one_line_errors():
         quiet()
         config.output_dir = HydraConfig.get().runtime.output_dir
-        evaluation_report.show(evaluate(config), config, Path(config.output_dir))
+        report.show(evaluate(config), config, Path(config.output_dir))
 
 
 def main() -> None:

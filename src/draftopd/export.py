@@ -7,14 +7,13 @@ from hydra.utils import instantiate
 from mlflow import MlflowClient
 from omegaconf import DictConfig
 
-from draftopd.checkpoints import find_checkpoint
+from draftopd.checkpoints.native import find_checkpoint, restore_drafter
+from draftopd.checkpoints.published import published, write
 from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.console import quiet
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.exchange.published import published, write
-from draftopd.restore import restore_drafter
-from draftopd.stages import quiet
-from draftopd.target import Target
+from draftopd.target.model import Target
 
 
 def export(config: DictConfig) -> Path:

@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from draftopd.command import CONFIG_DIR, one_line_errors, run_command
-from draftopd.stages import run_stages
+from draftopd.training.run import run_stages
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="fit")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from draftopd.cache import RaggedCache
 from draftopd.errors import DraftError
-from draftopd.head import Head, TargetShape
+from draftopd.target.cache import RaggedCache
+from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
 Embed = Callable[[Tensor], Tensor]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gather_blocks
-from draftopd.cache import RaggedCache
 from draftopd.drafters.base import Drafter, Embed, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
-from draftopd.head import Head, TargetShape
-from draftopd.linear import Linear
+from draftopd.target.cache import RaggedCache
+from draftopd.target.cpu.linear import Linear
+from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from draftopd.linear import Linear
+from draftopd.target.cpu.linear import Linear
 
 KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""

@@ -1,0 +1,40 @@
+"""The linter's command: `python -m draftopd.check folder=...`, with `target=...` for what it is to draft for."""
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from draftopd.checkpoints.published import lint
+from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.console import quiet
+from draftopd.errors import DraftError
+
+
+def report(config: DictConfig) -> None:
+    """Prints every finding.
+
+    Raises:
+        DraftError: one of them is an error.
+    """
+    findings = lint(config.folder, instantiate(config.target) if config.target else None)
+    for finding in findings:
+        print(f"{finding.severity}: {finding.what}\n  goes wrong: {finding.effect}\n  mend: {finding.mend}")
+    errors = len(findings.errors)
+    if errors:
+        raise DraftError(f"{config.folder}: {errors} of {len(findings)} findings are errors")
+    print(f"{config.folder}: no errors, {len(findings)} warnings")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="check")
+def _check(config: DictConfig) -> None:
+    with one_line_errors():
+        quiet()
+        report(config)
+
+
+def main() -> None:
+    run_command(_check, "check")
+
+
+if __name__ == "__main__":
+    main()

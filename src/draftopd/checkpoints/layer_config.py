@@ -1,0 +1,185 @@
+"""What config.json says in every layout: the sizes of the drafter's layers, in the words of transformers."""
+
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from draftopd.checkpoints.fields import OTHER
+from draftopd.checkpoints.findings import Findings
+from draftopd.checkpoints.spec import DrafterSpec, Kind
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.target.head import TargetShape
+
+# keys that are handed to transformers, which fills in what a published file may leave out as its default
+KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "attention_bias",
+    "layer_types",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+)
+COUNTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+LARGEST = 2**20  # beyond any model's; three of these multiplied still fit a tensor's size
+MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
+
+
+def sizes(spec: DrafterSpec) -> dict[str, Any]:
+    """The keys that all of transformers' decoders share."""
+    shape = spec.shape
+    return {
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+    }
+
+
+def compose(spec: DrafterSpec) -> dict[str, Any]:
+    """With both rope schemas: transformers 4 reads rope_theta, transformers 5 rope_parameters."""
+    qwen3 = {
+        "layer_types": ["full_attention"] * spec.num_layers,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": spec.num_layers,
+    }
+    return {
+        "model_type": MODEL_TYPE[spec.kind],
+        **sizes(spec),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        **(qwen3 if spec.kind is DFlash else {"mlp_bias": False}),
+        "rope_theta": spec.shape.rope_theta,
+        "rope_scaling": None,
+        "vocab_size": spec.shape.vocab_size,
+        "tie_word_embeddings": False,
+    }
+
+
+def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConfig | None:
+    model_type = str(raw.get("model_type"))
+    try:
+        config = AutoConfig.for_model(model_type, **{key: raw[key] for key in KEYS if key in raw})
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:160]
+        findings.error(
+            f"model_type {model_type!r} with these sizes is no config of transformers: {reason}",
+            "vLLM, SGLang and transformers cannot build the drafter and stop",
+            f"write model_type {MODEL_TYPE[kind]}, as {kind.__name__} drafters have, and whole numbers for sizes",
+        )
+        return None
+    counts = {key: getattr(config, key) for key in COUNTS} | {"head_dim": head_dim(config)}
+    wrong = [f"{key} {value}" for key, value in counts.items() if not 1 <= value < LARGEST]
+    if wrong or config.num_attention_heads % config.num_key_value_heads or counts["head_dim"] % 2:
+        text = ", ".join(wrong) or "odd head_dim, or attention heads that key-value heads do not divide"
+        findings.error(
+            f"impossible sizes: {text}",
+            "vLLM, SGLang and transformers cannot build the drafter and stop",
+            "write those of the tensors: q_proj has num_attention_heads x head_dim rows, k_proj num_key_value_heads x "
+            "head_dim, gate_proj intermediate_size",
+        )
+        return None
+    if config.hidden_act != "silu":
+        findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run silu alone", OTHER)
+    if config.attention_bias:
+        findings.error("attention_bias is true", "layers with biases are not built here", OTHER)
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        findings.error(
+            "layer_types holds sliding_attention",
+            "vLLM and SGLang make those layers causal in a block, transformers does not, and here they are not built",
+            "take a drafter whose layers all are full_attention",
+        )
+    if raw.get("tie_word_embeddings"):
+        _tied(kind, findings)
+    if raw.get("quantization_config"):
+        findings.error(
+            "quantization_config: the weights are quantised",
+            "vLLM and SGLang may serve them, here and in transformers' DFlash they are not unpacked",
+            "take the drafter that was quantised; drop the key if model.safetensors holds plain floats",
+        )
+    return config
+
+
+def _tied(kind: Kind, findings: Findings) -> None:
+    if kind is Eagle3:
+        findings.error(
+            "tie_word_embeddings is true",
+            "SGLang drafts from the embedding and drops lm_head.weight without a word",
+            "set it to false",
+        )
+    else:
+        findings.warning(
+            "tie_word_embeddings is true",
+            "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
+            "set it to false",
+        )
+
+
+def spec(
+    kind: Kind,
+    base: PreTrainedConfig,
+    config: dict[str, Any],
+    *,
+    rope_theta: float,
+    block_size: int,
+    layer_ids: list[int],
+    target_layers: int | None,
+    target_name: str | None,
+    target_architectures: tuple[str, ...],
+    mask_token_id: int = 0,
+) -> DrafterSpec:
+    """What was parsed, in one piece; `config` is the whole file."""
+    draft = config.get("draft_vocab_size")
+    shape = TargetShape(
+        hidden_size=base.hidden_size,
+        num_layers=target_layers or max(layer_ids) + 1,
+        num_attention_heads=base.num_attention_heads,
+        num_key_value_heads=base.num_key_value_heads,
+        head_dim=head_dim(base),
+        intermediate_size=base.intermediate_size,
+        rms_norm_eps=base.rms_norm_eps,
+        rope_theta=rope_theta,
+        vocab_size=base.vocab_size,
+        mask_token_id=mask_token_id,
+    )
+    return DrafterSpec(
+        kind=kind,
+        shape=shape,
+        num_layers=base.num_hidden_layers,
+        block_size=block_size,
+        layer_ids=tuple(layer_ids),
+        target_layers=target_layers,
+        draft_vocab_size=None if draft == base.vocab_size else draft,
+        max_position_embeddings=base.max_position_embeddings,
+        target_name=target_name,
+        target_architectures=target_architectures,
+        target_fingerprint=config.get("target_fingerprint"),
+    )
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)

@@ -1,0 +1,1 @@
+"""One file a published layout: config.json into a DrafterSpec, and back."""

@@ -1,0 +1,74 @@
+"""What both layouts of EAGLE-3 share: the target's layers, and what makes another drafter of it."""
+
+from typing import Any
+
+from draftopd.checkpoints import fields
+from draftopd.checkpoints.findings import Findings
+from draftopd.drafters.eagle3 import default_layer_ids
+from draftopd.errors import DraftError
+
+LAYERS = "eagle_aux_hidden_state_layer_ids"
+THETA = 10000.0  # rope base of a Llama that names none; EAGLE's own files name none
+# none of these is built here; engines read them at the top level or in eagle_config
+VARIANTS = {
+    "norm_before_residual": "the residual stream starts behind hidden_norm",
+    "norm_before_fc": "a norm on the joined features",
+    "fc_norm": "EAGLE-3.1's norms on the features",
+    "use_aux_norm": "EAGLE-3.1's norms on the features",
+    "norm_output": "EAGLE-3.1 feeds back what the final norm gives",
+    "return_hidden_post_norm": "EAGLE-3.1 feeds back what the final norm gives",
+    "bias": "fc with a bias",
+    "mlp_bias": "an MLP with biases",
+    "parallel_drafting": "P-EAGLE",
+}
+
+
+def variants(places: list[dict[str, Any]], layers: int, size: int, findings: Findings) -> None:
+    """
+    Args:
+        places: the objects of config.json where engines look.
+        layers, size: depth and width of the drafter.
+    """
+    for key, what in VARIANTS.items():
+        if any(place.get(key) for place in places):
+            findings.error(f"{key} is set: {what}", "plain EAGLE-3 is built here", fields.OTHER)
+    if layers != 1:
+        findings.error(f"num_hidden_layers is {layers}", "SGLang refuses, one layer is built here", fields.OTHER)
+    wide = next((p["target_hidden_size"] for p in places if p.get("target_hidden_size") not in (None, size)), None)
+    if wide is not None:
+        findings.error(
+            f"target_hidden_size {wide} beside hidden_size {size}",
+            "a drafter narrower than its target brings an embedding of its own, which is not built here",
+            fields.OTHER,
+        )
+
+
+def layer_ids(before: list[int] | None, depth: int | None, findings: Findings) -> list[int]:
+    """0-based layer outputs from ids that count the hidden states before a layer, as vLLM does; none after an error.
+
+    Without ids every engine takes the layers of EAGLE's own code, so they are known where the target's depth is.
+    """
+    if before is None:
+        try:
+            return default_layer_ids(depth or 0)
+        except DraftError:
+            findings.error(
+                f"no {LAYERS}, and no depth of a target to tell EAGLE's layers 1, L / 2 - 1 and L - 4 by",
+                "vLLM and SGLang take those of whatever target they serve",
+                "write the ids, or num_target_layers; evaluate and export take target= as well",
+            )
+            return []
+    return fields.outputs(before, LAYERS, "SGLang's", findings)
+
+
+def count(ids: list[int], told: int, findings: Findings) -> None:
+    """
+    Args:
+        told: the number of layers as vLLM finds it, 3 where it finds none.
+    """
+    if ids and told != len(ids):
+        findings.warning(
+            f"{len(ids)} layers, where vLLM finds {told}",
+            "it makes fc for that many and stops",
+            f"write num_aux_hidden_states {len(ids)} beside hidden_size",
+        )

@@ -1,0 +1,157 @@
+"""SafeAI's layout of EAGLE-3, which SGLang and vLLM load: config.json of a Llama with a `draft_vocab_size`.
+
+Engines disagree on one key. `eagle_aux_hidden_state_layer_ids` in `eagle_config` holds 0-based layer outputs for
+SGLang, which adds 1; vLLM takes it as it is and counts what enters a layer, but reads the same key at the top level
+first. So both are written, the top one plus one. EAGLE's own files have neither, and no block size: the 7 training
+steps of its code.
+"""
+
+from typing import Any
+
+from draftopd.checkpoints import fields, layer_config
+from draftopd.checkpoints.findings import Findings
+from draftopd.checkpoints.layouts import eagle3_common
+from draftopd.checkpoints.spec import DrafterSpec, Layout
+from draftopd.drafters.eagle3 import Eagle3, default_layer_ids
+from draftopd.errors import DraftError
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+VLLM_ALONE = ("Eagle3LlamaForCausalLM", "LlamaForCausalLM")
+BLOCK_SIZE = 8
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    if "speculators_model_type" in config or "dflash_config" in config:
+        return False
+    named = {ARCHITECTURE, VLLM_ALONE[0]} & set(fields.names(config.get("architectures")))
+    return bool(named) or "eagle_config" in config or "draft_vocab_size" in config
+
+
+def compose(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": [ARCHITECTURE],
+        **layer_config.compose(spec),
+        "dtype": dtype,
+        # SGLang puts the target's head in the place of the drafter's where this is missing
+        "draft_vocab_size": spec.draft_vocab_size or spec.shape.vocab_size,
+        eagle3_common.LAYERS: [i + 1 for i in spec.layer_ids],
+        "eagle_config": {"use_aux_hidden_state": True, eagle3_common.LAYERS: list(spec.layer_ids)},
+        "num_target_layers": spec.target_layers,
+        "block_size": spec.block_size,
+        "target_name_or_path": spec.target_name,
+        "target_architectures": list(spec.target_architectures),
+        "target_fingerprint": spec.target_fingerprint,
+    }
+
+
+def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) -> DrafterSpec | None:
+    nested = config.get("eagle_config") or {}
+    if not isinstance(nested, dict):
+        findings.error(f"eagle_config is {nested!r}", "SGLang and vLLM stop", "write an object, or drop it")
+        return None
+    _architecture(config, findings)
+    base, theta = layer_config.parse(config, Eagle3, findings), fields.rope_theta(config, findings, eagle3_common.THETA)
+    target_layers = fields.depth("num_target_layers", config, findings)
+    ids = _layer_ids(config, nested, target_layers or depth, findings)
+    block = fields.agreed(
+        "block_size",
+        {"config.json": config.get("block_size", BLOCK_SIZE)},
+        "vLLM and SGLang do not read it, training from it here does",
+        findings,
+    )
+    if config.get("draft_vocab_size") is None:
+        findings.error(
+            "no draft_vocab_size",
+            "SGLang puts the target's head in the place of lm_head.weight without a word",
+            "write it; vocab_size if the vocabulary is not reduced",
+        )
+    if nested.get("use_aux_hidden_state") is False:
+        findings.error(
+            "use_aux_hidden_state is false", "vLLM then leaves fc out and feeds the target's last state", fields.OTHER
+        )
+    if base is None or block is None or not ids:
+        return None
+    eagle3_common.variants([config, nested], base.num_hidden_layers, base.hidden_size, findings)
+    return layer_config.spec(
+        Eagle3,
+        base,
+        config,
+        rope_theta=theta,
+        block_size=block,
+        layer_ids=ids,
+        target_layers=target_layers,
+        target_name=config.get("target_name_or_path"),
+        target_architectures=fields.architectures(
+            "target_architectures", config.get("target_architectures"), fields.UNREAD, findings
+        ),
+    )
+
+
+def _architecture(config: dict[str, Any], findings: Findings) -> None:
+    named = config.get("architectures")
+    if named in [[name] for name in VLLM_ALONE]:
+        findings.warning(
+            f"architectures is {named}",
+            "vLLM makes an EAGLE-3 drafter of it, SGLang knows no such drafter",
+            f'write ["{ARCHITECTURE}"]',
+        )
+    elif named != [ARCHITECTURE]:
+        findings.error(
+            f"architectures is {named}",
+            "vLLM and SGLang choose the model by it",
+            f'write ["{ARCHITECTURE}"] if its layer is a Llama\'s; no other is built here',
+        )
+
+
+def _layer_ids(config: dict[str, Any], nested: dict[str, Any], depth: int | None, findings: Findings) -> list[int]:
+    """0-based layer outputs."""
+    top, inner = config.get(eagle3_common.LAYERS), nested.get(eagle3_common.LAYERS)
+    if inner is None:
+        before = None if top is None else fields.numbers(eagle3_common.LAYERS, top, findings)
+        ids = eagle3_common.layer_ids(before, depth, findings)
+        if top is not None and ids:
+            _top_alone(ids, depth, findings)
+    else:
+        ids = fields.numbers(f"eagle_config.{eagle3_common.LAYERS}", inner, findings)
+        if ids:
+            _nested(ids, top, depth, findings)
+    eagle3_common.count(ids, config.get("num_aux_hidden_states") or (3 if inner is None else len(ids)), findings)
+    return ids
+
+
+def _nested(ids: list[int], top: Any, depth: int | None, findings: Findings) -> None:
+    after = [i + 1 for i in ids]
+    if top is not None and top != after:
+        findings.error(
+            f"{eagle3_common.LAYERS} is {top} at the top level, which is not {ids} in eagle_config plus one",
+            "vLLM reads the first and counts what enters a layer, SGLang reads the second, 0-based layer outputs",
+            f"write {after} at the top level if the drafter was trained on the outputs of layers {ids}",
+        )
+    elif top is None and depth is not None and ids == [2, depth // 2, depth - 3]:
+        findings.error(
+            f"eagle_config.{eagle3_common.LAYERS} {ids} are EAGLE's layers as vLLM counts them, plus one",
+            "SGLang adds one itself and reads one layer higher",
+            f"write {[i - 1 for i in ids]} there and {ids} at the top level",
+        )
+    elif top is None:
+        findings.warning(
+            f"{eagle3_common.LAYERS} in eagle_config alone",
+            "SGLang adds one to them, vLLM does not and reads one layer lower",
+            f"write {after} at the top level too, where vLLM looks first and SGLang never",
+        )
+
+
+def _top_alone(ids: list[int], depth: int | None, findings: Findings) -> None:
+    try:
+        same = depth is not None and ids == default_layer_ids(depth)
+    except DraftError:
+        same = False
+    if not same:
+        findings.warning(
+            f"{eagle3_common.LAYERS} at the top level alone",
+            "SGLang looks into eagle_config alone and falls back to EAGLE's own layers",
+            f"write {ids} into eagle_config too",
+        )
+
+
+SAFEAI = Layout("safeai", Eagle3, recognises, parse, compose, reduced=("d2t", "t2d"))

@@ -1,0 +1,203 @@
+"""The layouts of vLLM's speculators package (version 0.9), one envelope around either kind of drafter.
+
+Their `aux_hidden_state_layer_ids` count the hidden states *before* a layer: ours plus one. The embedding is the
+verifier's and stays out of the file, and so does DFlash's head; a reduced vocabulary brings `d2t`, `t2d` and the head's
+rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to speculate.
+"""
+
+from typing import Any
+
+from draftopd.checkpoints import fields, layer_config
+from draftopd.checkpoints.findings import Findings
+from draftopd.checkpoints.layouts import eagle3_common
+from draftopd.checkpoints.spec import DrafterSpec, Layout
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
+
+VERSION = "0.9.0"  # of the layout
+
+
+def recognises_dflash(config: dict[str, Any]) -> bool:
+    return config.get("speculators_model_type") == "dflash"
+
+
+def recognises_eagle3(config: dict[str, Any]) -> bool:
+    return config.get("speculators_model_type") == "eagle3"
+
+
+def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    return {
+        **_envelope(spec, "dflash", "DFlashSpeculator", dtype),
+        "block_size": spec.block_size,
+        "mask_token_id": spec.shape.mask_token_id,
+        "aux_hidden_state_layer_ids": [i + 1 for i in spec.layer_ids],
+        "sliding_window_non_causal": True,  # false makes vLLM 0.32 causal in every layer, full attention too
+        "sample_from_anchor": False,
+    }
+
+
+def compose_eagle3(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    envelope = _envelope(spec, "eagle3", "Eagle3Speculator", dtype)
+    envelope["transformer_layer_config"]["num_aux_hidden_states"] = len(spec.layer_ids)  # vLLM takes 3 without it
+    return {
+        **envelope,
+        eagle3_common.LAYERS: [i + 1 for i in spec.layer_ids],
+        "norm_before_residual": False,  # vLLM takes true where it is missing
+        "norm_before_fc": False,
+        "fc_norm": False,
+        "norm_output": False,
+        "embed_requires_grad": False,
+    }
+
+
+def _envelope(spec: DrafterSpec, algorithm: str, architecture: str, dtype: str) -> dict[str, Any]:
+    method = {"proposal_type": "greedy", "speculative_tokens": spec.block_size - 1}
+    verifier = {"name_or_path": spec.target_name, "architectures": list(spec.target_architectures)}
+    return {
+        "architectures": [architecture],
+        "speculators_model_type": algorithm,
+        "speculators_version": VERSION,
+        "speculators_config": {
+            "algorithm": algorithm,
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{**method, "verifier_accept_k": 1, "accept_tolerance": 0.0}],
+            "verifier": verifier,
+        },
+        "transformer_layer_config": layer_config.compose(spec),
+        "draft_vocab_size": spec.draft_vocab_size or spec.shape.vocab_size,
+        "target_hidden_size": spec.shape.hidden_size,
+        "tie_word_embeddings": False,
+        "dtype": dtype,
+        "num_target_layers": spec.target_layers,
+        "target_fingerprint": spec.target_fingerprint,
+    }
+
+
+def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> DrafterSpec | None:
+    layer = _layer(config, findings)
+    if layer is None:
+        return None
+    if config.get("sample_from_anchor"):
+        findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not built here", fields.OTHER)
+    if config.get("sliding_window_non_causal") is False:
+        findings.warning(
+            "sliding_window_non_causal is false",
+            "vLLM 0.32 then lets no slot of a block see later ones, with full attention too: acceptance changes and "
+            "nothing fails (vllm#56692)",
+            "write true: speculators reads it for sliding windows alone",
+        )
+    layer = {"model_type": "qwen3", **layer}
+    base, theta = layer_config.parse(layer, DFlash, findings), fields.rope_theta(layer, findings)
+    block = fields.agreed(
+        "block_size", {"config.json": config.get("block_size")}, "speculators takes 8 by default", findings
+    )
+    mask = fields.agreed(
+        "mask_token_id", {"config.json": config.get("mask_token_id")}, "vLLM refuses, speculators stops", findings
+    )
+    aux = fields.numbers("aux_hidden_state_layer_ids", config.get("aux_hidden_state_layer_ids"), findings)
+    ids = fields.outputs(aux, "aux_hidden_state_layer_ids", "z-lab's", findings)
+    name, architectures, tokens = _verifier(config, findings)
+    if block is not None and tokens is not None and tokens != block - 1:
+        findings.error(
+            f"speculative_tokens is {tokens} beside block_size {block}",
+            "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
+            f"write {block - 1}",
+        )
+    target_layers = fields.depth("num_target_layers", config, findings)
+    if base is None or block is None or mask is None or not ids:
+        return None
+    return layer_config.spec(
+        DFlash,
+        base,
+        config,
+        rope_theta=theta,
+        block_size=block,
+        layer_ids=ids,
+        target_layers=target_layers,
+        target_name=name,
+        target_architectures=architectures,
+        mask_token_id=mask,
+    )
+
+
+def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None = None) -> DrafterSpec | None:
+    layer = _layer(config, findings)
+    if layer is None:
+        return None
+    if layer.get("model_type") != "llama":
+        findings.error(
+            f"model_type of the layer is {layer.get('model_type')!r}",
+            "speculators builds Qwen3's layer, with norms on queries and keys, where it is not llama",
+            "write llama if the file holds no q_norm; no other layer is built here",
+        )
+        return None
+    base, theta = layer_config.parse(layer, Eagle3, findings), fields.rope_theta(layer, findings, eagle3_common.THETA)
+    if "norm_before_residual" not in config:
+        findings.error(
+            "no norm_before_residual",
+            "speculators takes false, vLLM true: acceptance falls and nothing fails",
+            "write false, if the drafter was trained so",
+        )
+    target_layers, aux = fields.depth("num_target_layers", config, findings), config.get(eagle3_common.LAYERS)
+    before = None if aux is None else fields.numbers(eagle3_common.LAYERS, aux, findings)
+    ids = eagle3_common.layer_ids(before, target_layers or depth, findings)
+    eagle3_common.count(ids, layer.get("num_aux_hidden_states") or 3, findings)
+    name, architectures, tokens = _verifier(config, findings)
+    if base is None or tokens is None or not ids:
+        return None
+    eagle3_common.variants([config, layer], base.num_hidden_layers, base.hidden_size, findings)
+    return layer_config.spec(
+        Eagle3,
+        base,
+        config,
+        rope_theta=theta,
+        block_size=tokens + 1,
+        layer_ids=ids,
+        target_layers=target_layers,
+        target_name=name,
+        target_architectures=architectures,
+    )
+
+
+def _layer(config: dict[str, Any], findings: Findings) -> dict[str, Any] | None:
+    if config.get("draft_vocab_size") is None:
+        findings.error("no draft_vocab_size", "speculators takes 32000", "write it; the target's size if not reduced")
+    layer = config.get("transformer_layer_config")
+    if isinstance(layer, dict):
+        return layer
+    findings.error(
+        "no transformer_layer_config", "vLLM and speculators refuse", "add the config of the drafter's layer"
+    )
+    return None
+
+
+def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, tuple[str, ...], int | None]:
+    """`speculators_config`: the target's name and architectures, and the number of tokens to speculate."""
+    try:
+        section = config["speculators_config"]
+        tokens = section["proposal_methods"][0]["speculative_tokens"]
+        verifier = section["verifier"]
+        name, named = verifier["name_or_path"], verifier.get("architectures")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        findings.error(
+            "speculators_config lacks proposal_methods[0].speculative_tokens or verifier.name_or_path",
+            "vLLM refuses the folder",
+            "write both",
+        )
+        return None, (), None
+    architectures = fields.architectures("verifier.architectures", named, "speculators refuses the folder", findings)
+    tokens = fields.agreed("speculative_tokens", {"proposal_methods[0]": tokens}, "vLLM refuses the folder", findings)
+    if not name or str(name).startswith(("/", "~", ".")):
+        findings.warning(
+            f"verifier.name_or_path is {name!r}",
+            "vLLM and speculators fetch the target by it, so it works on no other machine",
+            "export with target_name=<hub id>",
+        )
+    return name, architectures, tokens
+
+
+REDUCED = ("d2t", "t2d", "lm_head.weight")
+DFLASH = Layout("speculators", DFlash, recognises_dflash, parse_dflash, compose_dflash, REDUCED)
+EAGLE3 = Layout(
+    "speculators", Eagle3, recognises_eagle3, parse_eagle3, compose_eagle3, REDUCED[:2], ("midlayer.", "layers.0.")
+)

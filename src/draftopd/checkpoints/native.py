@@ -1,0 +1,128 @@
+"""Our own checkpoints: drafter, optimizer, config and the fingerprint of the target; read back for runs and notebooks.
+
+A published folder (published.py) may stand in their place where only weights are wanted.
+"""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from draftopd.checkpoints.published import load_published
+from draftopd.data.prompts import Prompts
+from draftopd.data.sources import encode
+from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.target.model import Target
+
+
+def find_checkpoint(name: str, logger: DictConfig | None) -> Path:
+    """A checkpoint file or published folder by its path, or the checkpoint of an MLflow run by its id.
+
+    Raises:
+        DraftError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or path.is_dir():
+        return path
+    if logger and len(name) == 32 and "/" not in name:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            path = Path(MlflowClient(logger.tracking_uri).get_run(name).data.tags.get("checkpoint", ""))
+        except MlflowException as error:
+            raise DraftError(
+                f"no MLflow run {name} in {logger.tracking_uri}: give its id or a checkpoint file"
+            ) from error
+        if path.is_file():
+            return path
+    raise DraftError(
+        f"'{name}' is neither a checkpoint file, a published folder, nor an MLflow run that has a checkpoint"
+    )
+
+
+def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
+    """Loads a drafter's weights, of a checkpoint or a published folder, for the target they were trained for.
+
+    Raises:
+        DraftError: neither a checkpoint of ours nor a sound folder, another target, or another shape of drafter.
+    """
+    if path.is_dir():
+        return load_published(drafter, path, target)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state, trained_for, reads = (checkpoint[key] for key in ("state_dict", "target_fingerprint", "reads"))
+    except (OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DraftError(f"{path} is not a checkpoint of draftopd: {str(error).splitlines()[0]}") from error
+    if trained_for != target.fingerprint:
+        raise DraftError(
+            f"the drafter in {path} was trained for the target {trained_for} and this target is {target.fingerprint}: "
+            "a drafter works with its own target only"
+        )
+    if reads != drafter.reads:
+        raise DraftError(f"the drafter in {path} reads {reads}, the config's drafter {drafter.reads}")
+    weights = {name.removeprefix("drafter."): value for name, value in state.items() if name.startswith("drafter.")}
+    try:
+        drafter.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DraftError(f"the drafter in {path} has another shape than the config's drafter: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Restored:
+    target: Target
+    drafter: Drafter
+    prompts: Prompts
+    decoding: Decoding
+    config: DictConfig
+
+    def encoded(self, split: str, limit: int | None = None) -> list[list[int]]:
+        """Token ids of a split's prompts, as training saw them."""
+        batching = self.config.data.batching
+        pairs = [
+            encode(p, self.target.tokenizer, batching.enable_thinking, batching.max_prompt_length)
+            for p in self.prompts.split(split)
+        ]
+        return [ids for ids in pairs if ids is not None][:limit]
+
+
+def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Target | None = None) -> Restored:
+    """Rebuilds what a checkpoint (a file, or an MLflow run id in `tracking_uri`) was trained with.
+
+    Args:
+        target: the target, where it is at hand already; it must be the one that the drafter was trained for.
+
+    Raises:
+        DraftError: nothing usable is there.
+    """
+    path = find_checkpoint(str(checkpoint), OmegaConf.create({"tracking_uri": tracking_uri}) if tracking_uri else None)
+    target, drafter, config = restore_drafter(path, target)
+    return Restored(target, drafter, instantiate(config.prompts), instantiate(config.data.decoding), config)
+
+
+def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, Drafter, DictConfig]:
+    """Target, drafter and config of a checkpoint file, without its prompts.
+
+    Raises:
+        DraftError: it is not a checkpoint of ours.
+    """
+    if path.is_dir():
+        raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        config = OmegaConf.create(saved["config"])
+    except (LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no config of one") from error
+    if target is None:
+        target = instantiate(config.target)
+    assert target is not None
+    drafter: Drafter = instantiate(config.drafter)(target=target.shape)
+    load_drafter(drafter, path, target)
+    return target, drafter.eval(), config

@@ -1,0 +1,155 @@
+"""Drafters from published folders and back. Every folder is linted: errors refuse it, warnings are logged."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftopd.checkpoints import files
+from draftopd.checkpoints.checks import LAYOUTS, inspect, note_reads
+from draftopd.checkpoints.files import Contents, locate
+from draftopd.checkpoints.findings import Finding, Findings
+from draftopd.checkpoints.spec import DrafterSpec, Layout
+from draftopd.drafters.base import Drafter
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.errors import DraftError
+from draftopd.target.model import Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A drafter as it was published, on the CPU, in the dtype of its file."""
+
+    drafter: DFlash | Eagle3
+    layout: str
+    spec: DrafterSpec
+    warnings: list[Finding]
+
+
+def lint(path: str | Path, target: Target | None = None) -> Findings:
+    """Every fault of a published folder or hub id.
+
+    Args:
+        target: what the drafter is to draft for; its sizes, fingerprint, embedding and head are compared.
+    """
+    findings = Findings()
+    contents = files.load(locate(path), findings)
+    if contents is not None:
+        inspect(contents, findings, target)
+    return findings
+
+
+def read(path: str | Path, target: Target | None = None) -> Published:
+    """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout, which config.json tells.
+
+    Raises:
+        DraftError: the linter found an error.
+    """
+    contents, layout, spec, findings = _checked(path, target)
+    drafter = spec.build()
+    weights = {name: contents.tensors[layout.tensor(name)] for name in drafter.state_dict()}
+    kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
+    drafter.to(kinds.pop() if len(kinds) == 1 else torch.float32).load_state_dict(weights)
+    return Published(drafter, layout.name, spec, findings.warnings)
+
+
+def published(path: str | Path, target: Target) -> DFlash | Eagle3:
+    """The drafter of a folder or hub id, ready to draft for its target.
+
+    Raises:
+        DraftError: the linter found an error; another target's drafter is one.
+    """
+    found = read(path, target)
+    _log(path, found.warnings)
+    return found.drafter.to(target.device).eval()
+
+
+def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:
+    """A `drafter` config group with the sizes that a folder's config.json gives.
+
+    Raises:
+        DraftError: the linter found an error; another target's drafter is one.
+    """
+    *_, spec, _ = _checked(path, target)
+    return {"_target_": f"{spec.kind.__module__}.{spec.kind.__name__}", "_partial_": True, **spec.options()}
+
+
+def load_published(drafter: Drafter, path: Path, target: Target) -> None:
+    """Puts the weights of a folder into a drafter of the same sizes.
+
+    Raises:
+        DraftError: the linter found an error, or the sizes differ.
+    """
+    found = read(path, target)
+    _log(path, found.warnings)
+    ours, theirs = ({"kind": s.kind.__name__, **s.options()} for s in (DrafterSpec.of(drafter, target), found.spec))
+    other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if ours[name] != theirs.get(name)]
+    if other:
+        raise DraftError(
+            f"the drafter in {path} has another shape than the config's drafter ({'; '.join(other)}): "
+            f"give drafter.path={path}"
+        )
+    drafter.load_state_dict(found.drafter.state_dict())
+
+
+def write(
+    drafter: Drafter, path: str | Path, layout: str, target: Target, target_name: str | None = None
+) -> list[Finding]:
+    """Writes a drafter into a new folder; gives back the linter's warnings.
+
+    Args:
+        layout: "zlab" for DFlash, "safeai" for EAGLE-3, "speculators" for either.
+        target: what it was trained for: its sizes and fingerprint go into config.json, and for DFlash the rows of its
+            head into the weights where the draft vocabulary is reduced.
+        target_name: hub id of the target; by default what it was loaded from.
+
+    Raises:
+        DraftError: the layout has no such drafters, the linter found an error, or the folder is not empty.
+    """
+    spec = DrafterSpec.of(drafter, target, target_name)
+    layouts = {known.name: known for known in LAYOUTS if known.kind is spec.kind}
+    if layout not in layouts:
+        names = " or ".join(layouts)
+        raise DraftError(f"no layout '{layout}' for {spec.kind.__name__} drafters: choose {names}")
+    chosen = layouts[layout]
+    tensors = {chosen.tensor(name): value.detach().cpu().clone() for name, value in drafter.state_dict().items()}
+    dtype = next(drafter.parameters()).dtype
+    if drafter.vocabulary is not None:
+        vocabulary = drafter.vocabulary.cpu()
+        rows = target.model.get_output_embeddings().weight.detach().cpu()[vocabulary].to(dtype)
+        marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
+        extras = {"lm_head.weight": rows, "t2d": marks}
+        tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
+    config = chosen.compose(spec, str(dtype).removeprefix("torch.")) | note_reads(drafter)
+    contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
+    inspect(contents, findings, target)
+    _refuse(path, findings)
+    files.save(Path(path).expanduser(), contents)
+    return findings.warnings
+
+
+def _checked(path: str | Path, target: Target | None) -> tuple[Contents, Layout, DrafterSpec, Findings]:
+    findings = Findings()
+    contents = files.load(locate(path), findings)
+    known = None if contents is None else inspect(contents, findings, target)
+    _refuse(path, findings)
+    assert contents is not None
+    assert known is not None
+    return contents, *known, findings
+
+
+def _refuse(path: str | Path, findings: Findings) -> None:
+    errors = findings.errors
+    if errors:
+        more = f"; and {len(errors) - 1} more, see python -m draftopd.check folder={path}" if len(errors) > 1 else ""
+        raise DraftError(f"{path}: {errors[0]}{more}")
+
+
+def _log(path: str | Path, warnings: list[Finding]) -> None:
+    for finding in warnings:
+        log.warning("%s: %s", path, finding)

@@ -1,0 +1,127 @@
+"""A published drafter without the peculiarities of any layout."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+
+from draftopd.checkpoints.findings import Findings
+from draftopd.drafters.base import Drafter
+from draftopd.drafters.dflash import DFlash, Layer
+from draftopd.drafters.eagle3 import Eagle3
+from draftopd.errors import DraftError
+from draftopd.target.head import TargetShape
+from draftopd.target.model import Target
+
+Kind = type[DFlash] | type[Eagle3]
+SIZES = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "rms_norm_eps",
+    "rope_theta",
+)  # of a drafter's own layers: arguments of every kind, with the target's as their default
+
+
+@dataclass(frozen=True)
+class DrafterSpec:
+    """What a config.json says of a drafter."""
+
+    kind: Kind
+    shape: TargetShape
+    """sizes of the drafter's own layers, as if the target had the same; its `num_layers` is the target's depth, or
+    what the layer ids need of one where the layout does not say it"""
+    num_layers: int
+    """layers of the drafter"""
+    block_size: int
+    """anchor and drafts"""
+    layer_ids: tuple[int, ...]
+    """0-based outputs of the target's decoder layers, whatever the layout counts from"""
+    target_layers: int | None
+    """depth of the target, where the layout says it"""
+    draft_vocab_size: int | None
+    """None = the target's whole vocabulary"""
+    max_position_embeddings: int
+    target_name: str | None
+    target_architectures: tuple[str, ...]
+    target_fingerprint: str | None
+
+    @classmethod
+    def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
+        """
+        Args:
+            target_name: hub id of the target; by default what it was loaded from.
+
+        Raises:
+            DraftError: there is no published layout for this kind of drafter.
+        """
+        if not isinstance(drafter, DFlash | Eagle3):
+            raise DraftError(
+                f"no published layout for {type(drafter).__name__} drafters: only DFlash and Eagle3 have one"
+            )
+        layers = [drafter.midlayer] if isinstance(drafter, Eagle3) else [cast(Layer, x) for x in drafter.layers]
+        attention, mlp = layers[0].self_attn, layers[0].mlp
+        shape = replace(
+            target.shape,
+            num_attention_heads=attention.q_proj.out_features // attention.head_dim,
+            num_key_value_heads=attention.k_proj.out_features // attention.head_dim,
+            head_dim=attention.head_dim,
+            intermediate_size=mlp.gate_proj.out_features,
+            rms_norm_eps=cast(float, drafter.norm.eps),
+            rope_theta=float(attention.rotary.theta),
+            mask_token_id=drafter.mask_token_id if isinstance(drafter, DFlash) else 0,
+        )
+        return cls(
+            kind=type(drafter),
+            shape=shape,
+            num_layers=len(layers),
+            block_size=drafter.block_size,
+            layer_ids=drafter.layer_ids,
+            target_layers=shape.num_layers,
+            draft_vocab_size=None if drafter.d2t is None else len(drafter.d2t),
+            max_position_embeddings=getattr(target.config, "max_position_embeddings", None) or 32768,
+            target_name=target_name or target.model.config.name_or_path or None,
+            target_architectures=tuple(target.model.config.architectures or [type(target.model).__name__]),
+            target_fingerprint=target.fingerprint,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the drafter, beside its target's shapes."""
+        options = {
+            "block_size": self.block_size,
+            "layer_ids": list(self.layer_ids),
+            "draft_vocab_size": self.draft_vocab_size,
+            **{name: getattr(self.shape, name) for name in SIZES},
+        }
+        if self.kind is DFlash:
+            options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}
+        return options
+
+    def build(self, device: str = "cpu") -> DFlash | Eagle3:
+        """A new drafter of these sizes."""
+        with torch.device(device):
+            return self.kind(self.shape, **self.options())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay one kind of drafter out on disk."""
+
+    name: str
+    kind: Kind
+    recognises: Callable[[dict[str, Any]], bool]
+    parse: Callable[[dict[str, Any], Findings, int | None], DrafterSpec | None]
+    """(config.json, findings, depth of the target where one is at hand) -> spec; None where an error leaves none"""
+    compose: Callable[[DrafterSpec, str], dict[str, Any]]
+    """(spec, dtype) -> config.json"""
+    reduced: tuple[str, ...]
+    """tensors that a reduced draft vocabulary brings along"""
+    prefix: tuple[str, str] = ("", "")
+    """how names of tensors begin here and in the layout, where they differ"""
+
+    def tensor(self, name: str) -> str:
+        """The layout's name of a drafter's tensor."""
+        ours, theirs = self.prefix
+        return theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name

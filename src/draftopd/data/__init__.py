@@ -1,0 +1,1 @@
+"""Prompts, and the texts that the target has written for them."""

@@ -1,0 +1,77 @@
+"""Benchmarks as prompts: they are only ever tested on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, zip_longest
+from typing import Any
+
+from draftopd.data.prompts import Prompt, Prompts, digest
+from draftopd.data.records import RecordReader, load_rows
+from draftopd.errors import DraftError
+
+
+@dataclass(kw_only=True)
+class HubEvaluation(RecordReader):
+    """A data set of the hub of which all that is used is the split `test`.
+
+    Where `prompt_field` holds a list, its texts are the user turns of one conversation; `template` is put around the
+    first.
+
+    Args:
+        set: what the metrics call it; ids begin with it.
+        hub_split: the hub's name of the split.
+        max_samples: take this many where there are more; None: all.
+        shuffle_seed: take them behind the `shuffle` of the datasets library, as the z-lab/dflash benchmark does; None:
+            in order.
+    """
+
+    path: str
+    set: str
+    name: str | None = None
+    hub_split: str = "test"
+    revision: str | None = None
+    max_samples: int | None = None
+    shuffle_seed: int | None = None
+
+    def split(self, name: str) -> list[Prompt]:
+        if name in ("train", "val"):
+            raise DraftError(f"{self.set} is for evaluation and has no split {name}: choose other prompts to train on")
+        return super().split(name)
+
+    def _deal(self) -> dict[str, list[Prompt]]:
+        rows = load_rows(self.path, self.name, self.hub_split, self.revision)
+        if self.max_samples is not None and len(rows) > self.max_samples:
+            rows = rows if self.shuffle_seed is None else rows.shuffle(seed=self.shuffle_seed)
+            rows = rows.select(range(self.max_samples))
+        samples = ((f"{self.path} sample {index}", row) for index, row in enumerate(rows))
+        return {"train": [], "val": [], "test": self._read(self.path, samples, set(), self.set, self.set)}
+
+    def _questions(self, where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+        turns = record.get(self.prompt_field)
+        if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+            return tuple(turns)
+        return super()._questions(where, record)
+
+
+@dataclass
+class UnionPrompts:
+    """Several sources as one; each is a set of its own, named by its key, and ids begin with that key.
+
+    The sources take turns, so that the head of a split is a mix of all of them.
+    """
+
+    sources: Mapping[str, Prompts]
+
+    def split(self, name: str) -> list[Prompt]:
+        parts = [[_under(key, prompt) for prompt in source.split(name)] for key, source in self.sources.items()]
+        return [prompt for prompt in chain.from_iterable(zip_longest(*parts)) if prompt is not None]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest([(key, source.fingerprint) for key, source in self.sources.items()])
+
+
+def _under(key: str, prompt: Prompt) -> Prompt:
+    """An id that begins with the key stays as it is, so that a set has the same ids alone and in a union."""
+    return replace(prompt, set=key, id=prompt.id if prompt.id.startswith(f"{key}/") else f"{key}/{prompt.id}")

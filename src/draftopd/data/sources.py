@@ -1,0 +1,141 @@
+"""Where prompts come from, each source cut into train, val and test; and their encoding for the target."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from draftopd.data.prompts import Prompt, Splits, ask, interleave
+from draftopd.data.records import RecordPrompts, Records, load_rows, read_lines
+from draftopd.errors import DraftError
+
+POOL = 200_000  # questions that a reasoning_gym task may be asked for; some tasks make a list of this length
+SEED_STRIDE = 1_000_003  # reasoning_gym seeds question i with seed + i: near seeds would share most questions
+WORDS = ("red", "dog", "sun", "cat", "hat", "sea", "ice", "map", "box", "cup", "fox", "jar", "key", "net", "oak", "pen")
+
+
+@dataclass
+class ReasoningGymPrompts(Splits):
+    """Questions of reasoning_gym's tasks, by turns, made offline by seed.
+
+    Args:
+        tasks: name -> options of the task; null or {}: its own defaults.
+        train, val, test: questions over all tasks; test and val stay the same whatever `train` is.
+
+    Raises:
+        DraftError: no task, an unknown one, an option that it refuses, or too few different questions.
+    """
+
+    tasks: Mapping[str, Mapping[str, Any] | None]
+    train: int
+    val: int
+    test: int
+    seed: int = 0
+
+    def _deal(self) -> dict[str, list[Prompt]]:
+        if not self.tasks:
+            raise DraftError("no reasoning_gym task: name at least one under prompts.tasks")
+        streams = {name: self._questions(name, options or {}) for name, options in self.tasks.items()}
+        return interleave(streams, test=self.test, val=self.val, train=self.train)
+
+    def _questions(self, name: str, options: Mapping[str, Any]) -> Iterator[Prompt]:
+        from reasoning_gym.factory import DATASETS, create_dataset  # a second of imports
+
+        if name not in DATASETS:
+            near = ", ".join(get_close_matches(name, DATASETS, cutoff=0.5)) or "none"
+            raise DraftError(f"reasoning_gym has no task {name!r} (close matches: {near}): change prompts.tasks")
+        try:
+            dataset = create_dataset(name, seed=self.seed * SEED_STRIDE, size=POOL, **options)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise DraftError(f"reasoning_gym refuses the options of prompts.tasks.{name}: {error}") from error
+        for index in range(POOL):
+            item = dataset[index]
+            yield Prompt(f"{name}/{index}", name, ask(item["question"]), item["answer"] and str(item["answer"]))
+
+
+@dataclass
+class TinyPrompts(Splits):
+    train: int = 16
+    val: int = 4
+    test: int = 4
+    seed: int = 0
+
+    def _deal(self) -> dict[str, list[Prompt]]:
+        random = Random(self.seed)
+        words = (random.sample(WORDS, 4) for _ in count())
+        prompts = (Prompt(f"tiny/{i}", "tiny", ask(f"which is odd: {' '.join(w)}?")) for i, w in enumerate(words))
+        return interleave({"tiny": prompts}, test=self.test, val=self.val, train=self.train)
+
+
+@dataclass
+class JsonlPrompts(RecordPrompts):
+    """One JSON object a line: `prompt_field`, or chat messages in `messages_field`.
+
+    Args:
+        path: of the training prompts; val and test are held out of them, unless they have files of their own.
+
+    Raises:
+        DraftError: no such file, no prompt in it, or a line that cannot be read; it is named.
+    """
+
+    path: str
+    val_path: str | None = None
+    test_path: str | None = None
+
+    def _sources(self) -> dict[str, tuple[str, Records]]:
+        paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
+        return {
+            name: (str(path), read_lines(Path(path).expanduser())) for name, path in paths.items() if path is not None
+        }
+
+
+@dataclass
+class HubPrompts(RecordPrompts):
+    """A data set of the Hugging Face hub, or a folder that `datasets` can load; needs the extra `hub`.
+
+    Args:
+        path, name, revision: as `datasets.load_dataset` takes them.
+        hub_split: of the data set; our val and test are held out of it.
+
+    Raises:
+        DraftError: `datasets` is not installed, the data set cannot be loaded, or a row cannot be read.
+    """
+
+    path: str
+    name: str | None = None
+    hub_split: str = "train"
+    revision: str | None = None
+
+    def _sources(self) -> dict[str, tuple[str, Records]]:
+        rows = load_rows(self.path, self.name, self.hub_split, self.revision)
+        return {"train": (self.path, ((f"{self.path} row {index}", row) for index, row in enumerate(rows)))}
+
+
+def encode(
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase,
+    enable_thinking: bool | None = None,
+    max_length: int | None = None,
+) -> list[int] | None:
+    """Token ids up to where the target's answer begins; None where longer than max_length.
+
+    Raises:
+        DraftError: the chat template refuses the messages.
+    """
+    messages = list(prompt.messages)
+    if tokenizer.chat_template is None:
+        ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids
+    else:
+        # Only when asked for: some templates have a default of their own.
+        options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        try:
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
+        except TemplateError as error:
+            raise DraftError(f"the target's chat template refuses prompt {prompt.id}: {error}") from error
+    return cast(list[int], ids) if max_length is None or len(ids) <= max_length else None

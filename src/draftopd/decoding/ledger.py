@@ -1,0 +1,168 @@
+"""What training has cost: tokens, FLOPs and seconds per phase.
+
+FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for linear layers, 4 · heads · head_dim for
+each visible (query, key) pair of attention, full attention in every layer. A backward pass counts twice its forward.
+They are those of the method: layers that run a second time to save memory, pairs that a kernel computes and hides, and
+padding are not in them. tests/test_ledger.py counts the operations that really ran and says what remains.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from draftopd.drafters.base import Drafter
+from draftopd.target.model import Target
+from draftopd.trace import ReplayBatch
+
+PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
+
+
+def _causal(rows: int, width: int, length: int) -> float:
+    """Visible pairs of `width` queries in each row, the last of which sees `length` keys."""
+    return rows * width * (length - (width - 1) / 2)
+
+
+class Ledger:
+    """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter.
+
+    Tokens are those that a model reads in a phase, besides `decode` (committed by verifications) and `redraft`
+    (response tokens drafted along again). Seconds nest: `rollout` holds `prefill` and `decode`, `decode` and `redraft`
+    hold `draft`, `decode` holds `verify`, `train` holds `replay`. On a GPU those of `draft` and `verify` are the time
+    in which work is handed over; a step waits for it before its `decode` ends.
+    """
+
+    def __init__(self) -> None:
+        self.flops: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._texts: list[Ledger] = []
+        self._shared = self._counts()
+
+    @property
+    def training_flops(self) -> float:
+        """Everything but writing the target's own texts, which is done once for all runs that read them."""
+        return sum(self.flops.values())
+
+    @property
+    def target_tokens(self) -> float:
+        """Tokens that the target has read, its own texts' writing not included."""
+        return sum(self.tokens[phase] for phase in ("prefill", "verify", "replay") if phase in self.tokens)
+
+    def metrics(self) -> dict[str, float]:
+        """Costs by phase, tokens per second where both are known, and what writing texts has cost in this process."""
+        rates = {name: self.tokens[name] / t for name, t in self.seconds.items() if t and name in self.tokens}
+        phases = {"flops": self.flops, "tokens": self.tokens, "seconds": self.seconds, "tokens_per_second": rates}
+        out = {f"ledger/{kind}/{phase}": v for kind, values in phases.items() for phase, v in values.items()}
+        return {**out, "ledger/flops/texts": sum(ledger.training_flops for ledger in self._texts)}
+
+    def watch(self, texts: "Ledger") -> None:
+        """The ledger of a set of texts, reported beside this one."""
+        self._texts.append(texts)
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"flops": dict(self.flops), "tokens": dict(self.tokens), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        for name, values in state.items():
+            getattr(self, name).update(values)
+        self._shared = self._counts()
+
+    def _counts(self) -> Tensor:
+        """[2, phases] FLOPs and tokens."""
+        return torch.tensor(
+            [[kind.get(p, 0.0) for p in PHASES] for kind in (self.flops, self.tokens)], dtype=torch.float64
+        )
+
+    def share(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Adds what the other processes have counted since the last call: all call it and hold the same afterwards.
+
+        Args:
+            add: the sum of a tensor over processes.
+        """
+        self._shared = self._shared + add(self._counts() - self._shared)
+        for kind, values in zip((self.flops, self.tokens), self._shared.tolist(), strict=True):
+            kind.update({phase: value for phase, value in zip(PHASES, values, strict=True) if value})
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def _target(self, phase: str, target: Target, tokens: float, pairs: float, heads: float) -> None:
+        config = target.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * pairs
+        head = 2 * target.head().weight.numel() * heads
+        self.flops[phase] += 2 * target.linear_weights * tokens + attention + head
+        self.tokens[phase] += tokens
+
+    def _draft(self, target: Target, drafter: Drafter, context: float, blocks: float, length: float) -> None:
+        """Taking in so many committed tokens, and so many blocks behind texts of this mean length."""
+        drafts = blocks * drafter.num_draft_tokens
+        self.flops["draft"] += drafter.context_flops(context) + drafter.block_flops(blocks, length)
+        self.flops["draft"] += 2 * drafter.head_weights(target.vocab_size) * drafts
+        self.tokens["draft"] += drafts
+
+    def prefill(self, target: Target, rows: int, width: int, length: int) -> None:
+        """Reading `width` prompt tokens in each of `rows` rows, up to position `length`."""
+        self._target("prefill", target, rows * width, _causal(rows, width, length), 0)
+
+    def join(self, target: Target, drafter: Drafter | None, rows: int, width: int) -> None:
+        """The first tokens of `rows` responses, and the drafter taking in their prompts of `width` tokens."""
+        self._target("prefill", target, 0, 0, rows)
+        if drafter is not None:
+            self.flops["draft"] += drafter.context_flops(rows * width)
+
+    def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: int) -> None:
+        """`width` tokens in each of `rows` rows, up to position `length`, and the drafter's part of the same step."""
+        self._target("verify", target, rows * width, _causal(rows, width, length), 0)
+        if drafter is not None:
+            self._draft(target, drafter, rows * width, rows, length - width)
+
+    def redraft(self, target: Target, drafter: Drafter, length: int, blocks: int) -> None:
+        """A block behind each of the last `blocks` tokens of a text of `length` that have one behind them."""
+        self._draft(target, drafter, length, blocks, length - 1 - (blocks + 1) / 2)
+        self.tokens["redraft"] += blocks
+
+    def read(self, target: Target, length: int) -> None:
+        """Reading a text for its features."""
+        self._target("replay", target, length, _causal(1, length, length), 0)
+
+    def judge(self, target: Target, rows: int) -> None:
+        """The target's head over the rows of a verification."""
+        self.flops["verify"] += 2 * target.head().weight.numel() * rows
+
+    def replay(self, target: Target, batch: ReplayBatch) -> None:
+        tails = (batch.drafted - batch.accepted - 1).clamp(min=0).double()
+        lengths = batch.lengths.double()
+        seen = tails * (batch.anchors + batch.accepted + 1 + (tails + 1) / 2)
+        pairs = float((lengths * (lengths + 1) / 2).sum() + seen.sum())
+        self._target("replay", target, float(lengths.sum() + tails.sum()), pairs, 0)
+
+    def train(
+        self, target: Target, drafter: Drafter, batch: ReplayBatch, target_rows: bool, whole_head: bool = False
+    ) -> None:
+        """One forward and backward of the drafter over a batch, and the target's head where its logits are read.
+
+        Args:
+            whole_head: the target's logits of all tokens are read beside those of a reduced draft vocabulary.
+        """
+        blocks = float((batch.drafted > 0).sum())
+        rows = float(batch.valid.sum())
+        mean_length = float(batch.anchors[batch.drafted > 0].double().mean()) if blocks else 0.0
+        head = 2 * drafter.head_weights(target.vocab_size) * rows
+        tokens = float(batch.lengths.sum())
+        forward = drafter.context_flops(tokens) + drafter.block_flops(blocks, mean_length)
+        # a lent head is frozen: backward goes through it once, into the hidden states
+        passes = 3 if drafter.owns_head else 2
+        self.flops["train"] += 3 * forward - 2 * drafter.fc.weight.numel() * tokens
+        self.flops["train"] += passes * head + (head if target_rows else 0)
+        self.flops["train"] += 2 * target.head().weight.numel() * rows if whole_head else 0
+        self.tokens["train"] += rows

@@ -1,0 +1,113 @@
+"""How tokens are chosen: distributions, drafts and the target's own tokens.
+
+Random numbers belong to places, not to calls: a uniform number is a function of (seed, response, position, use). So a
+response does not depend on the batch that it was written in, and token matching commits, token for token, what plain
+sampling would have written.
+"""
+
+import torch
+from torch import Tensor
+
+from draftopd.decoding.settings import Decoding
+
+CHOICE, DRAFT, JUDGE = range(3)  # uses of random numbers: the target's token, the drafter's token, keep a draft or not
+SHORT = 256  # most probable tokens that usually hold the nucleus
+
+
+def probabilities(logits: Tensor, decoding: Decoding) -> Tensor:
+    """The distribution that tokens are drawn from: logits [..., V] -> [..., V]; greedy is one-hot."""
+    if decoding.greedy:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits / decoding.temperature
+    if decoding.top_k is not None and decoding.top_k < logits.shape[-1]:
+        logits = _keep(logits, logits.topk(decoding.top_k).values[..., -1:])
+    if decoding.top_p is not None and decoding.top_p < 1:
+        logits = _keep(logits, _nucleus_end(logits, decoding.top_p))
+    if decoding.min_p is not None:
+        logits = _keep(logits, logits.amax(-1, keepdim=True) + torch.log(logits.new_tensor(decoding.min_p)))
+    return logits.softmax(-1)
+
+
+def _keep(logits: Tensor, least: Tensor) -> Tensor:
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def _nucleus_end(logits: Tensor, top_p: float) -> Tensor:
+    """[..., 1] the least logit of the smallest set of tokens whose mass reaches top_p (arXiv 1904.09751)."""
+    total = logits.logsumexp(-1, keepdim=True)
+    size = min(SHORT, logits.shape[-1])
+    while True:
+        values = logits.topk(size).values
+        mass = (values - total).exp().cumsum(-1)
+        if size == logits.shape[-1] or bool((mass[..., -1] >= top_p).all()):
+            break
+        size = logits.shape[-1]
+    return values.gather(-1, (mass < top_p).sum(-1, keepdim=True).clamp(max=size - 1))
+
+
+def uniforms(seed: int, keys: Tensor, positions: Tensor, use: int) -> Tensor:
+    """Uniform numbers in (0, 1) for places: keys [B] of responses, positions [B, n] -> float64 [B, n].
+
+    A counter-based generator (the mixing steps of SplitMix64): the same places give the same numbers on any device.
+    """
+    state = _mix(torch.full_like(keys, seed))
+    state = _mix(state + keys)[:, None]
+    state = _mix(state + positions * 4 + use)
+    return (_shift(state, 12).double() + 0.5) * 2.0**-52
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = x + -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of signed 64-bit numbers."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Samples by inverting the cumulative distribution: weights [..., V] >= 0 of any sum, uniform [...] -> [...]."""
+    cumulative = weights.double().cumsum(-1)
+    mark = uniform[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, mark, right=True)[..., 0].clamp(max=weights.shape[-1] - 1)
+
+
+class Places:
+    """Where the tokens of one step stand: responses `keys` [B], whose anchors are at `positions` [B]."""
+
+    def __init__(self, decoding: Decoding, keys: Tensor, positions: Tensor) -> None:
+        self.decoding, self.keys, self.positions = decoding, keys, positions
+
+    def uniforms(self, first: int, count: int, use: int) -> Tensor:
+        """[B, count] for the tokens that stand `first`, `first` + 1, ... behind the anchor."""
+        slots = torch.arange(first, first + count, device=self.positions.device)
+        return uniforms(self.decoding.seed, self.keys, self.positions[:, None] + slots, use)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The target's own tokens: logits [B, W, V] of the rows at the anchor and behind it -> [B, W]."""
+        if self.decoding.greedy:
+            return logits.argmax(-1)
+        return draw(probabilities(logits, self.decoding), self.uniforms(1, logits.shape[1], CHOICE))
+
+
+class Proposal:
+    """Turns draft logits into drafts, slot after slot; remembers the distribution that sampled drafts came from."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.index: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Rows of the draft head [B, n] for the next n slots, from logits [B, n, V']."""
+        decoding = self.places.decoding
+        if not decoding.samples_drafts:
+            return logits.argmax(-1)
+        first = 1 + sum(index.shape[1] for index in self.index)
+        q = probabilities(logits, decoding)
+        self.index.append(draw(q, self.places.uniforms(first, logits.shape[1], DRAFT)))
+        self.probabilities.append(q)
+        return self.index[-1]

@@ -1,0 +1,1 @@
+"""Acceptance, speed and their intervals; tables, plots and comparisons of them."""

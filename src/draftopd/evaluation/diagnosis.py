@@ -1,0 +1,101 @@
+"""What one rollout phase did: where drafts were cut, and how far drafter and target are apart there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from draftopd.drafters.base import Drafter
+from draftopd.evaluation.metrics import Acceptance
+from draftopd.objectives.divergences import forward_kl, reverse_kl
+from draftopd.objectives.rows import Rows, flatten
+from draftopd.target.model import Target
+from draftopd.trace import ReplayBatch, Rollout, collate
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Groups of drafts: accepted, first rejected, and the suffix behind that one; empty groups are left out."""
+
+    step: int
+    """optimizer step of the weights that drafted"""
+    acceptance_length: float
+    """tokens a verification, mean over responses"""
+    share: dict[str, float]
+    """of the judged drafts, by group"""
+    forward_kl: dict[str, float]
+    """mean KL(p‖q) by group, nats; both normalised over the draft vocabulary"""
+    reverse_kl: dict[str, float]
+    """mean KL(q‖p) by group"""
+    anchor_offset: dict[str, float]
+    """share of blocks by distance to the next anchor, "1" .. "K + 1": the slot of the first rejection, or K + 1"""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers by group and offset, without the acceptance length."""
+        names = ("share", "forward_kl", "reverse_kl", "anchor_offset")
+        return {f"{name}/{key}": value for name in names for key, value in getattr(self, name).items()}
+
+
+def diagnose(
+    target: Target, drafter: Drafter, results: Sequence[Rollout], *, texts: int, rows: int, step: int
+) -> Diagnosis:
+    """Counts in all results; divergences of the drafter as it is now, on a part of them.
+
+    Args:
+        results: rollouts with at least one block each; where they carry what their verifications computed, no target
+            forward is run.
+        texts, rows: the part: the first `texts` results, and about `rows` drafts in blocks that are spread evenly.
+    """
+    traces = [r.trace for r in results]
+    width = traces[0].drafts.shape[1]
+    metric = Acceptance(width)
+    metric.update(traces)
+    offsets = torch.cat([t.committed for t in traces]).bincount(minlength=width + 2)[1:].double()
+    share = {name: float(mask.double().mean()) for name, mask in _groups(flatten(collate(traces), None)).items()}
+    forward, reverse = _divergences(target, drafter, results[:texts], rows)
+    return Diagnosis(
+        step=step,
+        acceptance_length=float(metric.compute()["acceptance_length"]),
+        share=share,
+        forward_kl=forward,
+        reverse_kl=reverse,
+        anchor_offset={str(i): float(n / offsets.sum()) for i, n in enumerate(offsets, 1)},
+    )
+
+
+def _groups(rows: Rows) -> dict[str, Tensor]:
+    return {"accepted": rows.accepted, "first_rejected": rows.first_rejected, "suffix": rows.slot > rows.kept + 1}
+
+
+@torch.no_grad()
+def _divergences(target: Target, drafter: Drafter, results: Sequence[Rollout], rows: int) -> list[dict[str, float]]:
+    """Means of forward and of reverse KL by group."""
+    batch = _part(target, drafter, results, max(1, rows // (len(results) * drafter.num_draft_tokens)))
+    assert batch.target_hidden is not None
+    was_training = drafter.training
+    drafter.eval()
+    drafted, judged = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
+    drafter.train(was_training)
+    target_head, draft_head = target.head(drafter.vocabulary), drafter.head(target.head)
+    values: list[Tensor] = []
+    for p, q in zip(judged.split(256), drafted.split(256), strict=True):
+        log_p, log_q = target_head(p).log_softmax(-1), draft_head(q).log_softmax(-1)
+        values.append(torch.stack([forward_kl(log_p, log_q), reverse_kl(log_p, log_q)]))
+    groups = {name: mask for name, mask in _groups(flatten(batch, None)).items() if mask.any()}
+    return [{name: float(kl[mask].mean()) for name, mask in groups.items()} for kl in torch.cat(values, 1)]
+
+
+def _part(target: Target, drafter: Drafter, results: Sequence[Rollout], blocks: int) -> ReplayBatch:
+    """At most this many blocks of each result, spread evenly, with the target's opinion of them."""
+    traces, hidden = [], []
+    for result in results:
+        trace = result.trace
+        at = torch.linspace(0, len(trace.anchors) - 1, min(blocks, len(trace.anchors))).round().long()
+        traces.append(replace(trace, anchors=trace.anchors[at], drafts=trace.drafts[at], accepted=trace.accepted[at]))
+        if result.target_hidden is not None:
+            hidden.append(result.target_hidden[at])
+    features = [r.features for r in results if r.features is not None]
+    if len(hidden) == len(features) == len(results):
+        return collate(traces, features, hidden).to(target.device)
+    return target.replay(collate(traces).to(target.device), drafter.layer_ids)

@@ -1,0 +1,146 @@
+"""Figures and pages from traces and runs."""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from rich.console import Console
+from rich.rule import Rule
+
+from draftopd.errors import DraftError
+from draftopd.evaluation.curves import AXES, Curve
+from draftopd.evaluation.metrics import Acceptance
+from draftopd.evaluation.speed import BlockSize
+from draftopd.evaluation.stats import Estimate
+from draftopd.trace import Trace
+
+
+def close(figure: Figure) -> None:
+    plt.close(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a picture for notebooks; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def trace_page(traces: Sequence[Trace], tokenizer) -> str:
+    """HTML page: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
+    console = Console(record=True, file=io.StringIO(), width=110)
+    console.print("accepted draft", style="green", end="   ")
+    console.print("target's own token", style="bold blue", end="   ")
+    console.print("rejected draft", style="red strike")
+    for trace in traces:
+        console.print(Rule(f"{trace.response_length} tokens, acceptance length {trace.acceptance_length:.2f}"))
+        console.print(trace.render(tokenizer))
+    return console.export_html()
+
+
+def rejections(traces: Sequence[Trace]) -> Figure:
+    """How many drafts a block kept, and acceptance by position: marginal and conditional."""
+    metric = Acceptance(traces[0].drafts.shape[1])
+    metric.update(traces)
+    values = metric.compute()
+    blocks = metric.histogram
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    left.bar(range(len(blocks)), (blocks / blocks.sum()).tolist(), color="tab:blue")
+    left.set(xlabel="accepted drafts of a block", ylabel="share of blocks", xticks=range(len(blocks)))
+    slots = range(1, len(blocks))
+    for key, label in (("accept_at", "first k drafts held"), ("accept_at_given", "draft k held, given k - 1 did")):
+        points = [(k, float(values[f"{key}/{k}"])) for k in slots if f"{key}/{k}" in values]
+        right.plot(*zip(*points, strict=True), marker="o", label=label)
+    right.set(xlabel="position k in the block", ylabel="share of blocks", ylim=(0, 1), xticks=slots)
+    right.legend(frameon=False)
+    right.grid(alpha=0.3)
+    length = float(values["acceptance_length"])
+    figure.suptitle(f"{len(traces)} responses, {int(blocks.sum())} blocks, mean acceptance length {length:.2f}")
+    return figure
+
+
+def curves(stages: Sequence[Curve], reference: str | None = None, axis: str = "flops") -> Figure:
+    """Acceptance length against what training cost; a continuation starts where the stage before it ended.
+
+    Args:
+        reference: name of the stage whose curve the others are read against: black and thick.
+        axis: `flops`, `target_tokens` or `minutes`.
+
+    Raises:
+        DraftError: there is no such axis.
+    """
+    if axis not in AXES:
+        raise DraftError(f"there is no axis '{axis}': choose one of {', '.join(AXES)}")
+    beside = len(stages) > 6
+    size = (9.5, max(4.6, 0.8 + 0.24 * len(stages))) if beside else (7, 4.2)
+    figure, plot = plt.subplots(figsize=size, layout="constrained")
+    for number, stage in enumerate(stages):
+        style: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+        style |= {"color": "black", "ls": "-", "lw": 3} if stage.name == reference else {}
+        spent, lengths = ([getattr(p, key) for p in stage.points] for key in (axis, "acceptance_length"))
+        plot.plot(spent, lengths, marker="o", ms=4, label=stage.name, **style)
+    if axis != "minutes":  # half a minute is not 500 m
+        plot.xaxis.set_major_formatter(EngFormatter())
+    plot.set(xlabel=AXES[axis], ylabel="τ on validation prompts (tokens a verification)")
+    plot.grid(alpha=0.3)
+    if beside:  # names stand in the order of the curves' ends
+        ends = {stage.name: stage.points[-1].acceptance_length if stage.points else -1.0 for stage in stages}
+        lines = sorted(plot.get_lines(), key=lambda line: -ends[str(line.get_label())])
+        plot.legend(handles=lines, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+    else:
+        plot.legend(frameon=False)
+    return figure
+
+
+def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Figure:
+    """What blocks accepted, with 95 % intervals over prompts: a row of pictures a set, a colour a drafter.
+
+    Args:
+        scores: estimates by drafter, set and key (scores.score).
+    """
+    kinds = {
+        "accept_at": "first k drafts held",
+        "accept_at_given": "draft k held, if k - 1 did",
+        "accepted": "k accepted",
+    }
+    names = list(next(iter(scores.values())))
+    size = (11, 0.4 + 2.9 * len(names))
+    figure, axes = plt.subplots(len(names), len(kinds), figsize=size, layout="constrained", squeeze=False)
+    for (row, name), (column, (kind, label)) in product(enumerate(names), enumerate(kinds.items())):
+        axis = axes[row, column]
+        for number, (drafter, sets) in enumerate(scores.items()):
+            points = {int(key.split("/")[1]): e for key, e in sets[name].items() if key.startswith(f"{kind}/")}
+            color, marks = f"C{number}", points.values()
+            axis.plot(list(points), [e.mean for e in marks], marker="o", ms=4, color=color, label=drafter)
+            axis.fill_between(list(points), [e.low for e in marks], [e.high for e in marks], color=color, alpha=0.2)
+        axis.set(title=f"{name}: {label}", xlabel="k", ylabel="share of blocks", ylim=(0, 1))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(frameon=False, title="95 % over prompts")
+    return figure
+
+
+def block_sizes(rows: Sequence[BlockSize]) -> Figure:
+    """Speedup of decoding against block size: predicted, by the model, measured."""
+    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    sizes = [row.block_size for row in rows]
+    labels = {
+        "predicted": "predicted from acceptance by position",
+        "model": "model with this block size's τ",
+        "measured": "measured",
+    }
+    for field, style in zip(labels, ("--", ":", "-"), strict=True):
+        axis.plot(sizes, [getattr(row, field) for row in rows], style, marker="o", label=labels[field])
+    axis.axhline(1.0, color="grey", lw=0.8)
+    axis.set(xlabel="block size (anchor and drafts)", ylabel="speedup of decoding, one prompt at a time", xticks=sizes)
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    return figure

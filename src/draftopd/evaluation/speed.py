@@ -1,0 +1,179 @@
+"""How fast a drafter should be: from measured costs of drafting and verifying, and measured acceptance by position.
+
+With block size W = K + 1, a step costs t(W) + t_draft(W) and commits tau(W) = 1 + sum_{k<W} a_k tokens, where a_k is
+the share of blocks whose first k drafts held (arXiv 2211.17192, section 3.3, with measured instead of constant
+acceptance). Plain decoding costs t(1) a token:
+
+    speedup(W) = tau(W) * t(1) / (t(W) + t_draft(W))
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+
+from draftopd.decoding.acceptance import accept
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.sampling import Places, Proposal
+from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.evaluation.measure import Done, clocks, nothing
+from draftopd.evaluation.metrics import Acceptance
+from draftopd.target.cache import RaggedCache
+from draftopd.target.model import Target
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Median seconds of one step behind `length` committed tokens, by block size W."""
+
+    length: int
+    verify: dict[int, float]
+    """target forward of W tokens, head and accept rule; W = 1 is a step of plain decoding"""
+    draft: dict[int, float]
+    """drafting W - 1 tokens and taking in the features of W"""
+
+    def step(self, block_size: int) -> float:
+        return self.verify[block_size] + self.draft[block_size]
+
+
+@torch.no_grad()
+def costs(
+    target: Target,
+    drafter: Drafter,
+    text: Sequence[int],
+    block_sizes: Sequence[int],
+    decoding: Decoding | None = None,
+    repeats: int = 15,
+    on_done: Done = nothing,
+) -> Costs:
+    """Times single steps at batch size 1 behind a text; block sizes take turns.
+
+    A step of the same kind runs just before each that is timed, as it does in decoding: one row and several may read
+    the target's weights in two layouts, and a processor's caches do not hold both.
+
+    Args:
+        text: token ids, e.g. a prompt with half of a response.
+    """
+    bench = _Bench(target, drafter, text, decoding or Decoding(), max(block_sizes))
+    verify: dict[int, list[float]] = {size: [] for size in (1, *block_sizes)}
+    draft: dict[int, list[float]] = {size: [] for size in block_sizes}
+    for turn in range(repeats + 1):  # the first turn warms up
+        for size in verify:
+            bench.verify(size)
+            if size in draft:
+                seconds = _seconds(partial(bench.draft, size), target)
+                draft[size] += [seconds] if turn else []
+            seconds = _seconds(partial(bench.verify, size), target)
+            verify[size] += [seconds] if turn else []
+        on_done(1 if turn else 0)
+    medians = ({size: median(values) for size, values in table.items()} for table in (verify, draft))
+    return Costs(len(text), *medians)
+
+
+class _Bench:
+    """Single steps of decoding behind a text, without committing anything."""
+
+    def __init__(self, target: Target, drafter: Drafter, text: Sequence[int], decoding: Decoding, longest: int) -> None:
+        self.target, self.drafter, self.decoding = target, drafter, decoding
+        tokens = torch.tensor([list(text)], device=target.device)
+        self.cache = RaggedCache(1, len(text) + longest, target.device)
+        _, features = target.step(tokens, self.cache, drafter.layer_ids)
+        self.state = drafter.start(1, len(text) + longest, target.device)
+        drafter.extend(self.state, features, tokens.roll(-1, 1), target.embed)
+        self.cache.lengths = self.state.lengths = torch.tensor([len(text)], device=target.device)
+        self.last, self.features = tokens[:, -1], features[:, -1:].repeat(1, longest, 1)
+        self.head, self.draft_head = target.head(), drafter.head(target.head)
+        self.places = Places(decoding, torch.zeros_like(self.last), self.cache.lengths)
+
+    def verify(self, size: int) -> None:
+        block = self.last[:, None].expand(1, size)
+        taps = self.drafter.layer_ids if size > 1 else ()
+        hidden, _ = self.target.step(block, self.cache, taps)
+        accept(block[:, 1:], self.head(hidden), self.places)
+
+    def draft(self, size: int) -> None:
+        with self.drafter.blocks_of(size):
+            proposal = Proposal(self.places)
+            self.drafter.draft(self.state, self.last, self.target.embed, self.draft_head, proposal)
+            following = self.last[:, None].expand(1, size)
+            self.drafter.extend(self.state, self.features[:, :size], following, self.target.embed)
+
+
+def _seconds(call: Callable[[], None], target: Target) -> float:
+    _wait(target)
+    start = time.perf_counter()
+    call()
+    _wait(target)
+    return time.perf_counter() - start
+
+
+def _wait(target: Target) -> None:
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+
+
+def predict(costs: Costs, accept_at: Sequence[float]) -> dict[int, float]:
+    """Speedup of decoding (prefill aside) for every block size up to the one that `accept_at` [K] was measured with."""
+    out = {}
+    for size in costs.draft:
+        if size <= len(accept_at) + 1:
+            out[size] = (1 + sum(accept_at[: size - 1])) * costs.verify[1] / costs.step(size)
+    return out
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """What the model says of one block size, and what was measured."""
+
+    block_size: int
+    predicted: float
+    """speedup from the acceptance of the drafter's own block size"""
+    acceptance_length: float
+    """pooled, measured at this block size"""
+    model: float
+    """speedup from that acceptance length"""
+    measured: float
+    """speedup of decoding, prefill aside"""
+
+
+def table(
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    block_sizes: Sequence[int],
+    on_done: Done = nothing,
+) -> tuple[Costs, list[BlockSize]]:
+    """The model beside measurements; all block sizes and plain decoding take turns in every prompt.
+
+    Raises:
+        DraftError: nothing was drafted.
+    """
+    own = drafter.block_size
+    results = rollout(target, drafter, prompts, decoding)
+    if not any(len(r.trace.anchors) for r in results):
+        raise DraftError("each of the timed answers is a single token, so nothing is drafted: set speed.prompts=0")
+    metric = Acceptance(own - 1)
+    metric.update([r.trace for r in results])
+    values = metric.compute()
+    # a position that no block drafted before its text ended has no share
+    accept_at = [float(values[key]) if (key := f"accept_at/{k}") in values else 0.0 for k in range(1, own)]
+    half = [r.trace.tokens[: r.trace.prompt_length + r.trace.response_length // 2].tolist() for r in results]
+    text = sorted(half, key=len)[len(half) // 2]
+    known = costs(target, drafter, text, block_sizes, decoding)
+    predicted = predict(known, accept_at)
+    rows = []
+    subjects = [*[drafter] * len(block_sizes), None]
+    turns = clocks(target, subjects, prompts, decoding, on_done, [*block_sizes, None])
+    *speculative, plain = ([turn[i] for turn in turns] for i in range(len(subjects)))
+    for size, fast in zip(block_sizes, speculative, strict=True):
+        length = sum(c.tokens - 1 for c in fast) / sum(c.blocks for c in fast)
+        seconds = [sum(c.decode_seconds for c in side) / sum(c.tokens - 1 for c in side) for side in (fast, plain)]
+        model = length * known.verify[1] / known.step(size)
+        rows.append(BlockSize(size, predicted.get(size, float("nan")), length, model, seconds[1] / seconds[0]))
+    return known, rows

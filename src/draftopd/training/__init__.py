@@ -1,0 +1,1 @@
+"""The lab, on Lightning: the training step, its batches, callbacks, and runs of one stage or several."""

@@ -1,0 +1,227 @@
+"""What SFT and OPD data share: encoded prompts, the target's texts, the validation grid."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from draftopd.console import progress
+from draftopd.data.prompts import Prompt, Prompts
+from draftopd.data.sources import encode
+from draftopd.data.texts import TextCache, Texts
+from draftopd.decoding import distributed
+from draftopd.decoding.settings import Decoding
+from draftopd.errors import DraftError
+from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
+from draftopd.training.module import DraftModule
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator for each (seed, epoch, ...), so that any draw can be made again."""
+    state = 0
+    for part in key:
+        state = (state * 1_000_003 + part + 1) % (2**63 - 1)
+    return torch.Generator().manual_seed(state)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How texts become batches.
+
+    Args:
+        batch_size: texts of one optimizer step.
+        micro_batch_size: texts of one forward; changes memory and speed, not results.
+        val_anchors: anchors of a text on the fixed validation grid.
+        max_prompt_length: longer prompts are left out, in tokens.
+        enable_thinking: handed to chat templates that know it.
+        vocabulary_texts: training texts whose tokens are counted for a reduced draft vocabulary.
+    """
+
+    batch_size: int = 16
+    micro_batch_size: int = 8
+    val_anchors: int = 16
+    max_prompt_length: int = 512
+    enable_thinking: bool | None = None
+    vocabulary_texts: int = 512
+
+
+class Steps(Dataset):
+    """The optimizer steps of one epoch, built when they are asked for."""
+
+    def __init__(self, build: Callable[[int], list[ReplayBatch]], steps: int) -> None:
+        self.build, self.steps = build, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[ReplayBatch]:
+        if step >= self.steps:
+            raise IndexError(step)
+        return self.build(step)
+
+
+class DraftDataModule(L.LightningDataModule):
+    """Prompts and texts of one run.
+
+    Args:
+        skip_share: share of the training prompts that is left out, from the first on: those that the run's warm start
+            was trained on.
+
+    Raises:
+        DraftError: skip_share leaves nothing.
+    """
+
+    verified = True
+    """the target has the last word on the text of rollout phases"""
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        texts: TextCache,
+        decoding: Decoding,
+        batching: Batching,
+        seed: int = 0,
+        skip_share: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= skip_share < 1:
+            raise DraftError(f"data.skip_share={skip_share} must be at least 0 and below 1")
+        self.prompts, self.cache, self.decoding, self.batching = prompts, texts, decoding, batching
+        self.seed, self.skip_share = seed, skip_share
+        self.results: list[Rollout] = []  # of the current rollout phase, where there is one
+        self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}
+        self._texts: dict[str, Texts] = {}
+
+    @property
+    def module(self) -> DraftModule:
+        assert self.trainer is not None
+        assert isinstance(self.trainer.lightning_module, DraftModule)
+        return self.trainer.lightning_module
+
+    @property
+    def epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
+    def writing(self, split: str) -> Decoding:
+        """How the target writes the texts of a split that are read now."""
+        return self.decoding
+
+    @property
+    def keeps_hidden(self) -> bool:
+        """Stored texts carry the target's last hidden states besides the features."""
+        return False
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Not here: micro-batches come to the device one at a time, because those of a step may be tens of GB."""
+        return batch
+
+    def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
+        """Prompts of a split with their token ids.
+
+        Raises:
+            DraftError: none is short enough.
+        """
+        if split not in self._encoded:
+            prompts, longest = self.prompts.split(split), self.batching.max_prompt_length
+            if split == "train":
+                prompts = prompts[int(self.skip_share * len(prompts)) :]
+            tokenizer, thinking = self.module.target.tokenizer, self.batching.enable_thinking
+            pairs = [(p, encode(p, tokenizer, thinking, longest)) for p in prompts]
+            self._encoded[split] = [(p, ids) for p, ids in pairs if ids is not None]
+            if not self._encoded[split]:
+                raise DraftError(
+                    f"no prompts left in split '{split}': each of the {len(prompts)} is longer than "
+                    f"data.batching.max_prompt_length={longest} tokens"
+                )
+        return self._encoded[split][:limit]
+
+    def texts(self, split: str) -> Texts:
+        """The target's own texts of a split; they are written as they are needed."""
+        decoding = self.writing(split)
+        if split not in self._texts or self._texts[split].decoding != decoding:
+            ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
+            if self.keeps_hidden:
+                layer_ids = (*layer_ids, self.module.target.shape.num_layers)
+            bar = partial(progress, f"target writes {split} texts")
+            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, bar)
+            self.module.ledger.watch(self._texts[split].ledger)
+        return self._texts[split]
+
+    def written(self, split: str, count: int | None = None) -> Texts:
+        """Texts of which the first `count` (default all) are on disk."""
+        texts = self.texts(split)
+        texts.write(min(len(texts), count or len(texts)))
+        return texts
+
+    def draft_vocabulary(self, size: int) -> Tensor:
+        """The `size` tokens that occur most in the target's training texts, sorted; stop tokens always.
+
+        Tokens that do not occur follow in the order of their ids, which for byte-pair vocabularies is roughly that of
+        their frequency in general text.
+        """
+        target, texts = self.module.target, self.written("train", self.batching.vocabulary_texts)
+        counts = torch.zeros(target.vocab_size)
+        for i in range(min(len(texts), self.batching.vocabulary_texts)):
+            counts += torch.bincount(texts[i].tokens[texts[i].prompt_length :], minlength=len(counts))
+        counts[target.stop_tokens] = counts.max() + 1
+        return counts.sort(descending=True, stable=True).indices[:size].sort().values
+
+    def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
+        """Blocks at anchors [N] of these texts, every draft right, with what is kept of the target."""
+        if not index:
+            return self.nothing()
+        stored = [self.stored(texts, i) for i in index]
+        features = [f for f, _ in stored if f is not None]
+        hidden = [h for _, h in stored if h is not None]
+        slots = self.module.drafter.num_draft_tokens
+        return text_blocks([texts[i] for i in index], anchors, slots, features or None, hidden or None)
+
+    def stored(self, texts: Texts, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """What is kept of the target beside a text: features [T, F], and last hidden states [T, D] if they are."""
+        kept, width = texts.features(index), self.module.target.shape.hidden_size
+        if kept is None or not self.keeps_hidden:
+            return kept, None
+        return kept[:, :-width], kept[:, -width:].to(self.module.target.model.dtype)
+
+    def nothing(self) -> ReplayBatch:
+        drafter, size = self.module.drafter, self.module.target.shape.hidden_size
+        return no_blocks(drafter.num_draft_tokens, len(drafter.layer_ids) * size, size)
+
+    def micro(self, members: Sequence[int], owners: Sequence[int] | None = None) -> Iterator[Sequence[int]]:
+        """This process's members in micro-batches: as many as in every process, so that the last may be empty.
+
+        Args:
+            owners: the process of each member; by default they take turns.
+        """
+        size, count = self.batching.micro_batch_size, distributed.count()
+        owners = [i % count for i in range(len(members))] if owners is None else owners
+        mine = [member for member, owner in zip(members, owners, strict=True) if owner == distributed.rank()]
+        most = max((owners.count(owner) for owner in set(owners)), default=0)
+        return (mine[at : at + size] for at in range(0, most, size))
+
+    def val_dataloader(self) -> DataLoader:
+        """The same anchors every time: spread evenly over each response."""
+        texts = self.written("val")
+        parts = list(self.micro([i for i in range(len(texts)) if candidates(texts[i]).numel()]))
+        if not parts:
+            raise DraftError("no validation text has two tokens of response: nothing can be drafted")
+
+        def grid(text: Trace) -> Tensor:
+            places = candidates(text)
+            count = min(self.batching.val_anchors, len(places))
+            return places[torch.linspace(0, len(places) - 1, count).round().long()]
+
+        def build(step: int) -> list[ReplayBatch]:
+            return [self.replay(texts, parts[step], [grid(texts[i]) for i in parts[step]])]
+
+        return DataLoader(Steps(build, len(parts)), batch_size=None)
+
+
+def candidates(text: Trace) -> Tensor:
+    """Positions of the response that can be an anchor: at least one token follows."""
+    return torch.arange(text.prompt_length, len(text.tokens) - 1)

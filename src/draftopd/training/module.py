@@ -1,0 +1,241 @@
+"""The training step: a frozen target, a trainable drafter, an objective."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from draftopd.decoding.ledger import Ledger
+from draftopd.drafters.base import Drafter
+from draftopd.errors import DraftError
+from draftopd.objectives.base import Objective, shares
+from draftopd.objectives.chunked import chunked_loss
+from draftopd.objectives.rows import flatten, log_mass
+from draftopd.target.head import Head
+from draftopd.target.model import Target
+from draftopd.trace import ReplayBatch
+
+
+class DraftModule(L.LightningModule):
+    """Trains a drafter on replayed blocks; SFT and on-policy distillation differ in their data and objective alone.
+
+    One Lightning batch is one optimizer step: a list of micro-batches. Sums over micro-batches and processes come
+    first, the division after: one normalisation over everything that one optimizer step sees (arXiv 2605.29343).
+
+    Args:
+        optimizer: makes the optimizer from the drafter's parameters.
+        chunk_rows: rows whose logits [chunk_rows, V] exist at a time.
+        gradient_clip: largest norm of the gradient.
+        attention: of the drafter in training: "sdpa", or "flex_attention" with block masks, for GPUs.
+        gradient_checkpointing: the drafter's layers run again in the backward pass instead of keeping activations.
+        torch_compile: compile the drafter's forward; a name or a function is another backend than inductor.
+
+    Raises:
+        DraftError: attention is neither.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        objective: Objective,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        chunk_rows: int = 512,
+        gradient_clip: float = 1.0,
+        attention: Literal["sdpa", "flex_attention"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        torch_compile: bool | str | Callable[..., Any] = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the drafter, never the target
+        self.target, self.drafter, self.objective = target, drafter, objective
+        self.make_optimizer = optimizer
+        self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
+        if attention not in ("sdpa", "flex_attention"):
+            raise DraftError(f"module.attention is '{attention}': it must be 'sdpa' or 'flex_attention'")
+        drafter.attention, drafter.gradient_checkpointing = attention, gradient_checkpointing
+        if torch_compile:  # in place: names of weights stay
+            drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
+        self.ledger = Ledger()
+        self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def configure_model(self) -> None:
+        """FSDP2 shards the drafter; the target stays whole in every process.
+
+        Raises:
+            DraftError: the drafter has a head of its own, which is used beside its forward.
+        """
+        sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if sharding and self.drafter.owns_head:
+            raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
+        if sharding and not isinstance(self.drafter, FSDPModule):
+            fully_shard(self.drafter)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.drafter.parameters())
+
+    def on_fit_start(self) -> None:
+        """Says now what will not work, and fixes the draft vocabulary of a new drafter."""
+        if self.trainer.precision == "16-mixed":
+            # they would be clipped while they are scaled up, to a norm 65,536 times too small
+            raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
+        if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
+            raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split in ("val", "test"):
+            data.encoded(split)
+        if self.drafter.d2t is not None and not self.drafter.d2t.any():
+            self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
+        self.drafter.initialise(self.target.head)
+
+    def draft_head(self) -> Head:
+        return self.drafter.head(self.target.head)
+
+    def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        if not batch:  # every text of the step was too short for an anchor, in every process
+            return
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        head = self.draft_head()
+        index = self._head_index(head)
+        totals = self._sum([self._weights(micro, index) for micro in batch])
+        coefficients = self._coefficients(totals)
+        done: list[dict[str, Tensor]] = []
+        with self.ledger.timed("train"):
+            for micro in batch:
+                loss, terms = self._loss(micro, head, index, coefficients)
+                with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
+                    self.manual_backward(loss * self.trainer.world_size)
+                done.append(terms)
+            self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
+            optimizer.step()
+            optimizer.zero_grad()
+        self.share_costs()
+        self._log_step(batch, self._sum(done), totals)
+
+    def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        """Loss on a fixed grid of anchors."""
+        self._held_out += [self._alone(micro)[1:] for micro in batch]
+
+    def on_validation_epoch_end(self) -> None:
+        terms, weights = zip(*self._held_out, strict=True)
+        self._held_out = []
+        self.log("val/loss", self._mix(self._sum(terms), self._sum(weights)), batch_size=1)
+
+    def loss(self, batch: ReplayBatch) -> Tensor:
+        """The objective on one batch alone."""
+        return self._alone(batch)[0]
+
+    def share_costs(self) -> None:
+        """The ledger becomes that of all processes; every process calls it."""
+        if self.trainer.world_size > 1:
+            self.ledger.share(lambda counts: self._add(counts.to(self.device)).cpu())
+
+    def _add(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        return self.trainer.strategy.reduce(value, reduce_op="sum")
+
+    def _gradients_meet(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once a step, in the last backward pass; those of FSDP in every one."""
+        strategy = self.trainer.strategy
+        return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+    def _weights(self, batch: ReplayBatch, index: Tensor | None) -> dict[str, Tensor]:
+        """Denominators of the objective's terms."""
+        dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
+        ids = replace(batch, features=None, target_hidden=None).to(self.target.device)
+        return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(ids, index)).items()}
+
+    def _coefficients(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a numerator of each term adds to the loss: nothing where the term has no rows."""
+        lambdas = shares(self.objective.coefficients)
+        return {name: lambdas[name] / total.clamp(min=1e-8) * (total > 0) for name, total in totals.items()}
+
+    def _alone(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Loss, numerators and denominators of a batch."""
+        head = self.draft_head()
+        index = self._head_index(head)
+        weights = self._weights(batch, index)
+        return *self._loss(batch, head, index, self._coefficients(weights)), weights
+
+    def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
+        """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
+        batch = batch.to(self.target.device)
+        if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
+            return batch
+        if not self.training:
+            return self.target.replay(batch, self.drafter.layer_ids)
+        self.ledger.replay(self.target, batch)
+        with self.ledger.timed("replay"):
+            return self.target.replay(batch, self.drafter.layer_ids)
+
+    def _head_index(self, head: Head) -> Tensor | None:
+        """[V] row of the draft head for each token id, -1 outside the draft vocabulary."""
+        if head.vocabulary is None:
+            return None
+        index = torch.full((self.target.vocab_size,), -1, device=self.device)
+        return index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
+
+    def _loss(
+        self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss in chunks of rows, and the numerators of the objective's terms."""
+        batch, objective = self._evidence(batch), self.objective
+        whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
+        if self.training:
+            self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
+        valid = batch.valid
+        hidden = self.drafter(batch, self.target.embed)[valid]
+        judged = judge = mass = None
+        if objective.needs_target:
+            assert batch.target_hidden is not None
+            # the target's own head over the same tokens: the drafter may have another
+            judged, judge = batch.target_hidden[valid], self.target.head(head.vocabulary)
+            if whole is not None:  # fewer rows at a time for more logits a row: the same memory
+                mass = log_mass(whole, judged, max(1, self.chunk_rows * len(judge.weight) // len(whole.weight)))
+        rows, chunk = flatten(batch, index), self.chunk_rows
+        return chunked_loss(objective, rows, head, hidden, judge, judged, mass, chunk, coefficients, head.trained)
+
+    def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
+        coefficients = self._coefficients(totals)
+        return torch.stack([coefficients[name] * value for name, value in terms.items()]).sum()
+
+    def _sum(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Sums over micro-batches and processes."""
+        names = list(parts[0])
+        total = self._add(torch.stack([torch.stack([part[name] for part in parts]).sum() for name in names]))
+        return dict(zip(names, total.unbind(), strict=True))
+
+    def _log_step(self, batch: list[ReplayBatch], summed: dict[str, Tensor], totals: dict[str, Tensor]) -> None:
+        loss = self._mix(summed, totals)
+        values = {f"train/{name}": value / totals[name].clamp(min=1e-8) for name, value in summed.items()}
+        drafted_at = torch.cat([micro.drafter_step[micro.lengths > 0] for micro in batch]).float()
+        blocks = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
+        counts = [blocks, drafted_at.sum(), drafted_at.new_tensor(len(drafted_at)), (drafted_at < 0).sum().float()]
+        values["train/blocks"], steps, texts, undrafted = self._add(torch.stack(counts).to(self.target.device)).unbind()
+        if not undrafted:
+            values["train/staleness"] = self.global_step - 1 - steps / texts
+        values["ledger/flops"] = torch.tensor(self.ledger.training_flops)
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log_dict(values, batch_size=1)
+        if not math.isfinite(float(loss)):
+            raise DraftError(f"the loss is {float(loss)} at step {self.global_step}: lower module.optimizer.lr")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("drafter.")}
+        checkpoint["ledger"] = self.ledger.state_dict()
+        checkpoint["target_fingerprint"] = self.target.fingerprint
+        checkpoint["reads"] = self.drafter.reads
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ledger.load_state_dict(checkpoint["ledger"])

@@ -1,0 +1,97 @@
+"""How a run of the command ends and goes on: budgets, Ctrl-C, resume."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from draftopd.training.module import DraftModule
+from draftopd.training.on_policy import OnPolicyDataModule
+from runs import UNTIMED, outputs, runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["smoke/sft", "smoke/draft_opd"])
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, experiment):
+    """Same epochs, same learning rates: the budget is the same, the first run is only cut short."""
+    words = (f"experiment={experiment}", "budget.epochs=2", "logger=none", "seed=3")
+    assert command(*words) == 0
+    whole = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert command(*words, "trainer.max_epochs=1") == 0
+    half = outputs(tmp_path) / "checkpoints" / "last.ckpt"
+    assert command(*words, f"resume={half}") == 0
+    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"] > torch.load(half, weights_only=True)["global_step"]
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, atol=1e-6, rtol=1e-5)
+    assert resumed["ledger"]["flops"] == pytest.approx(whole["ledger"]["flops"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [0, 3])
+def test_an_epoch_that_was_cut_short_is_drawn_again(command, tmp_path, monkeypatch, cut: int):
+    """Interrupted in the second batch of epoch 0, or after the first of epoch 1 in 2 epochs of 2."""
+    seen: list[tuple[int, int]] = []
+
+    def step(self, batch, batch_idx):
+        seen.append((self.trainer.current_epoch, batch_idx))
+        done = original(self, batch, batch_idx)
+        if len(seen) == cut + 1:
+            signal.raise_signal(signal.SIGINT)
+        return done
+
+    original = DraftModule.training_step
+    monkeypatch.setattr(DraftModule, "training_step", step)
+    words = ("experiment=smoke/draft_opd", "budget.epochs=3", *UNTIMED)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
+    try:
+        assert command(*words) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    before, (last,) = list(seen), tmp_path.rglob("last.ckpt")
+    assert command(*words, f"resume={last}") == 0
+    epoch = before[-1][0]
+    assert seen[len(before) :] == [(e, b) for e in range(epoch, 3) for b in range(2)]
+    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == len(seen)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, tmp_path, monkeypatch, capsys):
+    def interrupt(self):
+        if self.trainer.global_step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    original = OnPolicyDataModule.train_dataloader
+    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", interrupt)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
+    try:
+        assert command("experiment=smoke") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    statuses = {r.info.run_name: r.info.status for r in runs(tmp_path)}
+    assert statuses == {"smoke": "KILLED", "sft": "FINISHED", "draft_opd": "KILLED"}
+    (last,) = tmp_path.rglob("draft_opd/checkpoints/last.ckpt")
+    assert str(last).endswith(capsys.readouterr().out.split("last checkpoint: ")[1].split()[0])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command("experiment=smoke/draft_opd", f"init_from={last}", "budget.epochs=1", "logger=none") == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [("target_tokens=900", 4), pytest.param("minutes=1e-6", 1, marks=pytest.mark.slow)]
+)
+def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
+    words = ("budget.epochs=null", f"budget.{limit}", *UNTIMED)
+    assert command("experiment=smoke/draft_opd", *words) == 0
+    checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 1 <= checkpoint["global_step"] <= most
+
+
+@pytest.mark.slow
+def test_a_budget_in_flops_ends_a_run(command, tmp_path):
+    assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e8", *UNTIMED) == 0
+    (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]
+    assert 2e8 <= stage["training_flops"] < 3e8

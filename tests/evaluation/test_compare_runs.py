@@ -1,0 +1,110 @@
+"""Each ablation changes what it says of Draft-OPD, at any scale; all run as one multirun and can be compared."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from draftopd.command import CONFIG_DIR
+from draftopd.errors import DraftError
+from draftopd.evaluation import compare_runs
+
+ABLATIONS = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablations").glob("*.yaml"))
+CHANGES = {  # top-level keys that differ from paper's; the others differ in the objective alone
+    "paper": set(),
+    "sft_continued": {"objective", "data", "module", "trainer", "callbacks"},
+    "sft_on_opd_prompts": {"objective", "data", "module", "trainer", "callbacks", "prompts"},
+    "new_prompts": {"data", "prompts"},
+    "no_replay": {"objective", "data"},
+    "random_anchors": {"data"},
+    "without_tails": {"objective", "data"},
+    "free_running": {"objective", "data", "callbacks"},
+}
+
+
+@cache
+def composed(*words: str) -> dict:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = compose("fit", overrides=[*words, "output_dir=out"])
+    OmegaConf.resolve(config)
+    return OmegaConf.to_container(config)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_it_is_about_and_nothing_else(name: str):
+    paper, other = composed("experiment=ablations/paper"), composed(f"experiment=ablations/{name}")
+    different = {key for key in paper.keys() | other.keys() if paper.get(key) != other.get(key)}
+    logged = {"logger", "name"}  # both carry the name
+    assert different - logged == CHANGES.get(name, {"objective"})
+    assert other["name"] == name
+
+
+@pytest.mark.parametrize("name", sorted(set(ABLATIONS) - CHANGES.keys()))
+def test_an_ablation_of_the_objective_is_the_same_at_the_tiny_scale(name: str):
+    paper = composed("experiment=ablations/paper", "scale=tiny")
+    other = composed(f"experiment=ablations/{name}", "scale=tiny")
+    assert {key for key in paper if paper[key] != other[key]} == {"name", "logger", "objective"}
+
+
+def test_the_pair_on_new_prompts_has_the_same_ones():
+    pair = [composed(f"experiment=ablations/{name}") for name in ("new_prompts", "sft_on_opd_prompts")]
+    assert pair[0]["prompts"] == pair[1]["prompts"]
+    assert [config["data"]["skip_share"] for config in pair] == [0.5, 0.5]
+    warm = composed("experiment=quickstart/sft")["prompts"]
+    assert pair[0]["prompts"] == {**warm, "train": 2 * warm["train"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_a_scale_wins_over_the_experiment(name: str):
+    config = composed(f"experiment=ablations/{name}", "scale=tiny")
+    budget = composed("experiment=quickstart/sft_continued")["budget"]["flops"]
+    assert config["target"]["_target_"] == "draftopd.target.load.tiny"
+    assert config["prompts"]["_target_"] == "draftopd.data.sources.TinyPrompts"
+    assert {name: limit for name, limit in config["budget"].items() if limit} == {"epochs": 1}
+    assert composed(f"experiment=ablations/{name}")["budget"]["flops"] == budget
+
+
+@pytest.mark.slow
+def test_all_ablations_run_as_one_multirun_and_are_compared(command, tmp_path: Path):
+    """A few steps each, from MLflow's side: one finished run an ablation, with everything that a comparison needs."""
+    sweep = ",".join(f"ablations/{name}" for name in ABLATIONS)
+    few = ["budget.epochs=null", "budget.steps=1", "prompts.train=8", "prompts.val=2", "prompts.test=3"]
+    few += ["data.decoding.max_new_tokens=6", "data.decoding.batch_size=64", "~callbacks.trace_log"]
+    assert command(f"experiment={sweep}", "scale=tiny", *few, "-m") == 0
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    runs = compare_runs.load_runs(uri)
+    assert sorted(run.name for run in runs) == ABLATIONS
+    reference = compare_runs.reference_run(runs, "sft_continued")
+    assert len({run.tested_on for run in runs}) == 1
+    assert compare_runs.differences(runs, reference).keys() == set(ABLATIONS) - {"sft_continued"}
+
+    table = compare_runs.table(runs, reference)
+    assert sorted(table.index) == ABLATIONS
+    assert (table["prompts"] == 3).all()
+    assert compare_runs.commands(runs) == [runs[0].tags["command"]]
+    for run in runs:
+        assert run.result["training_flops"] > 0
+        assert len(compare_runs.accept_at(run)) == 3
+        metrics = compare_runs.MlflowClient(uri).get_run(run.id).data.metrics
+        artifacts = {file.path for file in compare_runs.MlflowClient(uri).list_artifacts(run.id)}
+        assert {"results.json", "diagnostics.png", "config.yaml"} <= artifacts
+        assert {"val/share/suffix", "val/forward_kl/first_rejected", "val/anchor_offset/1"} <= metrics.keys()
+        assert ({"rollout/share/suffix", "rollout/staleness"} <= metrics.keys()) == (not run.name.startswith("sft"))
+        assert ("own_text.png" in artifacts) == ({"own_text/nll", "own_text/target_nll"} <= metrics.keys())
+        assert ("own_text.png" in artifacts) == (run.name == "free_running")
+        assert metrics.get("rollout/share/accepted") != 1 or run.name == "free_running"
+
+    assert [run.name for run in compare_runs.load_runs(uri, names=["paper", "no_decay"])] == ["no_decay", "paper"]
+    (one,) = compare_runs.load_runs(uri, run_ids=[reference.id])
+    with pytest.raises(DraftError, match="nothing to compare"):
+        compare_runs.difference_picture([one], one)
+    with pytest.raises(DraftError, match="choose one of sft_continued"):
+        compare_runs.reference_run([one], "paper")
+    for words, message in (({"experiment": "none"}, "no MLflow experiment"), ({"names": ["none"]}, "no finished")):
+        with pytest.raises(DraftError, match=message):
+            compare_runs.load_runs(uri, **words)
+    with pytest.raises(DraftError, match="cannot read runs"):
+        compare_runs.load_runs(uri, run_ids=["0" * 32])

@@ -1,0 +1,81 @@
+"""Linear layers by oneDNN and by MKL beside torch's own."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from draftopd.target.cpu.linear import LIBRARY, MKL, Library, Linear, OneDNN, Packed, linear
+
+LIBRARIES = [
+    None,
+    *([OneDNN()] if LIBRARY is not None and torch.backends.mkldnn.is_available() else []),
+    *([MKL()] if torch.backends.mkl.is_available() else []),
+]
+"""What this machine's torch carries, whatever its processor takes; None = torch's own, all there is beside x86."""
+
+
+@pytest.fixture(autouse=True, params=LIBRARIES, ids=lambda library: type(library).__name__)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library | None:
+    """Each library is right on every processor; this one's own is chosen for its speed."""
+    monkeypatch.setattr("draftopd.target.cpu.linear.LIBRARY", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("rows", [(7,), (1, 7), (3, 5, 7), (0, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_torch(rows: tuple[int, ...], bias: bool):
+    torch.manual_seed(0)
+    ours, theirs = Linear(7, 11, bias), nn.Linear(7, 11, bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(rows, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    direction = torch.randn(*rows[:-1], 11)
+    for layer, given in ((ours, x), (theirs, y)):
+        (layer(given) * direction).sum().backward()
+    torch.testing.assert_close(ours(x), theirs(y))
+    pairs = [(x, y), *zip(ours.parameters(), theirs.parameters(), strict=True)]
+    for a, b in pairs:
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_float32_is_not_rounded_to_a_shorter_type():
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 576), torch.randn(300, 576)
+    exact = F.linear(x.double(), weight.double())
+    assert (linear(x, weight).double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_bfloat16_autocast_reaches_it():
+    layer = Linear(7, 11)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 7)).dtype == torch.bfloat16
+
+
+def frozen(bias: bool) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [Linear(70, 110, bias, Packed()), nn.ReLU(), Linear(110, 3, bias, Packed())]
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+def test_packed_weights_can_be_replaced_and_copied():
+    model, x = frozen(False), torch.randn(4, 70)
+    before = model(x)
+    with torch.no_grad():
+        model[2].weight.mul_(2)  # packed weights must not outlive what they were made of
+        torch.testing.assert_close(model(x), 2 * before)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            torch.testing.assert_close(twin(x), 2 * before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_weights_serve_any_number_of_rows(bias: bool):
+    layer = frozen(bias)[0]
+    for rows in (300, 2, 64, 1, 0, 8, 257, 31):
+        x = torch.randn(rows, 70)
+        expected = F.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer(x.t().contiguous().t()), expected)  # rows apart in memory

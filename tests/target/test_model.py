@@ -1,0 +1,121 @@
+"""The target under every mask and cache equals transformers' own forward."""
+
+import pytest
+import torch
+from benchmarks.bench import as_it_comes
+
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
+from draftopd.drafters.dflash import DFlash
+from draftopd.errors import DraftError
+from draftopd.target import load
+from draftopd.target.cache import RaggedCache
+from draftopd.target.model import Target
+from draftopd.trace import collate
+from pair import EVERY_FAMILY, FAMILIES, PROMPTS, SIZES, overfit
+
+
+@pytest.fixture(params=EVERY_FAMILY)
+def any_target(request) -> Target:
+    return load.tiny({"model_type": request.param, **FAMILIES[request.param]})
+
+
+def test_plain_decoding_equals_generate(any_target: Target):
+    stock = as_it_comes(any_target)
+    results = rollout(any_target, None, PROMPTS, Decoding(max_new_tokens=16, batch_size=3))
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        expected = stock.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0)
+        assert torch.equal(result.trace.tokens, expected[0])
+
+
+def test_faster_layers_keep_names_and_values_of_the_weights_and_take_no_gradient(any_target: Target):
+    ours, theirs = any_target.model.state_dict(), as_it_comes(any_target).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not any(p.requires_grad for p in any_target.parameters())
+
+
+def test_transformers_generates_over_our_layers_what_it_generates_over_its_own(any_target: Target):
+    ids = torch.tensor([PROMPTS[2], [0] * 4 + PROMPTS[0]])  # padded on the left
+    options = {"attention_mask": (ids > 0).long(), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    theirs = as_it_comes(any_target).generate(ids, **options)
+    assert torch.equal(any_target.model.generate(ids, **options), theirs)
+
+
+def test_features_are_the_outputs_of_the_chosen_layers(any_target: Target):
+    tokens = torch.tensor([PROMPTS[2]])
+    hidden, features = any_target.read(tokens, layer_ids=(0, 2))
+    theirs = as_it_comes(any_target)(tokens, output_hidden_states=True)
+    expected = torch.cat([theirs.hidden_states[1], theirs.hidden_states[3]], -1)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(any_target.head()(hidden), theirs.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_rollouts_are_lossless_and_replay_equals_what_each_verification_saw(any_target: Target):
+    drafter = overfit(any_target, PROMPTS[:2], Decoding(max_new_tokens=16), steps=80)
+    results = rollout(any_target, drafter, PROMPTS, Decoding(max_new_tokens=16, batch_size=2), keep=True)
+    batch = collate([r.trace for r in results])
+    assert (batch.accepted > 0).any()
+    assert (batch.drafted - batch.accepted > 1).any()
+    plain = rollout(any_target, None, PROMPTS, Decoding(max_new_tokens=16))
+    assert [r.trace.tokens.tolist() for r in results] == [r.trace.tokens.tolist() for r in plain]
+    replayed = any_target.replay(batch, drafter.layer_ids)
+    kept = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+    read = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None] - 1
+    torch.testing.assert_close(replayed.features[read], kept.features[read], atol=1e-4, rtol=1e-4)
+    valid = batch.valid
+    torch.testing.assert_close(replayed.target_hidden[valid], kept.target_hidden[valid], atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_with_rows_of_different_lengths_equals_fresh_forwards(target: Target):
+    cache = RaggedCache(2, 16)
+    target.step(torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), cache)
+    cache.lengths = torch.tensor([2, 4])  # the first row is cropped to two tokens
+    hidden, _ = target.step(torch.tensor([[20, 21], [22, 23]]), cache)
+    for row, tokens in enumerate([[5, 6, 20, 21], [9, 10, 11, 12, 22, 23]]):
+        fresh, _ = target.read(torch.tensor([tokens]))
+        torch.testing.assert_close(hidden[row], fresh[0, -2:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_restricted_head_gives_the_same_logits_of_its_tokens(target: Target):
+    vocabulary = torch.tensor([3, 8, 40])
+    hidden = torch.randn(4, 32)
+    head = target.head(vocabulary)
+    torch.testing.assert_close(head(hidden), target.head()(hidden)[:, vocabulary])
+    assert head.tokens(torch.tensor([2, 0])).tolist() == [40, 3]
+
+
+def test_fingerprint_tells_weights_apart_and_is_stable(target: Target):
+    again = load.tiny({"model_type": "llama", **SIZES})
+    other = load.tiny({"model_type": "llama", **SIZES}, seed=1)
+    assert again.fingerprint == target.fingerprint != other.fingerprint
+
+
+def test_a_mask_token_outside_the_table_is_refused(target: Target):
+    with pytest.raises(DraftError, match="embedding table of 100 rows"):
+        Target(target.model, target.tokenizer, mask_token_id=100)
+
+
+def test_layers_that_cannot_roll_back_are_refused(target: Target):
+    model = load.tiny({"model_type": "llama", **SIZES}).model
+    model.config.layer_types = ["linear_attention"] * 4
+    with pytest.raises(DraftError, match="linear_attention"):
+        Target(model, target.tokenizer)
+
+
+def test_a_missing_folder_is_one_clear_error(tmp_path):
+    with pytest.raises(DraftError, match=r"no target at .*target\.path"):
+        load.hf(str(tmp_path / "nothing"))
+
+
+def test_a_saved_target_loads_from_its_folder(target: Target, tmp_path):
+    target.model.save_pretrained(tmp_path)
+    target.tokenizer.save_pretrained(tmp_path)
+    again = load.hf(str(tmp_path), mask_token_id=target.mask_token_id)
+    assert again.fingerprint == target.fingerprint
+    assert again.stop_tokens.tolist() == target.stop_tokens.tolist()
+
+
+def test_the_mask_token_defaults_to_the_first_row_behind_the_tokenizer(target: Target):
+    assert target.mask_token_id == len(target.tokenizer)
+    assert DFlash(target.shape, 1, 4).mask_token_id == target.mask_token_id
