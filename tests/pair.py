@@ -92,7 +92,7 @@ def full_disk(room: int = 1000) -> Iterator[None]:
 
 def trained(folder: Path, *words: str) -> Path:
     """The last checkpoint of the smoke experiment's SFT, nothing timed and nothing logged."""
-    few = ["experiment=smoke/sft", "logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0", *words]
+    few = ["experiment=smoke/sft", "logger=none", "test.speedup_prompts=0", *words]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["fit", "hydra.run.dir=out", f"cache_dir={folder}", *few])

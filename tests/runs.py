@@ -5,7 +5,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 FIRST = "objective.rejected_slots=first"
-UNTIMED = ("logger=none", "test.speedup_prompts=0", "callbacks.speedup.prompts=0")
+UNTIMED = ("logger=none", "test.speedup_prompts=0")
 
 
 def outputs(folder: Path) -> Path:

@@ -4,12 +4,46 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
 
 from draftopd.command import CONFIG_DIR, one_line_errors, run_command
 from draftopd.console import quiet
-from draftopd.evaluation import report
-from draftopd.evaluation.run import evaluate
+from draftopd.evaluation import report, scores
+from draftopd.evaluation.run import Evaluation, run
+from draftopd.tracking import write_header
+
+
+def evaluate(config: DictConfig) -> Evaluation:
+    """Tests what the config names; prints, writes and logs the results.
+
+    Raises:
+        DraftError: a checkpoint, the prompts or a setting cannot be used.
+    """
+    evaluation = run(config)
+    if evaluation.left_out:
+        get_console().print(f"{evaluation.left_out} prompts were longer than max_prompt_length and left out")
+    files = report.show(evaluation.results, Path(config.output_dir))
+    if config.logger:
+        _log(evaluation, config, files)
+    return evaluation
+
+
+def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
+    logger = instantiate(config.logger, _convert_="all")
+    client, run_id = logger.experiment, logger.run_id
+    tags = {
+        "target_fingerprint": evaluation.results.target_fingerprint,
+        "prompts_fingerprint": evaluation.prompts_fingerprint,
+        "checkpoint": config.checkpoint,
+        "against": config.against or "",
+    }
+    write_header(client, run_id, OmegaConf.to_container(config, resolve=True), tags)  # type: ignore[arg-type]
+    logger.log_metrics(scores.metrics(evaluation.results.results[0].scores), 0)
+    for path in files:
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id, "FINISHED")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
@@ -17,7 +51,7 @@ def _evaluate(config: DictConfig) -> None:
     with one_line_errors():
         quiet()
         config.output_dir = HydraConfig.get().runtime.output_dir
-        report.show(evaluate(config), config, Path(config.output_dir))
+        evaluate(config)
 
 
 def main() -> None:

@@ -1,12 +1,54 @@
-"""What a run was: its versions, machine, commit and command, as MLflow keeps them."""
+"""The header of a run: what ran, where, and on what. One function writes it into MLflow, whoever starts the run."""
 
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunTag
+from omegaconf import OmegaConf
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
+COMMANDS = ("fit", "evaluate", "export", "check")
+PARAMS = ("target", "drafter", "objective", "data", "traces", "prompts", "module", "budget", "decoding", "seed")
+"""groups of the config that are logged as MLflow parameters, flattened: `drafter.num_layers`"""
+BATCH = 100  # parameters that MLflow takes at once
+
+
+def header() -> dict[str, str]:
+    """Command, commit and machine of this process."""
+    return {"command": command(), "git_commit": git_commit(), "machine": machine()}
+
+
+def write_header(client: MlflowClient, run_id: str, config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+    """Writes what a run was into MLflow: tags, parameters, `config.yaml` and `versions.json`.
+
+    Args:
+        config: resolved.
+        fingerprints: further tags: of the target and the prompts, the checkpoint, what the run started from.
+    """
+    client.log_text(run_id, OmegaConf.to_yaml(OmegaConf.create(dict(config))), "config.yaml")
+    client.log_dict(run_id, versions(), "versions.json")
+    tags = [RunTag(name, value) for name, value in (header() | dict(fingerprints)).items()]
+    client.log_batch(run_id, tags=tags)
+    if config.get("stages"):
+        return  # each stage has parameters of its own
+    params = [Param(key, str(value)[:500]) for name in PARAMS for key, value in _flat(name, config.get(name))]
+    for start in range(0, len(params), BATCH):
+        client.log_batch(run_id, params=params[start : start + BATCH])
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}", inner)
+    elif value is not None or "." in prefix:
+        yield prefix, value
 
 
 def versions() -> dict[str, str]:
@@ -17,8 +59,11 @@ def machine() -> str:
     return f"{platform.platform()}, python {platform.python_version()}"
 
 
-def command(name: str = "fit") -> str:
-    return " ".join([f"python -m draftopd.{name}", *sys.argv[1:]])
+def command() -> str:
+    """What was typed, quoted so that a shell takes it again."""
+    name = Path(sys.argv[0]).stem.removeprefix("draftopd-")
+    program = ["python", "-m", f"draftopd.{name}"] if name in COMMANDS else sys.argv[:1]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def git_commit() -> str:

@@ -93,5 +93,5 @@ def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
 @pytest.mark.slow
 def test_a_budget_in_flops_ends_a_run(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=null", "budget.flops=2e8", *UNTIMED) == 0
-    (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["stages"]
-    assert 2e8 <= stage["training_flops"] < 3e8
+    (stage,) = json.loads((outputs(tmp_path) / "results.json").read_text())["results"]
+    assert 2e8 <= stage["training"]["flops"] < 3e8

@@ -17,7 +17,7 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     assert command("experiment=smoke") == 0
     folder = outputs(tmp_path)
     results = json.loads((folder / "results.json").read_text())
-    assert [s["name"] for s in results["stages"]] == ["sft", "draft_opd"]
+    assert [s["name"] for s in results["results"]] == ["sft", "draft_opd"]
     assert (folder / "acceptance_length.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "draft_opd - sft" in printed
@@ -31,7 +31,7 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
         assert child.info.status == "FINISHED"
         assert {"git_commit", "target_fingerprint", "command", "checkpoint"} <= child.data.tags.keys()
         names = child.data.metrics.keys()
-        wanted = {"val/acceptance_length", "val/speedup", "val/loss", "train/loss", "test/acceptance_length"}
+        wanted = {"val/acceptance_length", "test/speedup", "val/loss", "train/loss", "test/acceptance_length"}
         assert wanted | {"val/tiny/accept_at/1", "test/acceptance_length_low"} <= names
         artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
         assert {"config.yaml", "versions.json", "traces"} <= artifacts
@@ -41,10 +41,12 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     assert {"train/accepted", "train/rejected", "train/staleness"} <= opd.data.metrics.keys()
     for phase in ("prefill", "draft", "verify", "decode"):
         assert opd.data.metrics[f"ledger/tokens_per_second/{phase}"] > 0
-    for stage in results["stages"]:
-        spent = [[point[axis] for point in stage["curve"]] for axis in AXES]
+    for stage in results["results"]:
+        spent = [[point[axis] for point in stage["training"]["curve"]] for axis in AXES]
         assert all(costs == sorted(costs) and costs[-1] > 0 for costs in spent[:1] + spent[2:])
-    assert opd.data.metrics["ledger/target_tokens"] == results["stages"][1]["curve"][-1]["target_tokens"] > 0
+    assert (
+        opd.data.metrics["ledger/target_tokens"] == results["results"][1]["training"]["curve"][-1]["target_tokens"] > 0
+    )
     saved = client.download_artifacts(parent.info.run_id, "config.yaml")
     assert "${" not in Path(saved).read_text()
     assert "greedy; τ" in printed

@@ -85,8 +85,10 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
         for name, value in one["state_dict"].items():
             torch.testing.assert_close(two["state_dict"][name], value, atol=tolerance, rtol=0)
         assert two["ledger"]["flops"]["train"] == pytest.approx(one["ledger"]["flops"]["train"])
-    one, two = (json.loads((tmp_path / folder / "results.json").read_text())["stages"] for folder in ("one", "two"))
-    assert [s["acceptance_lengths"] for s in one] == [s["acceptance_lengths"] for s in two]
+    one, two = (json.loads((tmp_path / folder / "results.json").read_text())["results"] for folder in ("one", "two"))
+    assert [[a["responses"] for a in r["answers"]] for r in one] == [
+        [a["responses"] for a in r["answers"]] for r in two
+    ]
 
 
 @pytest.mark.parametrize("members", [0, 1, 2, 3, 7, 8])

@@ -31,8 +31,8 @@ def test_the_sft_objective_by_hand():
 @pytest.mark.slow
 def test_sft_and_then_draft_opd_run_through_the_command(command, tmp_path):
     assert command("experiment=smoke/eagle3", "logger=none") == 0
-    (folder,) = {p.parent for p in tmp_path.rglob("results.json")}
-    stages = json.loads((folder / "results.json").read_text())["stages"]
+    folder = outputs(tmp_path)
+    stages = json.loads((folder / "results.json").read_text())["results"]
     assert [s["name"] for s in stages] == ["sft", "draft_opd"]
     states = [
         torch.load(folder / s["name"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for s in stages

@@ -86,7 +86,7 @@ def test_all_ablations_run_as_one_multirun_and_are_compared(command, tmp_path: P
     assert (table["prompts"] == 3).all()
     assert compare_runs.commands(runs) == [runs[0].tags["command"]]
     for run in runs:
-        assert run.result["training_flops"] > 0
+        assert run.result.training.flops > 0
         assert len(compare_runs.accept_at(run)) == 3
         metrics = compare_runs.MlflowClient(uri).get_run(run.id).data.metrics
         artifacts = {file.path for file in compare_runs.MlflowClient(uri).list_artifacts(run.id)}

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from draftopd.evaluation import measure
-from draftopd.evaluation.metrics import Acceptance, Speedup
+from draftopd.evaluation.measure import Clock
+from draftopd.evaluation.metrics import Acceptance, Counts
+from draftopd.evaluation.scores import Answer, score
 from test_trace import WHOLE, trace
 
 OTHER = trace([9, 1, 2, 3, 4, 5], 1, [1], [[2, 3, 4]], [3])  # everything held: 4 committed in one block
@@ -18,7 +20,7 @@ def test_acceptance_by_hand():
     assert values["acceptance_rate"] == pytest.approx(5 / 9)
     assert [values[f"accept_at/{k}"] for k in (1, 2, 3)] == pytest.approx([2 / 3, 2 / 3, 1 / 3])
     assert [values[f"accept_at_given/{k}"] for k in (1, 2, 3)] == pytest.approx([2 / 3, 1.0, 1 / 2])
-    assert metric.histogram.tolist() == [1, 0, 1, 1]
+    assert [values[f"accepted/{k}"] for k in range(4)] == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
 
 
 def test_a_block_cut_by_the_end_counts_only_judged_slots():
@@ -36,12 +38,29 @@ def test_responses_of_one_token_are_left_out():
 
 
 def test_speedup_is_a_ratio_of_rates():
-    metric = Speedup()
-    metric.update(tokens=30, seconds=1.0, plain_tokens=10, plain_seconds=1.0)
-    metric.update(tokens=10, seconds=1.0, plain_tokens=10, plain_seconds=1.0)
+    clocks = [(Clock(30, 3, 1.0, 0.9), Clock(10, 0, 1.0, 0.9)), (Clock(10, 3, 1.0, 0.9), Clock(10, 0, 1.0, 0.9))]
+    answers = [Answer(str(i), "a", [Counts.of(WHOLE)], fast, plain) for i, (fast, plain) in enumerate(clocks)]
+    values = score(answers)["mean"]
+    assert values["speedup"].value == pytest.approx(2.0)
+    assert values["tokens_per_second"].value == pytest.approx(20.0)
+    assert values["decode_speedup"].value == pytest.approx(38 / 18)
+
+
+def test_every_number_is_the_same_from_traces_and_from_results():
+    metric = Acceptance(3)
+    metric.update([WHOLE, OTHER])
+    scores = score([Answer(str(i), "a", [Counts.of(t)]) for i, t in enumerate((WHOLE, OTHER))])["mean"]
     values = metric.compute()
-    assert float(values["speedup"]) == pytest.approx(2.0)
-    assert float(values["tokens_per_second"]) == pytest.approx(20.0)
+    assert {name: pytest.approx(float(value)) for name, value in values.items()} == {
+        n: s.value for n, s in scores.items()
+    }
+
+
+def test_a_set_that_was_not_timed_does_not_hide_the_speed_of_another():
+    timed = Answer("1", "a", [Counts.of(WHOLE)], Clock(30, 3, 1.0, 0.9), Clock(10, 0, 1.0, 0.9))
+    scores = score([timed, Answer("2", "b", [Counts.of(OTHER)])])
+    assert scores["mean"]["speedup"].value == pytest.approx(3.0)
+    assert "speedup" not in scores["b"]
 
 
 def test_by_set_reports_each_set_and_the_mean_over_sets():

@@ -8,38 +8,33 @@ import torch
 from rich.console import Console
 
 from draftopd.decoding.settings import Decoding
-from draftopd.drafters.dflash import DFlash
-from draftopd.evaluation import scores
 from draftopd.evaluation.measure import Clock
-from draftopd.evaluation.run import Candidate, Evaluation
-from draftopd.evaluation.scores import Answers
+from draftopd.evaluation.metrics import Counts
+from draftopd.evaluation.results import Result, Results
+from draftopd.evaluation.scores import Answer
 from draftopd.evaluation.speed import BlockSize, Costs
 from draftopd.evaluation.tables import tables
-from draftopd.target.model import Target
 from draftopd.trace import Trace
 
 LONG = "a_set_of_prompts_whose_name_is_longer_than_a_line"
 
 
-def answer(number: int, name: str, kept: int) -> Answers:
+def answer(number: int, name: str, kept: int) -> Answer:
     """Three blocks of K = 4, each of which kept so many drafts."""
     accepted = torch.full((3,), kept)
     anchors = 2 + torch.arange(3) * (kept + 1)
     tokens = torch.zeros(int(anchors[-1]) + kept + 2, dtype=torch.long)
     trace = Trace(tokens, 2, anchors, torch.zeros(3, 4, dtype=torch.long), accepted)
-    return Answers(str(number), name, [trace], Clock(120, 3, 1.0 + 0.1 * kept, 0.9), Clock(120, 0, 2.0, 1.9))
+    return Answer(str(number), name, [Counts.of(trace)], Clock(120, 3, 1.0 + 0.1 * kept, 0.9), Clock(120, 0, 2.0, 1.9))
 
 
-def printed(target: Target, names: list[str], sets: dict[str, list[int]], width: int = 80) -> str:
-    drafter = DFlash(target.shape, num_layers=1, block_size=5)
+def printed(names: list[str], sets: dict[str, list[int]], width: int = 80) -> str:
     costs = Costs(500, {1: 0.1, 2: 0.11, 5: 0.12}, {2: 0.01, 5: 0.02})
     sizes = [BlockSize(2, 1.5, 1.8, 1.5, 1.4), BlockSize(5, float("nan"), 3.0, 2.1, 1.9)]
     answers = [answer(i, name, kept) for name, all_kept in sets.items() for i, kept in enumerate(all_kept)]
-    candidates = [Candidate(name, drafter, answers, costs, sizes) for name in names]
-    scored = {c.name: scores.score(c.answers) for c in candidates}
-    difference = scores.compare(*scored.values()) if len(scored) == 2 else None
+    results = [Result(name, answers, costs=costs, block_sizes=sizes) for name in names]
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    for part in tables(Evaluation(target, Decoding(64), candidates, 0), scored, difference):
+    for part in tables(Results("", Decoding(64), results)):
         console.print(part)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(len(line) for line in text.splitlines()) <= width
@@ -47,9 +42,9 @@ def printed(target: Target, names: list[str], sets: dict[str, list[int]], width:
 
 
 @pytest.mark.parametrize("names", [["drafter"], ["drafter", "against"]])
-def test_acceptance_by_position_of_every_set_until_they_are_many(target: Target, names: list[str]):
+def test_acceptance_by_position_of_every_set_until_they_are_many(names: list[str]):
     sets = {name: [1, 2, 3] for name in "abcd"}
-    few, many = printed(target, names, dict(list(sets.items())[:3])), printed(target, names, sets)
+    few, many = printed(names, dict(list(sets.items())[:3])), printed(names, sets)
     for name in ("a", "b", "c", "mean of sets"):
         assert f"{name}: acceptance by position" in few
         assert (f"{name}: acceptance by position" in many) == (name == "mean of sets")
@@ -58,8 +53,8 @@ def test_acceptance_by_position_of_every_set_until_they_are_many(target: Target,
 
 
 @pytest.mark.parametrize("names", [["drafter"], ["drafter", "against"]])
-def test_long_names_fold_and_no_number_is_cut(target: Target, names: list[str]):
-    text = printed(target, names, {LONG: [1, 2, 3], "fraction_simplification": [0, 1, 4]})
+def test_long_names_fold_and_no_number_is_cut(names: list[str]):
+    text = printed(names, {LONG: [1, 2, 3], "fraction_simplification": [0, 1, 4]})
     assert "…" not in text
     assert "fraction_simplification" in text
     folded = "".join(re.findall(r"^[a-z_]+", text, re.MULTILINE))
@@ -69,8 +64,8 @@ def test_long_names_fold_and_no_number_is_cut(target: Target, names: list[str]):
     assert "-9.5% to -6.7% from the model" in text
 
 
-def test_one_prompt_has_no_interval_and_no_p_value(target: Target):
-    text = printed(target, ["drafter", "against"], {"short": [1, 2, 3], "single": [2]}, width=120)
+def test_one_prompt_has_no_interval_and_no_p_value():
+    text = printed(["drafter", "against"], {"short": [1, 2, 3], "single": [2]}, width=120)
     lines = text[text.index("single") :].splitlines()
     assert re.search(r"drafter +│ 1 │ +3\.00 │ +3\.00", lines[1])
     assert re.search(r"mean", lines[3])

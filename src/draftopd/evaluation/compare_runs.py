@@ -1,13 +1,11 @@
-"""Runs side by side, from MLflow alone: a table, paired differences to a reference run, curves."""
+"""Runs side by side, from MLflow only: a table, paired differences to a reference run, curves."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,44 +14,57 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from draftopd.errors import DraftError
-from draftopd.evaluation import plots, run_plots, stats
-from draftopd.evaluation.curves import Curve, Point
+from draftopd.evaluation import plots, results, run_plots
+from draftopd.evaluation.curves import Curve
+from draftopd.evaluation.results import Result, Results
+from draftopd.evaluation.scores import Scores, compare
 from draftopd.evaluation.stats import Estimate
-
-DECODING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run with its numbers on the test prompts (report.StageResult, as JSON)."""
+    """A finished run of `fit` or `evaluate` with its numbers on the test prompts."""
 
     id: str
     name: str
     """MLflow's, with the start of the id where several runs share it"""
     tags: dict[str, str]
-    params: dict[str, str]
-    result: dict[str, Any]
+    tested: Results
 
     @property
-    def acceptance_lengths(self) -> list[float]:
-        """One a test prompt."""
-        return self.result["acceptance_lengths"]
+    def result(self) -> Result:
+        """Of the run's own drafter; in an evaluation of two, of the first."""
+        return self.tested.results[0]
+
+    @property
+    def scores(self) -> Scores:
+        """Means over the sets of prompts."""
+        return self.result.scores["mean"]
+
+    @property
+    def acceptance_length(self) -> Estimate:
+        return self.scores["acceptance_length"].estimate()
 
     @property
     def tested_on(self) -> tuple:
         """Runs that agree here can be compared prompt by prompt."""
-        decoding = [self.params.get(f"data.decoding.{name}") for name in DECODING]
-        return self.tags.get("target_fingerprint"), *decoding, *((a["set"], a["id"]) for a in self.result["answers"])
+        decoding = self.tested.decoding
+        return (
+            self.tested.target_fingerprint,
+            decoding.max_new_tokens,
+            *decoding.recipe.items(),
+            *((answer.set, answer.id) for answer in self.result.answers),
+        )
 
 
 def load_runs(
     tracking_uri: str, experiment: str = "draftopd", run_ids: Sequence[str] = (), names: Sequence[str] = ()
 ) -> list[Run]:
-    """Finished training runs, in the order of their start.
+    """Finished runs, in the order of their start.
 
     Args:
-        run_ids: these runs alone; else all of the experiment.
-        names: runs of these names alone.
+        run_ids: only these runs; else all of the experiment.
+        names: only runs of these names.
 
     Raises:
         DraftError: the store, the experiment or a run is not there, or no run has results.
@@ -64,15 +75,17 @@ def load_runs(
     except MlflowException as error:
         raise DraftError(f"cannot read runs from {tracking_uri}: {str(error).splitlines()[0]}") from error
     found = sorted((r for r in found if not names or r.info.run_name in names), key=lambda r: r.info.start_time)
-    results = [(r, result) for r in found if (result := _result(client, r)) is not None]
-    if not results:
-        raise DraftError(f"no finished training run with a results.json among {len(found)} runs in {tracking_uri}")
-    counts = Counter(r.info.run_name for r, _ in results)
-    named = {r.info.run_id: r.info.run_name for r, _ in results}
-    return [
-        Run(run_id, name if counts[name] == 1 else f"{name} ({run_id[:6]})", r.data.tags, r.data.params, result)
-        for (r, result), (run_id, name) in zip(results, named.items(), strict=True)
-    ]
+    tested = [(r, t) for r in found if (t := _results(client, r)) is not None]
+    if not tested:
+        raise DraftError(
+            f"no finished run with a {results.FILE} of schema {results.SCHEMA}, of {len(found)} runs in {tracking_uri}"
+        )
+    counts = Counter(r.info.run_name for r, _ in tested)
+    runs = []
+    for r, t in tested:
+        name, run_id = r.info.run_name, r.info.run_id
+        runs.append(Run(run_id, name if counts[name] == 1 else f"{name} ({run_id[:6]})", r.data.tags, t))
+    return runs
 
 
 def _finished(client: MlflowClient, experiment: str) -> list[MlflowRun]:
@@ -87,14 +100,18 @@ def _finished(client: MlflowClient, experiment: str) -> list[MlflowRun]:
     return runs
 
 
-def _result(client: MlflowClient, run: MlflowRun) -> dict[str, Any] | None:
-    """None for parents of runs, evaluations, and whatever else has no training result of its own."""
-    if not any(file.path == "results.json" for file in client.list_artifacts(run.info.run_id)):
+def _results(client: MlflowClient, run: MlflowRun) -> Results | None:
+    """None for parents of stages, and for whatever else has no results of its own that this version reads."""
+    if not any(file.path == results.FILE for file in client.list_artifacts(run.info.run_id)):
         return None
     with redirect_stderr(StringIO()):  # a progress bar for every small file
-        path = client.download_artifacts(run.info.run_id, "results.json")
-    document = json.loads(Path(path).read_text())
-    return next((s for s in document.get("stages", []) if s["run_id"] == run.info.run_id and "answers" in s), None)
+        path = Path(client.download_artifacts(run.info.run_id, results.FILE))
+    try:
+        found = results.load(path)
+    except DraftError:
+        return None
+    own = found.results[0]
+    return found if own.training is None or own.run_id == run.info.run_id else None
 
 
 def reference_run(runs: Sequence[Run], name: str) -> Run:
@@ -112,30 +129,30 @@ def reference_run(runs: Sequence[Run], name: str) -> Run:
 def differences(runs: Sequence[Run], reference: Run) -> dict[str, Estimate]:
     """τ less the reference's, paired over prompts; runs that were tested on other prompts are left out."""
     return {
-        run.name: stats.paired(run.acceptance_lengths, reference.acceptance_lengths)
+        run.name: compare(run.result.scores, reference.result.scores)["mean"]["acceptance_length"].estimate()
         for run in runs
         if run is not reference and run.tested_on == reference.tested_on
     }
 
 
 def table(runs: Sequence[Run], reference: Run) -> pd.DataFrame:
-    """One row a run, the longest acceptance length first."""
+    """One row per run, the longest acceptance length first."""
     paired = differences(runs, reference)
     rows = []
-    for run in sorted(runs, key=lambda run: -stats.bootstrap(run.acceptance_lengths).mean):
-        speedup, other = run.result["metrics"].get("speedup"), run.tested_on != reference.tested_on
-        d = paired.get(run.name)
+    for run in sorted(runs, key=lambda run: -run.acceptance_length.mean):
+        d, training = paired.get(run.name), run.result.training
+        other = run.tested_on != reference.tested_on
         rows.append(
             {
                 "run": run.name,
-                "τ [95 %]": str(stats.bootstrap(run.acceptance_lengths)),
-                "τ pooled": f"{run.result['metrics']['acceptance_length_pooled']:.2f}",
+                "τ [95 %]": str(run.acceptance_length),
+                "τ pooled": f"{run.scores['acceptance_length_pooled'].value:.2f}",
                 f"τ - {reference.name} [95 %]": "other prompts" if other else d.text("+.2f") if d else "",
                 "p": "" if d is None else d.p_text,
-                "prompts": len(run.acceptance_lengths),
-                "speedup": "" if speedup is None else f"{speedup:.2f}x",
-                "PFLOPs": f"{run.result['training_flops'] / 1e15:.3g}",
-                "minutes": f"{run.result['seconds'] / 60:.1f}",
+                "prompts": len(run.result.answers),
+                "speedup": f"{run.scores['speedup'].value:.2f}x" if "speedup" in run.scores else "",
+                "PFLOPs": f"{training.flops / 1e15:.3g}" if training else "",
+                "minutes": f"{training.seconds / 60:.1f}" if training else "",
                 "commit": _short(run.tags.get("git_commit", "")),
             }
         )
@@ -158,10 +175,8 @@ def difference_picture(runs: Sequence[Run], reference: Run) -> Figure:
 
 
 def accept_at(run: Run) -> list[float]:
-    """[K] share of blocks whose first k drafts held, among blocks that drafted so many, over all prompts."""
-    answers = run.result["answers"]
-    sums = [[sum(column) for column in zip(*(a[key] for a in answers), strict=True)] for key in ("held", "judged")]
-    return [held / judged if judged else float("nan") for held, judged in zip(*sums, strict=True)]
+    """[K] share of blocks whose first k drafts held, among blocks that drafted so many; mean over sets of prompts."""
+    return [value.value for key, value in run.scores.items() if key.startswith("accept_at/")]
 
 
 def acceptance_picture(runs: Sequence[Run], reference: Run) -> Figure:
@@ -186,8 +201,8 @@ def curve_picture(runs: Sequence[Run], reference: Run, axis: str = "flops") -> F
 def _curve(run: Run, runs: Sequence[Run]) -> Curve:
     """Where the run that it started from is shown too, the curve begins at that one's end."""
     start = _start(run, runs)
-    curve = Curve(run.name, [Point.of(saved) for saved in run.result["curve"]])
-    return curve if start is None else curve.behind(_curve(start, runs))
+    curve = Curve(run.name, run.result.curve.points)
+    return curve if start is None else curve.after(_curve(start, runs))
 
 
 def _start(run: Run, runs: Sequence[Run]) -> Run | None:

@@ -1,7 +1,7 @@
 """How acceptance grew with what training cost: in FLOPs, in tokens that the target read, in minutes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 AXES = {"flops": "training FLOPs", "target_tokens": "tokens read by the target", "minutes": "minutes of training"}
@@ -9,7 +9,7 @@ AXES = {"flops": "training FLOPs", "target_tokens": "tokens read by the target",
 
 @dataclass(frozen=True)
 class Point:
-    """What a run had spent at a validation (callbacks.Budget), and the acceptance length it had reached."""
+    """What a run had spent at a validation (training.budget.Budget), and the acceptance length it had reached."""
 
     flops: float
     target_tokens: float
@@ -17,12 +17,9 @@ class Point:
     acceptance_length: float
 
     @classmethod
-    def of(cls, saved: Mapping[str, float] | Sequence[float]) -> "Point":
-        """From JSON or a checkpoint; the first ones held (FLOPs, acceptance length) alone."""
-        if isinstance(saved, Mapping):
-            return cls(**saved)
-        flops, length = saved
-        return cls(flops, math.nan, math.nan, length)
+    def read(cls, saved: Mapping[str, float | None]) -> "Point":
+        """From a results file or a checkpoint."""
+        return cls(**{name: math.nan if value is None else value for name, value in saved.items()})
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Curve:
     name: str
     points: list[Point]
 
-    def behind(self, start: "Curve | None") -> "Curve":
+    def after(self, start: "Curve | None") -> "Curve":
         """The same, begun where the stage that it started from ended."""
         if start is None or not start.points:
             return self

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from draftopd.decoding import distributed
@@ -10,7 +10,7 @@ from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
-from draftopd.evaluation.metrics import Acceptance, Speedup
+from draftopd.evaluation.metrics import Acceptance
 from draftopd.target.model import Target
 from draftopd.trace import Trace
 
@@ -88,39 +88,25 @@ def clocks(
     on_done: Done = nothing,
     block_sizes: Sequence[int | None] | None = None,
 ) -> list[list[Clock]]:
-    """For each prompt, each drafter's clock (None = plain decoding), one prompt at a time.
+    """For each prompt, each drafter's clock (None = plain decoding), one prompt at a time, whole responses.
 
     Drafters take turns in every prompt, so that a drift of the machine hits all; the first prompt is run once before.
+    Of several processes the first one times, and the others get empty lists.
 
     Args:
-        block_sizes: one a drafter; None = their own.
+        block_sizes: one per drafter; None = their own.
     """
     subjects = list(zip(drafters, block_sizes or [None] * len(drafters), strict=True))
-    results = []
-    for i, prompt in enumerate([*prompts[:1], *prompts]):
-        key = max(0, i - 1)
-        turn = [clock(target, drafter, prompt, decoding, key, size) for drafter, size in subjects]
-        if i:
-            results.append(turn)
-            on_done(1)
+    results: list[list[Clock]] = []
+    with ExitStack() as whole:
+        for drafter in {id(d): d for d in drafters if d is not None}.values():
+            whole.enter_context(distributed.whole(drafter))
+        for i, prompt in enumerate([*prompts[:1], *prompts]):
+            key, turn = max(0, i - 1), []
+            if distributed.rank() == 0:
+                turn = [clock(target, drafter, prompt, decoding, key, size) for drafter, size in subjects]
+            distributed.wait()  # prompt by prompt, because a process that waits long for another gives up
+            if i:
+                results.append(turn)
+                on_done(1)
     return results
-
-
-def speedup(
-    target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], decoding: Decoding, on_done: Done = nothing
-) -> dict[str, float]:
-    """Speculative against plain decoding of whole responses, prefill included; the first process times, others wait."""
-    metric = Speedup()
-
-    def timed(finished: int) -> None:
-        on_done(finished)
-        distributed.wait()  # prompt by prompt, because a process that waits long for another gives up
-
-    with distributed.whole(drafter):
-        if distributed.rank() == 0:
-            for fast, plain in clocks(target, (drafter, None), prompts, decoding, timed):
-                metric.update(fast.tokens, fast.seconds, plain.tokens, plain.seconds)
-        else:
-            for _ in prompts:
-                distributed.wait()
-    return {name: float(value) for name, value in metric.compute().items()} if distributed.rank() == 0 else {}

@@ -5,10 +5,6 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
@@ -16,21 +12,16 @@ from rich.rule import Rule
 
 from draftopd.errors import DraftError
 from draftopd.evaluation.curves import AXES, Curve
-from draftopd.evaluation.metrics import Acceptance
+from draftopd.evaluation.metrics import Counts, add
 from draftopd.evaluation.speed import BlockSize
 from draftopd.evaluation.stats import Estimate
 from draftopd.trace import Trace
 
 
-def close(figure: Figure) -> None:
-    plt.close(figure)
-
-
 def png(figure: Figure) -> bytes:
-    """The figure as a picture for notebooks; closes it."""
+    """The figure as a picture for notebooks."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)
-    plt.close(figure)
     return buffer.getvalue()
 
 
@@ -48,22 +39,22 @@ def trace_page(traces: Sequence[Trace], tokenizer) -> str:
 
 def rejections(traces: Sequence[Trace]) -> Figure:
     """How many drafts a block kept, and acceptance by position: marginal and conditional."""
-    metric = Acceptance(traces[0].drafts.shape[1])
-    metric.update(traces)
-    values = metric.compute()
-    blocks = metric.histogram
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.bar(range(len(blocks)), (blocks / blocks.sum()).tolist(), color="tab:blue")
-    left.set(xlabel="accepted drafts of a block", ylabel="share of blocks", xticks=range(len(blocks)))
-    slots = range(1, len(blocks))
+    sums = add(Counts.of(trace) for trace in traces)
+    values = {name: top / bottom for name, (top, bottom) in sums.items() if bottom}
+    shares = [values.get(f"accepted/{k}", 0.0) for k in range(traces[0].drafts.shape[1] + 1)]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    (left, right) = figure.subplots(1, 2)
+    left.bar(range(len(shares)), shares, color="tab:blue")
+    left.set(xlabel="accepted drafts of a block", ylabel="share of blocks", xticks=range(len(shares)))
+    slots = range(1, len(shares))
     for key, label in (("accept_at", "first k drafts held"), ("accept_at_given", "draft k held, given k - 1 did")):
-        points = [(k, float(values[f"{key}/{k}"])) for k in slots if f"{key}/{k}" in values]
+        points = [(k, values[f"{key}/{k}"]) for k in slots if f"{key}/{k}" in values]
         right.plot(*zip(*points, strict=True), marker="o", label=label)
     right.set(xlabel="position k in the block", ylabel="share of blocks", ylim=(0, 1), xticks=slots)
     right.legend(frameon=False)
     right.grid(alpha=0.3)
-    length = float(values["acceptance_length"])
-    figure.suptitle(f"{len(traces)} responses, {int(blocks.sum())} blocks, mean acceptance length {length:.2f}")
+    blocks, length = int(sums["acceptance_length_pooled"][1]), values["acceptance_length"]
+    figure.suptitle(f"{len(traces)} responses, {blocks} blocks, mean acceptance length {length:.2f}")
     return figure
 
 
@@ -81,7 +72,8 @@ def curves(stages: Sequence[Curve], reference: str | None = None, axis: str = "f
         raise DraftError(f"there is no axis '{axis}': choose one of {', '.join(AXES)}")
     beside = len(stages) > 6
     size = (9.5, max(4.6, 0.8 + 0.24 * len(stages))) if beside else (7, 4.2)
-    figure, plot = plt.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    plot = figure.subplots()
     for number, stage in enumerate(stages):
         style: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
         style |= {"color": "black", "ls": "-", "lw": 3} if stage.name == reference else {}
@@ -113,7 +105,8 @@ def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Fig
     }
     names = list(next(iter(scores.values())))
     size = (11, 0.4 + 2.9 * len(names))
-    figure, axes = plt.subplots(len(names), len(kinds), figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(names), len(kinds), squeeze=False)
     for (row, name), (column, (kind, label)) in product(enumerate(names), enumerate(kinds.items())):
         axis = axes[row, column]
         for number, (drafter, sets) in enumerate(scores.items()):
@@ -122,7 +115,7 @@ def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Fig
             axis.plot(list(points), [e.mean for e in marks], marker="o", ms=4, color=color, label=drafter)
             axis.fill_between(list(points), [e.low for e in marks], [e.high for e in marks], color=color, alpha=0.2)
         axis.set(title=f"{name}: {label}", xlabel="k", ylabel="share of blocks", ylim=(0, 1))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
     axes[0, 0].legend(frameon=False, title="95 % over prompts")
     return figure
@@ -130,7 +123,8 @@ def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Fig
 
 def block_sizes(rows: Sequence[BlockSize]) -> Figure:
     """Speedup of decoding against block size: predicted, by the model, measured."""
-    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
     sizes = [row.block_size for row in rows]
     labels = {
         "predicted": "predicted from acceptance by position",

@@ -1,6 +1,6 @@
-"""Evaluates one drafter, or two on the same prompts: rollouts of whole conversations, clocks, the speed model."""
+"""Puts drafters to the test: rollouts of whole conversations, clocks, the speed model; and the command's config."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,70 +18,161 @@ from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation import measure, speed
-from draftopd.evaluation.measure import Clock
-from draftopd.evaluation.scores import Answers
+from draftopd.evaluation.metrics import Counts
+from draftopd.evaluation.results import Result, Results
+from draftopd.evaluation.scores import Answer
 from draftopd.target.model import Target
 from draftopd.trace import Trace
 
+Encode = Callable[[Prompt], list[int] | None]
+"""token ids of a prompt; None where it is too long"""
+
 
 @dataclass(frozen=True)
-class Candidate:
-    """A drafter under evaluation, and what it did."""
+class Asked:
+    """A prompt and its token ids."""
 
-    name: str
-    drafter: Drafter
-    answers: list[Answers]
-    costs: speed.Costs | None
-    block_sizes: list[speed.BlockSize]
+    prompt: Prompt
+    ids: list[int]
+
+
+def encoder(target: Target, enable_thinking: bool | None, max_length: int | None) -> Encode:
+    return lambda prompt: encode(prompt, target.tokenizer, enable_thinking, max_length)
+
+
+def answer(
+    target: Target, drafter: Drafter, asked: Sequence[Asked], decoding: Decoding, ids_of: Encode, title: str
+) -> tuple[list[Answer], list[Trace]]:
+    """Rolls out every prompt, each later turn of a conversation after the target's own answers to the earlier ones.
+
+    Returns:
+        an answer per prompt, and the traces of the first turns.
+    """
+    responses: list[list[Trace]] = [[] for _ in asked]
+    waiting = list(enumerate(asked))
+    while waiting:
+        with progress(title, len(waiting)) as on_done:
+            traces = measure.roll(target, drafter, [a.ids for _, a in waiting], decoding, on_done)
+        later = []
+        for (i, a), trace in zip(waiting, traces, strict=True):
+            responses[i].append(trace)
+            if a.prompt.followups:
+                text = target.tokenizer.decode(trace.tokens[trace.prompt_length :].tolist(), skip_special_tokens=True)
+                prompt = continued(a.prompt, str(text))
+                ids = ids_of(prompt)
+                later += [] if ids is None else [(i, Asked(prompt, ids))]
+        waiting = later
+    pairs = zip(asked, responses, strict=True)
+    answers = [Answer(a.prompt.id, a.prompt.set, [Counts.of(trace) for trace in traces]) for a, traces in pairs]
+    return answers, [traces[0] for traces in responses]
+
+
+def time_answers(
+    target: Target,
+    drafters: Sequence[Drafter],
+    asked: Sequence[Asked],
+    answers: Sequence[list[Answer]],
+    decoding: Decoding,
+    places: Sequence[int],
+) -> list[list[Answer]]:
+    """Times the prompts at these places, all drafters and plain decoding by turns; answers of each drafter."""
+    out = [list(of) for of in answers]
+    if not places:
+        return out
+    with progress("timing", len(places)) as on_done:
+        ids = [asked[at].ids for at in places]
+        turns = measure.clocks(target, [*drafters, None], ids, decoding, on_done)
+    for at, turn in zip(places, turns, strict=True):
+        for number, clock in enumerate(turn[:-1]):
+            out[number][at] = replace(out[number][at], speculative=clock, plain=turn[-1])
+    return out
+
+
+def first_of_sets(asked: Sequence[Asked], each: int) -> list[int]:
+    """Places of the first prompts of every set."""
+    sets = [a.prompt.set for a in asked]
+    return [at for at, name in enumerate(sets) if sets[:at].count(name) < each]
+
+
+def evaluate(
+    target: Target,
+    drafters: dict[str, Drafter],
+    asked: Sequence[Asked],
+    decoding: Decoding,
+    ids_of: Encode | None = None,
+    *,
+    timed: int = 0,
+    block_sizes: Sequence[int] | None = (),
+) -> list[Result]:
+    """Tests drafters of one target on the same prompts.
+
+    Args:
+        drafters: by name.
+        ids_of: encodes later turns of conversations; None = first turns only.
+        timed: prompts of each set that are timed one at a time against plain decoding.
+        block_sizes: those of the speed model; None = 2 to the drafter's own, () = no speed model.
+    """
+    ids_of = ids_of or (lambda _: None)
+    answers = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}")[0] for n, d in drafters.items()]
+    places = first_of_sets(asked, timed)
+    answers = time_answers(target, list(drafters.values()), asked, answers, decoding, places)
+    results = []
+    ids = [asked[at].ids for at in places[:timed]]
+    for (name, drafter), of_drafter in zip(drafters.items(), answers, strict=True):
+        costs, sizes = _speed_model(target, drafter, ids, decoding, block_sizes)
+        results.append(Result(name, of_drafter, costs=costs, block_sizes=sizes))
+    return results
+
+
+def _speed_model(
+    target: Target, drafter: Drafter, ids: list[list[int]], decoding: Decoding, block_sizes: Sequence[int] | None
+) -> tuple[speed.Costs | None, list[speed.BlockSize]]:
+    if not ids or (block_sizes is not None and not block_sizes):
+        return None, []
+    own = drafter.block_size
+    sizes = sorted({*(range(2, own) if block_sizes is None else block_sizes), own})
+    if sizes[0] < 2:
+        raise DraftError(f"speed.block_sizes={sizes}: a block counts its anchor, so its size is at least 2")
+    with progress("timing block sizes", len(ids)) as on_done:
+        return speed.table(target, drafter, ids, decoding, sizes, on_done)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    target: Target
-    decoding: Decoding
-    candidates: list[Candidate]
-    """one, or two: the drafter and what it is compared with"""
+    results: Results
     left_out: int
     """prompts that were too long"""
+    prompts_fingerprint: str
 
 
-def evaluate(config: DictConfig) -> Evaluation:
-    """Runs a config.
+def run(config: DictConfig) -> Evaluation:
+    """The command: opens what the config names, tests it, and leaves out prompts that are too long.
 
     Raises:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
     target: Target | None = instantiate(config.target) if config.target else None
     first = _open(config.checkpoint, config, target)
-    runs = [first] + ([_open(config.against, config, first.target)] if config.against else [])
+    subjects = [first] + ([_open(config.against, config, first.target)] if config.against else [])
     decoding = _decoding(first.decoding, config.decoding)
     prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
     if prompts is None:
         raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
-    reader = _Reader(first.target, thinking, config.max_prompt_length)
+    ids_of = encoder(first.target, thinking, config.max_prompt_length)
     chosen = prompts.split(config.split)[: config.limit]
-    asked = _asked(chosen, reader)
-    names = ["drafter", "against"]
-    traces = [_converse(run, asked, decoding, reader, name) for run, name in zip(runs, names, strict=False)]
-    places = _heads([p.set for p, _ in asked], config.speed.prompts)
-    timed = [asked[at][1] for at in places]
-    turns = _time(runs, timed, decoding)
-    candidates = []
-    for i, run in enumerate(runs):
-        answers = [Answers(p.id, p.set, got) for (p, _), got in zip(asked, traces[i], strict=True)]
-        for at, turn in zip(places, turns, strict=True):
-            answers[at] = replace(answers[at], fast=turn[i], plain=turn[-1])
-        costs, sizes = _model(run, timed[: config.speed.prompts], decoding, config.speed.block_sizes)
-        candidates.append(Candidate(names[i], run.drafter, answers, costs, sizes))
-    return Evaluation(first.target, decoding, candidates, len(chosen) - len(asked))
-
-
-def _asked(chosen: Sequence[Prompt], reader: "_Reader") -> list[tuple[Prompt, list[int]]]:
-    asked = [(p, ids) for p in chosen if (ids := reader.ids(p)) is not None]
+    asked = [Asked(prompt, ids) for prompt in chosen if (ids := ids_of(prompt)) is not None]
     if not asked:
-        raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={reader.longest} tokens")
-    return asked
+        longest = config.max_prompt_length
+        raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={longest} tokens")
+    names = ("drafter", "against")
+    drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
+    speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
+    results = evaluate(first.target, drafters, asked, decoding, ids_of, **speed_words)
+    results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
+    return Evaluation(
+        Results(first.target.fingerprint, decoding, results), len(chosen) - len(asked), prompts.fingerprint
+    )
 
 
 @dataclass(frozen=True)
@@ -100,81 +191,21 @@ def _open(name: str, config: DictConfig, target: Target | None) -> _Subject:
         if target is None:
             raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
         return _Subject(target.to(device), published(name, target), None, Decoding(), None)
-    run = restore(name, config.logger.tracking_uri if config.logger else None, target)
-    target, drafter, thinking = run.target.to(device), run.drafter.to(device), run.config.data.batching.enable_thinking
-    return _Subject(target, drafter, run.prompts, run.decoding, thinking)
+    found = restore(name, config.logger.tracking_uri if config.logger else None, target)
+    thinking = found.config.data.batching.enable_thinking
+    return _Subject(found.target.to(device), found.drafter.to(device), found.prompts, found.decoding, thinking)
 
 
 def _device(name: str) -> torch.device:
     try:
         return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError as error:
-        raise DraftError(f"device={name} is none: auto, cpu, cuda or cuda:1 for example") from error
+        raise DraftError(f"device={name} is unknown: auto, cpu, cuda or cuda:1 for example") from error
 
 
 def _decoding(trained: Decoding, given: DictConfig) -> Decoding:
-    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}  # type: ignore[misc]
-    known = {field.name for field in fields(Decoding)}
-    assert set(given) <= known, "conf/evaluate.yaml lists the fields of Decoding"
+    values: dict[str, Any] = {str(name): value for name, value in given.items() if value is not None}
+    unknown = values.keys() - {field.name for field in fields(Decoding)}
+    if unknown:
+        raise DraftError(f"decoding has no setting {', '.join(sorted(unknown))}")
     return replace(trained, **values)
-
-
-class _Reader:
-    """Encodes prompts; leaves out those that are too long."""
-
-    def __init__(self, target: Target, thinking: bool | None, longest: int | None) -> None:
-        self.target, self.thinking, self.longest = target, thinking, longest
-
-    def ids(self, prompt: Prompt) -> list[int] | None:
-        return encode(prompt, self.target.tokenizer, self.thinking, self.longest)
-
-    def answer(self, trace: Trace) -> str:
-        response = trace.tokens[trace.prompt_length :].tolist()
-        return str(self.target.tokenizer.decode(response, skip_special_tokens=True))
-
-
-def _converse(
-    run: _Subject, asked: Sequence[tuple[Prompt, list[int]]], decoding: Decoding, reader: _Reader, name: str
-) -> list[list[Trace]]:
-    """Traces of every prompt, one a turn; a later turn is asked after the target's own answers to the earlier ones."""
-    traces: list[list[Trace]] = [[] for _ in asked]
-    waiting = [(i, prompt, ids) for i, (prompt, ids) in enumerate(asked)]
-    while waiting:
-        with progress(f"rolling out {name}", len(waiting)) as on_done:
-            done = measure.roll(run.target, run.drafter, [ids for _, _, ids in waiting], decoding, on_done)
-        later = []
-        for (i, prompt, _), trace in zip(waiting, done, strict=True):
-            traces[i].append(trace)
-            if prompt.followups:
-                following = continued(prompt, reader.answer(trace))
-                ids = reader.ids(following)
-                later += [(i, following, ids)] if ids is not None else []
-        waiting = later
-    return traces
-
-
-def _heads(sets: Sequence[str], each: int) -> list[int]:
-    """Places of the first prompts of every set."""
-    return [at for at, name in enumerate(sets) if sets[:at].count(name) < each]
-
-
-def _time(runs: Sequence[_Subject], timed: list[list[int]], decoding: Decoding) -> list[list[Clock]]:
-    """For each timed prompt the clocks of all drafters, and last that of plain decoding."""
-    if not timed:
-        return []
-    drafters = [*(run.drafter for run in runs), None]
-    with progress("timing", len(timed)) as on_done:
-        return measure.clocks(runs[0].target, drafters, timed, decoding, on_done)
-
-
-def _model(
-    run: _Subject, timed: list[list[int]], decoding: Decoding, block_sizes: Sequence[int] | None
-) -> tuple[speed.Costs | None, list[speed.BlockSize]]:
-    if not timed or (block_sizes is not None and not block_sizes):
-        return None, []
-    own = run.drafter.block_size
-    sizes = sorted({*(range(2, own) if block_sizes is None else block_sizes), own})
-    if sizes[0] < 2:
-        raise DraftError(f"speed.block_sizes={sizes}: a block counts its anchor, so its size is at least 2")
-    with progress("timing block sizes", len(timed)) as on_done:
-        return speed.table(run.target, run.drafter, timed, decoding, sizes, on_done)

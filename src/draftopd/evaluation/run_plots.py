@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,7 +20,8 @@ GROUPS = {  # drafts by what the target made of them
 
 def diagnosis(phases: Sequence[Diagnosis], title: str) -> Figure:
     """Shares of drafts, divergences by group, and distances between anchors, of a run's phases."""
-    figure, ((shares, offsets), (forward, reverse)) = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    ((shares, offsets), (forward, reverse)) = figure.subplots(2, 2)
     marker = "o" if len(phases) <= 40 else None
     for axis, field in ((shares, "share"), (forward, "forward_kl"), (reverse, "reverse_kl")):
         for name, (color, label) in GROUPS.items():
@@ -49,8 +50,9 @@ def diagnosis(phases: Sequence[Diagnosis], title: str) -> Figure:
 
 def own_text(history: Sequence[tuple[int, Quality]], reference: Quality) -> Figure:
     """-log p and repetition by position, of the drafter's own text at each step and of the target's."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    colors = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(history)))
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.85, 0.1, len(history)))
     labels = {"nll": "-log p under the target, nats a token", "repeated": "tokens ending a repeated 4-gram, share"}
     for axis, (field, label) in zip(axes, labels.items(), strict=True):
         for number, (step, seen) in enumerate(history):
@@ -72,7 +74,8 @@ def _by_position(axis, seen: Quality, field: str, **style) -> None:
 def differences(points: Mapping[str, Estimate], reference: str) -> Figure:
     """Paired differences of τ to a reference run, with 95 % intervals, the best on top."""
     rows = sorted(points.items(), key=lambda item: item[1].mean)
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.36 * len(rows)), layout="constrained")
+    axis = figure.subplots()
     for place, (_, e) in enumerate(rows):
         color = "tab:green" if e.low > 0 else "tab:red" if e.high < 0 else "tab:gray"
         axis.plot([e.low, e.high], [place, place], color=color, lw=2)
@@ -94,7 +97,8 @@ def acceptance(table: Mapping[str, Sequence[float]], reference: str) -> Figure:
     change = values - 100 * np.array(table[reference])
     limit = 1.5 * max(1.0, float(np.nanmax(np.abs(change))))  # numbers stay readable on the strongest colour
     size = (3.5 + 0.8 * values.shape[1], 1.6 + 0.36 * len(names))
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(change, cmap="RdYlGn", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(*values.shape):
         axis.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center")

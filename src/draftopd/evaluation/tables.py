@@ -1,44 +1,77 @@
-"""What an evaluation says in the terminal: tables that fit 80 columns, however long the names of the sets are."""
+"""What results say in the terminal: tables that fit 80 columns, however long the names of the sets are."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from draftopd.evaluation.run import Candidate, Evaluation
-from draftopd.evaluation.scores import Scores
+from draftopd.evaluation.results import Result, Results
+from draftopd.evaluation.scores import Scores, Sets, compare
 
-Sets = dict[str, Scores]
-SETS_SHOWN = 3  # of more, acceptance by position is printed for their mean alone
+SETS_SHOWN = 3  # of more, acceptance by position is printed only for their mean
 
 
-def tables(evaluation: Evaluation, scored: dict[str, Sets], difference: Sets | None) -> Iterator[Table | str]:
-    """All tables, and the sentences between them, in the order of reading.
-
-    Args:
-        scored: numbers of each drafter, by its name.
-        difference: of two drafters, paired.
-    """
-    yield _acceptance(evaluation, scored)
-    shown = names(_sets(scored))
+def tables(results: Results) -> Iterator[Table | str]:
+    """All tables, and the sentences between them, in the order of reading."""
+    if any(result.training for result in results.results):
+        yield _stages(results)
+        yield from _differences(results)
+        return
+    scored = {result.name: result.scores for result in results.results}
+    yield _acceptance(results, scored)
+    shown = set_names(_sets(scored))
     for name in shown if len(shown) <= SETS_SHOWN + 1 else ["mean"]:
         yield positions(scored, name)
     if len(shown) > SETS_SHOWN + 1:
         yield "Acceptance by position of each set: acceptance_by_position.png and results.json."
     if any("speedup" in values for values in _sets(scored).values()):
         yield _speed(scored)
-    for candidate in evaluation.candidates:
-        if candidate.costs is not None:
-            yield _block_sizes(candidate)
-            yield _best(candidate)
-    if difference is not None:
-        yield _paired(difference)
+    for result in results.results:
+        if result.costs is not None:
+            yield _block_sizes(result)
+            yield _best(result)
+    for first, second in results.pairs:
+        yield _paired(first, second)
     if any(values["acceptance_length"].count == 1 for values in _sets(scored).values()):
         yield "A set of one prompt has no interval, and neither has the mean over sets then."
 
 
-def _acceptance(evaluation: Evaluation, scored: dict[str, Sets]) -> Table:
-    decoding = evaluation.decoding
+def _stages(results: Results) -> Table:
+    """One row per stage of a run: acceptance, speed, and what training cost."""
+    count = len(results.results[0].answers)
+    table = Table(title=f"{count} held-out prompts, {results.decoding.words}; τ = acceptance length, bonus included")
+    for column in ("stage", "τ [95 %]", "pooled", "speedup", "PFLOPs", "minutes"):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    for result in results.results:
+        means, training = result.scores["mean"], result.training
+        assert training is not None
+        before = f"{_flops_before(result, results.results) / 1e15:.3f}+" if training.start else ""
+        table.add_row(
+            result.name,
+            str(means["acceptance_length"].estimate()),
+            f"{means['acceptance_length_pooled'].value:.3f}",
+            f"{means['speedup'].value:.2f}x" if "speedup" in means else "-",
+            f"{before}{training.flops / 1e15:.3f}",
+            f"{training.seconds / 60:.1f}",
+        )
+    return table
+
+
+def _flops_before(result: Result, results: Sequence[Result]) -> float:
+    """Training FLOPs of the stages that a stage started from."""
+    start = next((r for r in results if r.name == result.start), None)
+    return 0.0 if start is None or start.training is None else start.training.flops + _flops_before(start, results)
+
+
+def _differences(results: Results) -> Iterator[str]:
+    for late, early in results.pairs:
+        d = compare(late.scores, early.scores)["mean"]["acceptance_length"].estimate()
+        p_value = f"p {'' if d.p_text.startswith('<') else '= '}{d.p_text}, " if d.p_text else ""
+        yield f"{late.name} - {early.name}: {d.text('+.3f')}, {p_value}paired over {d.count} prompts"
+
+
+def _acceptance(results: Results, scored: dict[str, Sets]) -> Table:
+    decoding = results.decoding
     title = (
         f"{decoding.words}, at most {decoding.max_new_tokens} new tokens; τ = acceptance length, bonus included [95 %]"
     )
@@ -77,16 +110,16 @@ def positions(scored: dict[str, Sets], name: str) -> Table:
     return table
 
 
-def _block_sizes(candidate: Candidate) -> Table:
-    costs = candidate.costs
+def _block_sizes(result: Result) -> Table:
+    costs = result.costs
     assert costs is not None
     title = (
-        f"{candidate.name}: speedup by block size W, prefill aside; model: τ · t(1) / (t(W) + t_draft(W)), "
+        f"{result.name}: speedup by block size W, prefill aside; model: τ · t(1) / (t(W) + t_draft(W)), "
         f"t(1) = {_ms(costs.verify[1])} ms, behind {costs.length} tokens"
     )
     columns = ("W", "draft\nms", "verify\nms", "\npredicted", "\nτ", "\nmodel", "\nmeasured", "measured\n/ model")
     table = _table(title, right=columns)
-    for row in candidate.block_sizes:
+    for row in result.block_sizes:
         size = row.block_size
         speeds = [f"{v:.2f}x" if v == v else "-" for v in (row.predicted, row.model, row.measured)]
         parts = [str(size), _ms(costs.draft[size]), _ms(costs.verify[size]), speeds[0], f"{row.acceptance_length:.2f}"]
@@ -98,29 +131,31 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
 
 
-def _best(candidate: Candidate) -> str:
-    rows = candidate.block_sizes
+def _best(result: Result) -> str:
+    rows = result.block_sizes
     measured, model = max(rows, key=lambda row: row.measured), max(rows, key=lambda row: row.model)
     known = [row for row in rows if not math.isnan(row.predicted)]
     ahead = max(known, key=lambda row: row.predicted)
     far = [row.measured / row.model - 1 for row in rows]
     return (
-        f"{candidate.name}: best block size on this machine: {measured.block_size} measured "
+        f"{result.name}: best block size on this machine: {measured.block_size} measured "
         f"({measured.measured:.2f}x), {model.block_size} by the model ({model.model:.2f}x, with the τ measured at each "
         f"size), {ahead.block_size} predicted ({ahead.predicted:.2f}x, from the acceptance by position at "
-        f"{candidate.drafter.block_size}); measured speeds lie {min(far):+.1%} to {max(far):+.1%} from the model"
+        f"{rows[-1].block_size}); measured speeds lie {min(far):+.1%} to {max(far):+.1%} from the model"
     )
 
 
-def _paired(difference: Sets) -> Table:
+def _paired(first: Result, second: Result) -> Table:
     """τ as a difference, speed as a quotient."""
-    table = _table("drafter and against, paired over prompts [95 %]", "set", right=("n", "", "p"))
-    for name in names(difference):
+    a, b = first.name, second.name
+    table = _table(f"{a} and {b}, paired over prompts [95 %]", "set", right=("n", "", "p"))
+    difference = compare(first.scores, second.scores)
+    for name in set_names(difference):
         values, rows = difference[name], []
         if "acceptance_length" in values:
-            rows.append(("τ, drafter - against", values["acceptance_length"].estimate(), "+.3f"))
+            rows.append((f"τ, {a} - {b}", values["acceptance_length"].estimate(), "+.3f"))
         if "speedup" in values:
-            rows.append(("speed, drafter / against", values["speedup"].estimate(null=1.0), ".3f"))
+            rows.append((f"speed, {a} / {b}", values["speedup"].estimate(null=1.0), ".3f"))
         if rows:
             table.add_row(name)
         for what, estimate, form in rows:
@@ -137,7 +172,7 @@ def _cell(scores: Scores, key: str) -> str:
 
 def _lines(scored: dict[str, Sets]) -> Iterator[tuple[str, Scores]]:
     """A line a set; of two drafters a line each, beneath the set's name on a line of its own."""
-    for name in names(_sets(scored)):
+    for name in set_names(_sets(scored)):
         if len(scored) == 1:
             yield name, _sets(scored)[name]
             continue
@@ -151,7 +186,7 @@ def _sets(scored: dict[str, Sets]) -> Sets:
     return next(iter(scored.values()))
 
 
-def names(sets: Sets) -> list[str]:
+def set_names(sets: Sets) -> list[str]:
     """The sets, and their mean where there are several."""
     names = list(sets)
     return names if len(names) > 2 else names[:1]

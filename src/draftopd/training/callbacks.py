@@ -1,6 +1,6 @@
-"""What watches a run: they read traces and modules, and log."""
+"""What watches a run: callbacks compute acceptance length and speedup on held-out prompts and log them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
@@ -9,12 +9,27 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd.console import progress
-from draftopd.evaluation import measure, plots
+from draftopd.errors import DraftError
+from draftopd.evaluation import measure, plots, run, scores
 from draftopd.evaluation.curves import Point
+from draftopd.evaluation.run import Asked
+from draftopd.evaluation.scores import Answer
 from draftopd.trace import Trace
 from draftopd.training.budget import Budget
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
+
+
+@dataclass
+class Observed:
+    """What the callbacks of one run hand to each other."""
+
+    traces: list[Trace] = field(default_factory=list)
+    """of the last validation"""
+    history: list[Point] = field(default_factory=list)
+    """one per validation"""
+    answers: list[Answer] = field(default_factory=list)
+    """to the test prompts"""
 
 
 def mlflow_logger(trainer: L.Trainer) -> MLFlowLogger | None:
@@ -24,6 +39,12 @@ def mlflow_logger(trainer: L.Trainer) -> MLFlowLogger | None:
 def data_of(trainer: L.Trainer) -> DraftDataModule:
     assert isinstance(trainer.datamodule, DraftDataModule)  # type: ignore[attr-defined]
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def log(trainer: L.Trainer, values: dict[str, float]) -> None:
+    """Into all loggers, what is known in the first process or equal in all."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, trainer.global_step)
 
 
 class ProgressBar(RichProgressBar):
@@ -37,22 +58,26 @@ class ProgressBar(RichProgressBar):
 
 
 class AcceptanceLength(L.Callback):
-    """Real rollouts on held-out prompts at every validation; keeps their traces for other callbacks.
+    """Real rollouts on held-out prompts: at every validation, and on the test prompts when training has ended.
 
     Args:
-        limit: prompts of the validation split.
+        limit, test_limit: prompts of the validation and of the test split; None = all.
+
+    Raises:
+        DraftError: a limit leaves no prompt.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self.limit = limit
-        self.traces: list[Trace] = []
-        self.history: list[Point] = []
+    def __init__(self, observed: Observed, limit: int | None = None, test_limit: int | None = None) -> None:
+        for name, value in (("callbacks.acceptance_length.limit", limit), ("test.prompts", test_limit)):
+            if value is not None and value < 1:
+                raise DraftError(f"{name}={value} must be at least 1, or null for all prompts")
+        self.observed, self.limit, self.test_limit = observed, limit, test_limit
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [asdict(point) for point in self.history]}
+        return {"history": [asdict(point) for point in self.observed.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [Point.of(saved) for saved in state_dict["history"]]
+        self.observed.history = [Point.read(saved) for saved in state_dict["history"]]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
@@ -61,39 +86,49 @@ class AcceptanceLength(L.Callback):
         data = data_of(trainer)
         prompts = data.encoded("val", self.limit)
         with progress("validating", len(prompts)) as on_done, pl_module.ledger.timed("validate"):
-            self.traces = measure.roll(
+            self.observed.traces = measure.roll(
                 pl_module.target, pl_module.drafter, [ids for _, ids in prompts], data.decoding, on_done
             )
-        for name, values in measure.by_set(self.traces, [p.set for p, _ in prompts]).items():
+        for name, values in measure.by_set(self.observed.traces, [p.set for p, _ in prompts]).items():
             prefix = f"val/{name}/" if name else "val/"
             # every process has all traces, so there is nothing to reduce
             pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1)
         pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
         pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
         budget = next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
-        self.history.append(Point(**budget.costs(pl_module), acceptance_length=values["acceptance_length"]))
+        self.observed.history.append(Point(**budget.costs(pl_module), acceptance_length=values["acceptance_length"]))
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As `python -m draftopd.evaluate`, later turns of conversations included."""
+        assert isinstance(pl_module, DraftModule)
+        data, target = data_of(trainer), pl_module.target
+        asked = [Asked(*pair) for pair in data.encoded("test", self.test_limit)]
+        ids_of = run.encoder(target, data.batching.enable_thinking, data.batching.max_prompt_length)
+        self.observed.answers, _ = run.answer(target, pl_module.drafter, asked, data.decoding, ids_of, "testing")
+        pl_module.log_dict(scores.metrics(scores.score(self.observed.answers)), batch_size=1)
 
 
 class Speedup(L.Callback):
-    """Tokens per second against plain decoding of the same target in the same process, when training ends.
+    """Tokens per second against plain decoding of the same target in the same process, on test prompts.
 
     Args:
-        prompts: validation prompts that are timed, one at a time; 0 = do not measure.
+        prompts: test prompts that are timed, one at a time; 0 = do not measure.
     """
 
-    def __init__(self, prompts: int = 8) -> None:
-        self.prompts = prompts
+    def __init__(self, observed: Observed, prompts: int = 8) -> None:
+        self.observed, self.prompts = observed, prompts
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
-        if not self.prompts:
-            return
-        data = data_of(trainer)
-        prompts = [ids for _, ids in data.encoded("val", self.prompts)]
-        with progress("timing", len(prompts)) as on_done:
-            values = measure.speedup(pl_module.target, pl_module.drafter, prompts, data.decoding, on_done)
-        for logger in trainer.loggers:
-            logger.log_metrics({f"val/{name}": value for name, value in values.items()}, trainer.global_step)
+        data, answers = data_of(trainer), self.observed.answers
+        asked = [Asked(*pair) for pair in data.encoded("test", len(answers))]
+        places = range(min(self.prompts, len(asked)))
+        (self.observed.answers,) = run.time_answers(
+            pl_module.target, [pl_module.drafter], asked, [answers], data.decoding, places
+        )
+        if trainer.is_global_zero:
+            values = scores.metrics(scores.score(self.observed.answers))
+            log(trainer, {name: value for name, value in values.items() if scores.is_speed(name)})
 
 
 class TraceLog(L.Callback):
@@ -103,18 +138,16 @@ class TraceLog(L.Callback):
         examples: traces of the last validation that are shown.
     """
 
-    def __init__(self, examples: int = 8) -> None:
-        self.examples = examples
+    def __init__(self, observed: Observed, examples: int = 8) -> None:
+        self.observed, self.examples = observed, examples
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
-        logger = mlflow_logger(trainer)
-        source = next((c for c in trainer.callbacks if isinstance(c, AcceptanceLength)), None)  # type: ignore[attr-defined]
-        if logger is None or source is None or not source.traces:
+        logger, traces = mlflow_logger(trainer), self.observed.traces
+        if logger is None or not traces:
             return
-        page = plots.trace_page(source.traces[: self.examples], pl_module.target.tokenizer)
+        page = plots.trace_page(traces[: self.examples], pl_module.target.tokenizer)
         logger.experiment.log_text(logger.run_id, page, "traces/examples.html")
-        figure = plots.rejections(source.traces)
+        figure = plots.rejections(traces)
         logger.experiment.log_figure(logger.run_id, figure, "traces/rejections.png")
-        plots.close(figure)

@@ -221,6 +221,10 @@ class DraftDataModule(L.LightningDataModule):
 
         return DataLoader(Steps(build, len(parts)), batch_size=None)
 
+    def test_dataloader(self) -> DataLoader:
+        """One empty step: callbacks roll out the prompts of the test split (`encoded`)."""
+        return DataLoader(Steps(lambda step: [], 1), batch_size=None)
+
 
 def candidates(text: Trace) -> Tensor:
     """Positions of the response that can be an anchor: at least one token follows."""

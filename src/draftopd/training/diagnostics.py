@@ -13,17 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd.decoding import distributed
 from draftopd.decoding.free_running import free_running
-from draftopd.evaluation import plots, run_plots
+from draftopd.evaluation import run_plots
 from draftopd.evaluation.diagnosis import Diagnosis, diagnose
 from draftopd.evaluation.text_quality import Quality, quality
 from draftopd.trace import Rollout
-from draftopd.training.callbacks import AcceptanceLength, data_of, mlflow_logger
+from draftopd.training.callbacks import Observed, data_of, log, mlflow_logger
 from draftopd.training.module import DraftModule
-
-
-def _log(trainer: L.Trainer, values: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(values, trainer.global_step)
 
 
 class Diagnostics(L.Callback):
@@ -33,8 +28,8 @@ class Diagnostics(L.Callback):
         texts, rows: responses, and drafts of them, on which drafter and target are compared.
     """
 
-    def __init__(self, texts: int = 8, rows: int = 512) -> None:
-        self.texts, self.rows = texts, rows
+    def __init__(self, observed: Observed, texts: int = 8, rows: int = 512) -> None:
+        self.observed, self.texts, self.rows = observed, texts, rows
         self.history: dict[str, list[Diagnosis]] = {"rollout": [], "val": []}
         self.staleness: list[float] = []
 
@@ -57,12 +52,11 @@ class Diagnostics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.staleness:
-            _log(trainer, {"rollout/staleness": sum(self.staleness) / len(self.staleness)})
+            log(trainer, {"rollout/staleness": sum(self.staleness) / len(self.staleness)})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        source = next((c for c in trainer.callbacks if isinstance(c, AcceptanceLength)), None)  # type: ignore[attr-defined]
-        if source is not None and not trainer.sanity_checking:
-            self._phase("val", [Rollout(t) for t in source.traces if len(t.anchors)], trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._phase("val", [Rollout(t) for t in self.observed.traces if len(t.anchors)], trainer, pl_module)
 
     def _phase(self, name: str, results: list[Rollout], trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DraftModule)
@@ -72,9 +66,9 @@ class Diagnostics(L.Callback):
             sizes = {"texts": self.texts, "rows": self.rows, "step": trainer.global_step}
             phase = diagnose(module.target, module.drafter, results, **sizes)
         self.history[name].append(phase)
-        _log(trainer, {f"{name}/{key}": value for key, value in phase.metrics().items()})
+        log(trainer, {f"{name}/{key}": value for key, value in phase.metrics().items()})
         if name == "rollout" and data_of(trainer).verified:
-            _log(trainer, {"rollout/acceptance_length": phase.acceptance_length})
+            log(trainer, {"rollout/acceptance_length": phase.acceptance_length})
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,7 +78,6 @@ class Diagnostics(L.Callback):
         if logger is not None and self.history[name]:
             figure = run_plots.diagnosis(self.history[name], titles[name])
             logger.experiment.log_figure(logger.run_id, figure, "diagnostics.png")
-            plots.close(figure)
 
 
 class OwnText(L.Callback):
@@ -118,7 +111,6 @@ class OwnText(L.Callback):
         if logger is not None and self.reference is not None and trainer.is_global_zero:
             figure = run_plots.own_text(self.history, self.reference)
             logger.experiment.log_figure(logger.run_id, figure, "own_text.png")
-            plots.close(figure)
 
     def _look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DraftModule)
@@ -128,11 +120,11 @@ class OwnText(L.Callback):
             if self.reference is None:
                 texts = data.written("val", len(prompts))
                 self.reference = quality(module.target, [texts[i] for i in range(len(prompts))], longest, self.bins)
-                _log(trainer, _metrics("own_text/target_", self.reference))
+                log(trainer, _metrics("own_text/target_", self.reference))
             results = free_running(module.target, module.drafter, prompts, data.decoding)
             seen = quality(module.target, [r.trace for r in results], longest, self.bins)
         self.history.append((trainer.global_step, seen))
-        _log(trainer, _metrics("own_text/", seen))
+        log(trainer, _metrics("own_text/", seen))
 
 
 def _metrics(prefix: str, seen: Quality) -> dict[str, float]:

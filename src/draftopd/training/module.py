@@ -131,6 +131,9 @@ class DraftModule(L.LightningModule):
         self._held_out = []
         self.log("val/loss", self._mix(self._sum(terms), self._sum(weights)), batch_size=1)
 
+    def test_step(self, batch: None, batch_idx: int) -> None:
+        """Callbacks roll out the test prompts at the end of the epoch."""
+
     def loss(self, batch: ReplayBatch) -> Tensor:
         """The objective on one batch alone."""
         return self._alone(batch)[0]

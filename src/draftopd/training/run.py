@@ -1,6 +1,9 @@
 """A run is one stage, or several of which each may start from another's weights; a table at the end compares them."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import lightning as L
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
@@ -17,10 +22,25 @@ from draftopd.checkpoints.published import drafter_config
 from draftopd.console import quiet
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.evaluation.report import show
+from draftopd.evaluation.results import Result, Results, Training
 from draftopd.target.model import Target
-from draftopd.training import results as report
-from draftopd.training.results import System
-from draftopd.training.run_record import RunRecord
+from draftopd.training.callbacks import Observed
+from draftopd.training.datamodule import DraftDataModule
+from draftopd.training.module import DraftModule
+from draftopd.training.run_record import ParentRun, RunRecord, fingerprints
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything that one stage trains with."""
+
+    config: DictConfig
+    module: DraftModule
+    data: DraftDataModule
+    trainer: L.Trainer
+    logger: MLFlowLogger | None
+    observed: Observed
 
 
 def run_stages(config: DictConfig) -> None:
@@ -31,25 +51,31 @@ def run_stages(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if not config.stages:
         config.output_dir = str(folder)
-        report.show([run_stage(config)], folder)
+        _report([run_stage(config)], folder)
         return
-    parent = report.Parent(config)
-    results: list[report.StageResult] = []
+    parent = ParentRun(config)
+    results: list[Results] = []
     status = "FAILED"
     try:
         for stage in stage_configs(config, folder, parent.run_id):
-            start = next((r for r in results if r.name == stage.init_from), None)
+            start = next((r for done in results for r in done.results if r.name == stage.init_from), None)
             if start is not None:
                 stage.init_from = start.checkpoint
-            results.append(run_stage(stage, start.name if start else None))
-            parent.copy_fingerprint(results[-1])
-        report.show(results, folder, parent)
+            results.append(run_stage(stage, start.name if start else None, parent))
+        parent.add(_report(results, folder))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         parent.close(status)
+
+
+def _report(stages: Sequence[Results], folder: Path) -> list[Path]:
+    """Shows the stages side by side; gives back the files written, none in other processes than the first."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return []
+    return show(replace(stages[0], results=[r for stage in stages for r in stage.results]), folder)
 
 
 def stage_configs(config: DictConfig, folder: Path, parent_run_id: str | None) -> list[DictConfig]:
@@ -87,13 +113,15 @@ def build(config: DictConfig) -> System:
     module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
     data = instantiate(config.data)(prompts=instantiate(config.prompts), texts=instantiate(config.texts))
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
-    callbacks = [record, *instantiate(config.callbacks, _convert_="all").values()]
+    observed = Observed()
+    made = instantiate(config.callbacks, _convert_="all").values()
+    callbacks = [record, *(c(observed) if isinstance(c, partial) else c for c in made)]
     logger = instantiate(config.logger, _convert_="all") if config.logger else None
     trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
     get_console().quiet = not trainer.is_global_zero
     if trainer.world_size > 1 and "strategy" not in config.trainer:
         raise DraftError("more than one process needs a strategy: take trainer=ddp or trainer=fsdp2")
-    return System(config, module, data, trainer, logger)
+    return System(config, module, data, trainer, logger, observed)
 
 
 def _locate_published(config: DictConfig) -> None:
@@ -115,24 +143,32 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     return {name: value for name, value in config.drafter.items() if name != "path"}
 
 
-def run_stage(config: DictConfig, start: str | None = None) -> report.StageResult:
-    """Trains one stage and measures it on the test prompts.
+def run_stage(config: DictConfig, start: str | None = None, parent: ParentRun | None = None) -> Results:
+    """Trains one stage and tests it.
+
+    Args:
+        start: name of the stage that it starts from.
 
     Raises:
         KeyboardInterrupt: the user stopped it; its MLflow run ends as KILLED, its last checkpoint is usable.
     """
     system = build(config)
-    trainer, module, data = system.trainer, system.module, system.data
+    trainer, module, logger = system.trainer, system.module, system.logger
     checkpoint = Path(config.output_dir) / "checkpoints" / "last.ckpt"
     resume = str(find_checkpoint(config.resume, config.logger)) if config.resume else None
     began = time.perf_counter()
     status = "FAILED"
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        seconds = time.perf_counter() - began
-        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
+        training = Training(start, module.ledger.training_flops, time.perf_counter() - began, system.observed.history)
+        trainer.test(module, datamodule=system.data, verbose=False)
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
-        result = report.measure_stage(config.name, start, place, system, seconds)
+        result = Result(config.name, system.observed.answers, place, logger.run_id if logger else None, training)
+        results = Results(module.target.fingerprint, system.data.decoding, [result])
+        if logger and trainer.is_global_zero:
+            logger.experiment.log_artifact(logger.run_id, str(results.save(Path(config.output_dir))))
+        if parent is not None:
+            parent.add_tags(fingerprints(trainer))
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
         status = "KILLED"
@@ -141,6 +177,6 @@ def run_stage(config: DictConfig, start: str | None = None) -> report.StageResul
             print(f"\nstopped at step {trainer.global_step}{place}")
         raise KeyboardInterrupt from None
     finally:
-        if system.logger:
-            system.logger.experiment.set_terminated(system.logger.run_id, status)
-    return result
+        if logger:
+            logger.experiment.set_terminated(logger.run_id, status)
+    return results

@@ -6,17 +6,50 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from mlflow.entities import Param, RunTag
-from omegaconf import OmegaConf
+from mlflow import MlflowClient
+from omegaconf import DictConfig, OmegaConf
 
-from draftopd.tracking import command, git_commit, machine, versions
-from draftopd.training.callbacks import mlflow_logger
-from draftopd.training.datamodule import DraftDataModule
+from draftopd.tracking import write_header
+from draftopd.training.callbacks import data_of, log, mlflow_logger
 from draftopd.training.module import DraftModule
 
 
+class ParentRun:
+    """The MLflow run above the stages' runs; does nothing without an MLflow logger or in any process but the first.
+
+    Args:
+        config: of the command, not of a stage.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.run_id: str | None = None
+        if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        self.client = MlflowClient(config.logger.tracking_uri)
+        name, location = config.logger.experiment_name, config.logger.artifact_location
+        experiment = self.client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name, location)
+        self.run_id = self.client.create_run(experiment_id, run_name=config.name).info.run_id
+        write_header(self.client, self.run_id, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+
+    def add_tags(self, tags: dict[str, str]) -> None:
+        """What is first known when a stage has loaded the target."""
+        if self.run_id is None:
+            return
+        for name, value in tags.items():
+            self.client.set_tag(self.run_id, name, value)
+
+    def add(self, files: list[Path]) -> None:
+        for path in files if self.run_id else ():
+            self.client.log_artifact(self.run_id, str(path))
+
+    def close(self, status: str) -> None:
+        if self.run_id:
+            self.client.set_terminated(self.run_id, status)
+
+
 class RunRecord(L.Callback):
-    """What a run was: resolved config, command, git commit, package versions, the target's fingerprint.
+    """The run's header, its final weights, and what each phase has cost.
 
     The config goes into MLflow and into every checkpoint, so that a checkpoint can rebuild its drafter.
 
@@ -30,44 +63,23 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DraftModule)
         logger = mlflow_logger(trainer)
-        if logger is None:
-            return
-        client, run = logger.experiment, logger.run_id
-        client.log_text(run, OmegaConf.to_yaml(OmegaConf.create(self.config)), "config.yaml")
-        client.log_dict(run, versions(), "versions.json")
-        tags = {
-            "target_fingerprint": pl_module.target.fingerprint,
-            "git_commit": git_commit(),
-            "command": command(),
-            "checkpoint": str(self.last.resolve()),
-            "init_from": str(self.config["init_from"] or ""),
-            "machine": machine(),
-        }
-        if isinstance(data := trainer.datamodule, DraftDataModule):  # type: ignore[attr-defined]
-            tags["prompts_fingerprint"] = data.prompts.fingerprint
-        groups = ("target", "drafter", "objective", "data", "prompts", "module", "budget", "seed")
-        flat = [pair for name in groups for pair in _flat(name, self.config.get(name))]
-        params = [Param(key, str(value)[:500]) for key, value in flat]
-        client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
-        for start in range(0, len(params), 100):  # MLflow takes no more at once
-            client.log_batch(run, params=params[start : start + 100])
+        if logger is not None and logger.run_id is not None:
+            extra = {"checkpoint": str(self.last.resolve()), "init_from": str(self.config["init_from"] or "")}
+            write_header(logger.experiment, logger.run_id, self.config, fingerprints(trainer) | extra)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each phase has cost so far."""
         assert isinstance(pl_module, DraftModule)
         if trainer.sanity_checking:
             return
-        for logger in trainer.loggers:
-            logger.log_metrics(pl_module.ledger.metrics(), trainer.global_step)
+        log(trainer, pl_module.ledger.metrics())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The final weights, and what each phase has cost."""
         assert isinstance(pl_module, DraftModule)
         trainer.save_checkpoint(self.last)
-        for logger in trainer.loggers:
-            logger.log_metrics(pl_module.ledger.metrics(), trainer.global_step)
+        log(trainer, pl_module.ledger.metrics())
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ctrl-C or SIGTERM: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`.
@@ -98,7 +110,11 @@ def _rewind(trainer: L.Trainer) -> None:
     total.ready, total.started, total.processed = total.completed + 1, total.completed, total.completed
 
 
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}", inner)]
-    return [(prefix, value)]
+def fingerprints(trainer: L.Trainer) -> dict[str, str]:
+    """Of the target and the prompts."""
+    module = trainer.lightning_module
+    assert isinstance(module, DraftModule)
+    return {
+        "target_fingerprint": module.target.fingerprint,
+        "prompts_fingerprint": data_of(trainer).prompts.fingerprint,
+    }

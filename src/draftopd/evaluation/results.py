@@ -1,0 +1,137 @@
+"""Results files: what drafters did on test prompts, one JSON schema for `fit` and `evaluate` (docs/results-json.md)."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from draftopd.decoding.settings import Decoding
+from draftopd.errors import DraftError
+from draftopd.evaluation.curves import Curve, Point
+from draftopd.evaluation.scores import Answer, Sets, compare, numbers, score
+from draftopd.evaluation.speed import BlockSize, Costs
+from draftopd.tracking import header
+
+SCHEMA = 1
+FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training of a drafter cost, without that of the drafter it started from."""
+
+    start: str | None
+    """name of the result whose weights it started from"""
+    flops: float
+    seconds: float
+    curve: list[Point]
+    """costs so far and acceptance length on the validation prompts, at each validation"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One drafter and what it did on the test prompts."""
+
+    name: str
+    answers: list[Answer]
+    checkpoint: str | None = None
+    run_id: str | None = None
+    """of MLflow"""
+    training: Training | None = None
+    costs: Costs | None = None
+    """of single steps on this machine, for the speed model"""
+    block_sizes: list[BlockSize] = field(default_factory=list)
+
+    @cached_property
+    def scores(self) -> Sets:
+        return score(self.answers)
+
+    @property
+    def start(self) -> str | None:
+        return self.training.start if self.training else None
+
+    @property
+    def curve(self) -> Curve:
+        return Curve(self.name, self.training.curve if self.training else [])
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Result":
+        """From a results file. The speed model stays there: nothing that compares files reads it."""
+        training = saved["training"]
+        if training is not None:
+            training = Training(**{**training, "curve": [Point.read(point) for point in training["curve"]]})
+        answers = [Answer.read(answer) for answer in saved["answers"]]
+        return cls(saved["name"], answers, saved["checkpoint"], saved["run_id"], training)
+
+    def write(self) -> dict[str, Any]:
+        return {**asdict(self), "scores": numbers(self.scores, "mean", "low", "high", "count")}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Drafters that were tested on the same prompts."""
+
+    target_fingerprint: str
+    decoding: Decoding
+    results: Sequence[Result]
+
+    @property
+    def pairs(self) -> list[tuple[Result, Result]]:
+        """Which results are compared, less the second: stages with their start and with stages of the same start."""
+        earlier = [(late, early) for i, late in enumerate(self.results) for early in self.results[:i]]
+        if any(result.training for result in self.results):
+            return [(late, early) for late, early in earlier if late.start in (early.start, early.name)]
+        return [(early, late) for late, early in earlier]
+
+    def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> Path:
+        """Writes results.json.
+
+        Args:
+            extra: further keys at the top.
+        """
+        parts = ("mean", "low", "high", "p_value", "count")
+        document = {
+            "schema": SCHEMA,
+            **header(),
+            "target_fingerprint": self.target_fingerprint,
+            "decoding": asdict(self.decoding),
+            **(extra or {}),
+            "results": [result.write() for result in self.results],
+            "differences": [
+                {"of": a.name, "less": b.name, "scores": numbers(compare(a.scores, b.scores), *parts)}
+                for a, b in self.pairs
+            ],
+        }
+        path = folder / FILE
+        path.write_text(json.dumps(_plain(document), indent=1))
+        return path
+
+
+def load(path: Path) -> Results:
+    """
+    Raises:
+        DraftError: no such file, or one of another schema.
+    """
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DraftError(f"cannot read {path}: {error}") from error
+    if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
+        raise DraftError(
+            f"{path} is not of schema {SCHEMA}, so another version wrote it: run python -m draftopd.evaluate on its "
+            "checkpoint"
+        )
+    decoding = Decoding(**saved["decoding"])
+    return Results(saved["target_fingerprint"], decoding, [Result.read(r) for r in saved["results"]])
+
+
+def _plain(value: Any) -> Any:
+    """NaN, which JSON does not know, becomes null: nothing was drafted, or one prompt gives no interval."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
