@@ -44,9 +44,8 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     for stage in results["results"]:
         spent = [[point[axis] for point in stage["training"]["curve"]] for axis in AXES]
         assert all(costs == sorted(costs) and costs[-1] > 0 for costs in spent[:1] + spent[2:])
-    assert (
-        opd.data.metrics["ledger/target_tokens"] == results["results"][1]["training"]["curve"][-1]["target_tokens"] > 0
-    )
+    last = results["results"][1]["training"]["curve"][-1]
+    assert opd.data.metrics["ledger/target_tokens"] == last["target_tokens"] > 0
     saved = client.download_artifacts(parent.info.run_id, "config.yaml")
     assert "${" not in Path(saved).read_text()
     assert "greedy; τ" in printed

@@ -86,9 +86,8 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
             torch.testing.assert_close(two["state_dict"][name], value, atol=tolerance, rtol=0)
         assert two["ledger"]["flops"]["train"] == pytest.approx(one["ledger"]["flops"]["train"])
     one, two = (json.loads((tmp_path / folder / "results.json").read_text())["results"] for folder in ("one", "two"))
-    assert [[a["responses"] for a in r["answers"]] for r in one] == [
-        [a["responses"] for a in r["answers"]] for r in two
-    ]
+    for first, second in zip(one, two, strict=True):
+        assert [a["responses"] for a in first["answers"]] == [a["responses"] for a in second["answers"]]
 
 
 @pytest.mark.parametrize("members", [0, 1, 2, 3, 7, 8])

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from draftopd.command import CONFIG_DIR
 from draftopd.objectives.rows import Rows
+from runs import outputs
 
 
 def test_the_sft_objective_by_hand():
