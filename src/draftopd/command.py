@@ -1,4 +1,4 @@
-"""What the commands share: where the configuration lies, and one clear line for what a user can mend."""
+"""What the commands share: where the configuration lies, and one clear line for what a user can fix."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ def run_command(command: Callable[[], None], config_name: str) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can mend becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130.
+    """What a user can fix becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130.
 
     Hydra's own switch for whole tracebacks, HYDRA_FULL_ERROR=1, is kept.
     """

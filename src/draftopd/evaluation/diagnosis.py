@@ -1,4 +1,4 @@
-"""What one rollout phase did: where drafts were cut, and how far drafter and target are apart there."""
+"""What one rollout phase did: where drafts were cut, and how far apart drafter and target are at those places."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from draftopd.trace import ReplayBatch, Rollout, collate
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Groups of drafts: accepted, first rejected, and the suffix behind that one; empty groups are left out."""
+    """Groups of drafts: accepted, first rejected, and the suffix after that one; empty groups are left out."""
 
     step: int
     """optimizer step of the weights that drafted"""
     acceptance_length: float
     """tokens a verification, mean over responses"""
     share: dict[str, float]
-    """of the judged drafts, by group"""
+    """of the verified drafts, by group"""
     forward_kl: dict[str, float]
     """mean KL(p‖q) by group, nats; both normalised over the draft vocabulary"""
     reverse_kl: dict[str, float]
@@ -75,11 +75,11 @@ def _divergences(target: Target, drafter: Drafter, results: Sequence[Rollout], r
     assert batch.target_hidden is not None
     was_training = drafter.training
     drafter.eval()
-    drafted, judged = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
+    drafted, verified = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
     drafter.train(was_training)
     target_head, draft_head = target.head(drafter.vocabulary), drafter.head(target.head)
     values: list[Tensor] = []
-    for p, q in zip(judged.split(256), drafted.split(256), strict=True):
+    for p, q in zip(verified.split(256), drafted.split(256), strict=True):
         log_p, log_q = target_head(p).log_softmax(-1), draft_head(q).log_softmax(-1)
         values.append(torch.stack([forward_kl(log_p, log_q), reverse_kl(log_p, log_q)]))
     groups = {name: mask for name, mask in _groups(flatten(batch, None)).items() if mask.any()}

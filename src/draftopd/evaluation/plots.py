@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 from rich.rule import Rule
+from transformers import PreTrainedTokenizerBase
 
 from draftopd.errors import DraftError
 from draftopd.evaluation.curves import AXES, Curve
@@ -25,7 +26,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def trace_page(traces: Sequence[Trace], tokenizer) -> str:
+def trace_page(traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> str:
     """HTML page: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
     console = Console(record=True, file=io.StringIO(), width=110)
     console.print("accepted draft", style="green", end="   ")
@@ -38,7 +39,7 @@ def trace_page(traces: Sequence[Trace], tokenizer) -> str:
 
 
 def rejections(traces: Sequence[Trace]) -> Figure:
-    """How many drafts a block kept, and acceptance by position: marginal and conditional."""
+    """How many drafts blocks accepted, and acceptance by position: marginal and conditional."""
     sums = add(Counts.of(trace) for trace in traces)
     values = {name: top / bottom for name, (top, bottom) in sums.items() if bottom}
     shares = [values.get(f"accepted/{k}", 0.0) for k in range(traces[0].drafts.shape[1] + 1)]
@@ -93,7 +94,7 @@ def curves(stages: Sequence[Curve], reference: str | None = None, axis: str = "f
 
 
 def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Figure:
-    """What blocks accepted, with 95 % intervals over prompts: a row of pictures a set, a colour a drafter.
+    """What blocks accepted, with 95 % intervals over prompts: one row per set, one colour per drafter.
 
     Args:
         scores: estimates by drafter, set and key (scores.score).

@@ -59,7 +59,7 @@ class Result:
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Result":
-        """From a results file. The speed model stays there: nothing that compares files reads it."""
+        """From a results file. The speed model is left out: nothing that compares files reads it."""
         training = saved["training"]
         if training is not None:
             training = Training(**{**training, "curve": [Point.read(point) for point in training["curve"]]})

@@ -26,14 +26,8 @@ from draftopd.trace import Trace
 
 Encode = Callable[[Prompt], list[int] | None]
 """token ids of a prompt; None where it is too long"""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt and its token ids."""
-
-    prompt: Prompt
-    ids: list[int]
+Asked = tuple[Prompt, list[int]]
+"""a prompt and its token ids"""
 
 
 def encoder(target: Target, enable_thinking: bool | None, max_length: int | None) -> Encode:
@@ -42,29 +36,24 @@ def encoder(target: Target, enable_thinking: bool | None, max_length: int | None
 
 def answer(
     target: Target, drafter: Drafter, asked: Sequence[Asked], decoding: Decoding, ids_of: Encode, title: str
-) -> tuple[list[Answer], list[Trace]]:
-    """Rolls out every prompt, each later turn of a conversation after the target's own answers to the earlier ones.
-
-    Returns:
-        an answer per prompt, and the traces of the first turns.
-    """
+) -> list[Answer]:
+    """Rolls out every prompt; a later turn of a conversation follows the target's own answers to the earlier ones."""
     responses: list[list[Trace]] = [[] for _ in asked]
     waiting = list(enumerate(asked))
     while waiting:
         with progress(title, len(waiting)) as on_done:
-            traces = measure.roll(target, drafter, [a.ids for _, a in waiting], decoding, on_done)
+            traces = measure.roll(target, drafter, [ids for _, (_, ids) in waiting], decoding, on_done)
         later = []
-        for (i, a), trace in zip(waiting, traces, strict=True):
+        for (i, (prompt, _)), trace in zip(waiting, traces, strict=True):
             responses[i].append(trace)
-            if a.prompt.followups:
+            if prompt.followups:
                 text = target.tokenizer.decode(trace.tokens[trace.prompt_length :].tolist(), skip_special_tokens=True)
-                prompt = continued(a.prompt, str(text))
-                ids = ids_of(prompt)
-                later += [] if ids is None else [(i, Asked(prompt, ids))]
+                following = continued(prompt, str(text))
+                ids = ids_of(following)
+                later += [] if ids is None else [(i, (following, ids))]
         waiting = later
     pairs = zip(asked, responses, strict=True)
-    answers = [Answer(a.prompt.id, a.prompt.set, [Counts.of(trace) for trace in traces]) for a, traces in pairs]
-    return answers, [traces[0] for traces in responses]
+    return [Answer(p.id, p.set, [Counts.of(trace) for trace in traces]) for (p, _), traces in pairs]
 
 
 def time_answers(
@@ -80,7 +69,7 @@ def time_answers(
     if not places:
         return out
     with progress("timing", len(places)) as on_done:
-        ids = [asked[at].ids for at in places]
+        ids = [asked[at][1] for at in places]
         turns = measure.clocks(target, [*drafters, None], ids, decoding, on_done)
     for at, turn in zip(places, turns, strict=True):
         for number, clock in enumerate(turn[:-1]):
@@ -90,11 +79,11 @@ def time_answers(
 
 def first_of_sets(asked: Sequence[Asked], each: int) -> list[int]:
     """Places of the first prompts of every set."""
-    sets = [a.prompt.set for a in asked]
+    sets = [prompt.set for prompt, _ in asked]
     return [at for at, name in enumerate(sets) if sets[:at].count(name) < each]
 
 
-def evaluate(
+def evaluate_drafters(
     target: Target,
     drafters: dict[str, Drafter],
     asked: Sequence[Asked],
@@ -113,11 +102,11 @@ def evaluate(
         block_sizes: those of the speed model; None = 2 to the drafter's own, () = no speed model.
     """
     ids_of = ids_of or (lambda _: None)
-    answers = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}")[0] for n, d in drafters.items()]
+    answers = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}") for n, d in drafters.items()]
     places = first_of_sets(asked, timed)
     answers = time_answers(target, list(drafters.values()), asked, answers, decoding, places)
     results = []
-    ids = [asked[at].ids for at in places[:timed]]
+    ids = [asked[at][1] for at in places[:timed]]
     for (name, drafter), of_drafter in zip(drafters.items(), answers, strict=True):
         costs, sizes = _speed_model(target, drafter, ids, decoding, block_sizes)
         results.append(Result(name, of_drafter, costs=costs, block_sizes=sizes))
@@ -161,14 +150,14 @@ def run(config: DictConfig) -> Evaluation:
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
     chosen = prompts.split(config.split)[: config.limit]
-    asked = [Asked(prompt, ids) for prompt in chosen if (ids := ids_of(prompt)) is not None]
+    asked = [(prompt, ids) for prompt in chosen if (ids := ids_of(prompt)) is not None]
     if not asked:
         longest = config.max_prompt_length
         raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={longest} tokens")
     names = ("drafter", "against")
     drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
-    results = evaluate(first.target, drafters, asked, decoding, ids_of, **speed_words)
+    results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
     results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
     return Evaluation(
         Results(first.target.fingerprint, decoding, results), len(chosen) - len(asked), prompts.fingerprint

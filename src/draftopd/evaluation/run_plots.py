@@ -1,9 +1,11 @@
 """Figures that explain one run, or compare several."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,7 +16,7 @@ from draftopd.evaluation.text_quality import Quality
 GROUPS = {  # drafts by what the target made of them
     "accepted": ("tab:green", "accepted"),
     "first_rejected": ("tab:red", "first rejected"),
-    "suffix": ("tab:orange", "behind the first rejected"),
+    "suffix": ("tab:orange", "after the first rejected"),
 }
 
 
@@ -31,7 +33,7 @@ def diagnosis(phases: Sequence[Diagnosis], title: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(xlabel="optimizer step", ylim=(0, 1.05 * axis.get_ylim()[1]))
         axis.grid(alpha=0.3)
-    shares.set(ylabel="share of judged drafts", ylim=(0, 1))
+    shares.set(ylabel="share of verified drafts", ylim=(0, 1))
     forward.set(ylabel="KL(target ‖ drafter), nats a draft")
     reverse.set(ylabel="KL(drafter ‖ target), nats a draft")
     ends = {"first": phases[0]} if len(phases) == 1 else {"first": phases[0], "last": phases[-1]}
@@ -56,17 +58,17 @@ def own_text(history: Sequence[tuple[int, Quality]], reference: Quality) -> Figu
     labels = {"nll": "-log p under the target, nats a token", "repeated": "tokens ending a repeated 4-gram, share"}
     for axis, (field, label) in zip(axes, labels.items(), strict=True):
         for number, (step, seen) in enumerate(history):
-            shown = f"drafter alone, step {step}" if number in (0, len(history) - 1) else None
+            shown = f"drafter, step {step}" if number in (0, len(history) - 1) else None
             _by_position(axis, seen, field, color=colors[number], label=shown)
         _by_position(axis, reference, field, color="black", ls="--", label="target's own text")
         axis.set(xlabel="position in the response, tokens", ylabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
-    figure.suptitle("text that the drafter writes alone, and the target's own for the same prompts")
+    figure.suptitle("text that the drafter writes by itself, and the target's own for the same prompts")
     return figure
 
 
-def _by_position(axis, seen: Quality, field: str, **style) -> None:
+def _by_position(axis: Axes, seen: Quality, field: str, **style: Any) -> None:
     places = [(i + 0.5) * seen.width for i in range(len(seen.tokens))]
     axis.plot(places, getattr(seen, field), marker="o", ms=4, **style)
 

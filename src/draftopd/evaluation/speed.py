@@ -29,7 +29,7 @@ from draftopd.target.model import Target
 
 @dataclass(frozen=True)
 class Costs:
-    """Median seconds of one step behind `length` committed tokens, by block size W."""
+    """Median seconds of one step after `length` committed tokens, by block size W."""
 
     length: int
     verify: dict[int, float]
@@ -51,7 +51,7 @@ def costs(
     repeats: int = 15,
     on_done: Done = nothing,
 ) -> Costs:
-    """Times single steps at batch size 1 behind a text; block sizes take turns.
+    """Times single steps at batch size 1 after a text; block sizes take turns.
 
     A step of the same kind runs just before each that is timed, as it does in decoding: one row and several may read
     the target's weights in two layouts, and a processor's caches do not hold both.
@@ -76,7 +76,7 @@ def costs(
 
 
 class _Bench:
-    """Single steps of decoding behind a text, without committing anything."""
+    """Single steps of decoding after a text, without committing anything."""
 
     def __init__(self, target: Target, drafter: Drafter, text: Sequence[int], decoding: Decoding, longest: int) -> None:
         self.target, self.drafter, self.decoding = target, drafter, decoding

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ RESAMPLES = 10_000
 class Estimate:
     """A number with its 95 % interval; `p_value` is two-sided, for the number being `null`.
 
-    Interval and p-value are NaN where a single prompt stands behind the number, or behind a set that it averages.
+    Interval and p-value are NaN where the number, or a set that it averages, rests on a single prompt.
     """
 
     mean: float
@@ -77,9 +78,9 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int 
 def mean(values: Sequence[float], seed: int = 0) -> Bootstrap:
     """Mean over prompts. NaN values (nothing was drafted) are left out."""
     data = np.asarray(values, dtype=float)
-    there = np.isfinite(data)
-    whole = ratio(np.where(there, data, 0).tolist(), there.astype(float).tolist(), seed)
-    return Bootstrap(whole.value, whole.draws, int(there.sum()))
+    finite = np.isfinite(data)
+    whole = ratio(np.where(finite, data, 0).tolist(), finite.astype(float).tolist(), seed)
+    return Bootstrap(whole.value, whole.draws, int(finite.sum()))
 
 
 def average(parts: Sequence[Bootstrap]) -> Bootstrap:
@@ -105,6 +106,6 @@ def _resamples(count: int, seed: int) -> np.ndarray:
     return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
 
 
-def _divide(top, bottom):
+def _divide(top: Any, bottom: Any) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.divide(top, bottom)

@@ -99,12 +99,12 @@ def positions(scored: dict[str, Sets], name: str) -> Table:
     """Of one set: marginal and conditional acceptance and the histogram; of two drafters the marginal side by side."""
     table = _table(f"{'mean of sets' if name == 'mean' else name}: acceptance by position [95 %]", right=("k",))
     kinds = {"accept_at": "the first k held", "accept_at_given": "k held, if k - 1 did", "accepted": "k accepted"}
-    alone = len(scored) == 1
-    shown = [(drafter, kind) for drafter in scored for kind in (kinds if alone else ["accept_at"])]
+    single = len(scored) == 1
+    shown = [(drafter, kind) for drafter in scored for kind in (kinds if single else ["accept_at"])]
     for drafter, kind in shown:
-        table.add_column(kinds[kind] if alone else f"{drafter}: {kinds[kind]}", justify="right", no_wrap=True)
+        table.add_column(kinds[kind] if single else f"{drafter}: {kinds[kind]}", justify="right", no_wrap=True)
     most = max(sum(key.startswith("accept_at/") for key in sets[name]) for sets in scored.values())
-    for k in range(0 if alone else 1, most + 1):
+    for k in range(0 if single else 1, most + 1):
         cells = [_cell(scored[drafter][name], f"{kind}/{k}") for drafter, kind in shown]
         table.add_row(str(k), *(cells if k else ["", "", cells[-1]]))
     return table
@@ -115,7 +115,7 @@ def _block_sizes(result: Result) -> Table:
     assert costs is not None
     title = (
         f"{result.name}: speedup by block size W, prefill aside; model: τ · t(1) / (t(W) + t_draft(W)), "
-        f"t(1) = {_ms(costs.verify[1])} ms, behind {costs.length} tokens"
+        f"t(1) = {_ms(costs.verify[1])} ms, after {costs.length} tokens"
     )
     columns = ("W", "draft\nms", "verify\nms", "\npredicted", "\nτ", "\nmodel", "\nmeasured", "measured\n/ model")
     table = _table(title, right=columns)
@@ -164,7 +164,7 @@ def _paired(first: Result, second: Result) -> Table:
 
 
 def _cell(scores: Scores, key: str) -> str:
-    """Empty on a line that holds a name alone; a dash where nothing was measured."""
+    """Empty on a line that holds only a name; a dash where nothing was measured."""
     if not scores:
         return ""
     return str(scores[key].estimate()) if key in scores and math.isfinite(scores[key].value) else "-"

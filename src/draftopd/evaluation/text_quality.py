@@ -66,7 +66,7 @@ def _nll(target: Target, texts: Sequence[Trace]) -> list[Tensor]:
     hidden, _ = target.read(padded)
     head, out = target.head(), []
     for text, rows in zip(texts, hidden, strict=True):
-        judged = head(rows[text.prompt_length - 1 : len(text.tokens) - 1])
+        logits = head(rows[text.prompt_length - 1 : len(text.tokens) - 1])
         labels = text.tokens[text.prompt_length :].to(target.device)
-        out.append(torch.nn.functional.cross_entropy(judged, labels, reduction="none").cpu())
+        out.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").cpu())
     return out

@@ -12,7 +12,6 @@ from draftopd.console import progress
 from draftopd.errors import DraftError
 from draftopd.evaluation import measure, plots, run, scores
 from draftopd.evaluation.curves import Point
-from draftopd.evaluation.run import Asked
 from draftopd.evaluation.scores import Answer
 from draftopd.trace import Trace
 from draftopd.training.budget import Budget
@@ -102,9 +101,9 @@ class AcceptanceLength(L.Callback):
         """As `python -m draftopd.evaluate`, later turns of conversations included."""
         assert isinstance(pl_module, DraftModule)
         data, target = data_of(trainer), pl_module.target
-        asked = [Asked(*pair) for pair in data.encoded("test", self.test_limit)]
+        asked = data.encoded("test", self.test_limit)
         ids_of = run.encoder(target, data.batching.enable_thinking, data.batching.max_prompt_length)
-        self.observed.answers, _ = run.answer(target, pl_module.drafter, asked, data.decoding, ids_of, "testing")
+        self.observed.answers = run.answer(target, pl_module.drafter, asked, data.decoding, ids_of, "testing")
         pl_module.log_dict(scores.metrics(scores.score(self.observed.answers)), batch_size=1)
 
 
@@ -121,7 +120,7 @@ class Speedup(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
         data, answers = data_of(trainer), self.observed.answers
-        asked = [Asked(*pair) for pair in data.encoded("test", len(answers))]
+        asked = data.encoded("test", len(answers))
         places = range(min(self.prompts, len(asked)))
         (self.observed.answers,) = run.time_answers(
             pl_module.target, [pl_module.drafter], asked, [answers], data.decoding, places

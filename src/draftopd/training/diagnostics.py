@@ -81,7 +81,7 @@ class Diagnostics(L.Callback):
 
 
 class OwnText(L.Callback):
-    """How the text that the drafter writes alone degenerates, beside the target's own text for the same prompts.
+    """How the text that the drafter writes by itself degenerates, beside the target's own text for the same prompts.
 
     At the start of every epoch and at the end of training, by position in the response: -log p of its tokens under the
     target, and the share of tokens that end a repeated 4-gram. Metrics `own_text/...`, and one picture at the end.

@@ -125,7 +125,7 @@ def build(config: DictConfig) -> System:
 
 
 def _locate_published(config: DictConfig) -> None:
-    """A wrong `drafter.path` is told before the target takes its time; training starts from the weights there."""
+    """Refuses a wrong `drafter.path` before the target is loaded; training starts from the weights in that folder."""
     if config.drafter.get("path"):
         config.drafter.path = str(locate(config.drafter.path))
         config.init_from = config.init_from or config.drafter.path
@@ -134,8 +134,8 @@ def _locate_published(config: DictConfig) -> None:
 def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     """The `drafter` group as its class takes it, without `path`.
 
-    A folder there becomes the sizes in it, so that the run's checkpoints need the folder no more. EAGLE's own files do
-    not name the layers that they read: the target's depth tells them.
+    The folder is replaced by the sizes in it, so that the run's checkpoints do not need it. EAGLE's own files do not name
+    the layers that they read: the target's depth tells them.
     """
     path = config.drafter.get("path")
     if path:

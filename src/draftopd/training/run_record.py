@@ -98,7 +98,7 @@ class RunRecord(L.Callback):
 def _rewind(trainer: L.Trainer) -> None:
     """Sets the loops back to the start of the epoch.
 
-    Lightning would go on behind the last step, but with a new loader, whose first items would then come twice and whose
+    Lightning would go on after the last step, but with a new loader, whose first items would then come twice and whose
     last ones never.
     """
     epochs, batches = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.batch_progress
