@@ -1,5 +1,6 @@
 """What config.json says in every layout: the sizes of the drafter's layers, in the words of transformers."""
 
+from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,17 +11,14 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.drafters.layers import LayerSizes
 from draftopd.target.head import TargetShape
 
+SIZES = tuple(field.name for field in fields(LayerSizes) if field.name != "rope_theta")  # rope has two schemas
 # keys that are handed to transformers, which fills in what a published file may leave out as its default
 KEYS = (
-    "hidden_size",
-    "intermediate_size",
+    *SIZES,
     "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
     "vocab_size",
     "max_position_embeddings",
     "hidden_act",
@@ -44,17 +42,11 @@ MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
 
 def sizes(spec: DrafterSpec) -> dict[str, Any]:
     """The keys that all of transformers' decoders share."""
-    shape = spec.shape
     return {
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
+        **{name: spec.sizes[name] for name in SIZES},
         "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": shape.num_attention_heads,
-        "num_key_value_heads": shape.num_key_value_heads,
-        "head_dim": shape.head_dim,
-        "rms_norm_eps": shape.rms_norm_eps,
         "max_position_embeddings": spec.max_position_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.shape.rope_theta},
     }
 
 
@@ -154,15 +146,11 @@ def spec(
 ) -> DrafterSpec:
     """What was parsed, in one piece; `config` is the whole file."""
     draft = config.get("draft_vocab_size")
+    sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES} | {"head_dim": head_dim(base)}
     shape = TargetShape(
-        hidden_size=base.hidden_size,
-        num_layers=target_layers or max(layer_ids) + 1,
-        num_attention_heads=base.num_attention_heads,
-        num_key_value_heads=base.num_key_value_heads,
-        head_dim=head_dim(base),
-        intermediate_size=base.intermediate_size,
-        rms_norm_eps=base.rms_norm_eps,
+        **sizes,
         rope_theta=rope_theta,
+        num_layers=target_layers or max(layer_ids) + 1,
         vocab_size=base.vocab_size,
         mask_token_id=mask_token_id,
     )

@@ -1,28 +1,21 @@
 """A published drafter without the peculiarities of any layout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
 from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.base import Drafter
-from draftopd.drafters.dflash import DFlash, Layer
+from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.drafters.layers import LayerSizes
 from draftopd.errors import DraftError
 from draftopd.target.head import TargetShape
 from draftopd.target.model import Target
 
 Kind = type[DFlash] | type[Eagle3]
-SIZES = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "rms_norm_eps",
-    "rope_theta",
-)  # of a drafter's own layers: arguments of every kind, with the target's as their default
 
 
 @dataclass(frozen=True)
@@ -61,22 +54,12 @@ class DrafterSpec:
             raise DraftError(
                 f"no published layout for {type(drafter).__name__} drafters: only DFlash and Eagle3 have one"
             )
-        layers = [drafter.midlayer] if isinstance(drafter, Eagle3) else [cast(Layer, x) for x in drafter.layers]
-        attention, mlp = layers[0].self_attn, layers[0].mlp
-        shape = replace(
-            target.shape,
-            num_attention_heads=attention.q_proj.out_features // attention.head_dim,
-            num_key_value_heads=attention.k_proj.out_features // attention.head_dim,
-            head_dim=attention.head_dim,
-            intermediate_size=mlp.gate_proj.out_features,
-            rms_norm_eps=cast(float, drafter.norm.eps),
-            rope_theta=float(attention.rotary.theta),
-            mask_token_id=drafter.mask_token_id if isinstance(drafter, DFlash) else 0,
-        )
+        own = {**asdict(drafter.sizes), "mask_token_id": drafter.mask_token_id if isinstance(drafter, DFlash) else 0}
+        shape = replace(target.shape, **own)
         return cls(
             kind=type(drafter),
             shape=shape,
-            num_layers=len(layers),
+            num_layers=len(drafter.layers) if isinstance(drafter, DFlash) else 1,
             block_size=drafter.block_size,
             layer_ids=drafter.layer_ids,
             target_layers=shape.num_layers,
@@ -87,13 +70,18 @@ class DrafterSpec:
             target_fingerprint=target.fingerprint,
         )
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Of the drafter's own layers, by the names of `LayerSizes`."""
+        return asdict(LayerSizes.of(self.shape, {}))
+
     def options(self) -> dict[str, Any]:
-        """Arguments of the drafter, beside its target's shapes."""
+        """Arguments of the drafter's constructor, besides its target's shape."""
         options = {
             "block_size": self.block_size,
             "layer_ids": list(self.layer_ids),
             "draft_vocab_size": self.draft_vocab_size,
-            **{name: getattr(self.shape, name) for name in SIZES},
+            **{name: size for name, size in self.sizes.items() if name != "hidden_size"},
         }
         if self.kind is DFlash:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}

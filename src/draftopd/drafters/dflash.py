@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gather_blocks
 from draftopd.drafters.base import Drafter, Embed, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear
 from draftopd.target.head import Head, TargetShape
@@ -29,9 +29,10 @@ def default_layer_ids(num_taps: int, target_layers: int) -> list[int]:
 
 
 class Layer(nn.Module):
-    def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attn, self.mlp = attention, mlp
+        size, eps = sizes.hidden_size, sizes.rms_norm_eps
+        self.self_attn, self.mlp = Attention(size, sizes, norm_heads=True), MLP(sizes)
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
 
@@ -74,26 +75,19 @@ class DFlash(Drafter):
         ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
         self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
-        size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
+        own_sizes = {
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "intermediate_size": intermediate_size,
+            "rms_norm_eps": rms_norm_eps,
+            "rope_theta": rope_theta,
+        }
+        self.sizes = LayerSizes.of(target, own_sizes)
+        size, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self.fc = Linear(len(ids) * size, size)
         self.hidden_norm = nn.RMSNorm(size, eps)
-        self.layers = nn.ModuleList(
-            Layer(
-                Attention(
-                    size,
-                    size,
-                    num_attention_heads or target.num_attention_heads,
-                    num_key_value_heads or target.num_key_value_heads,
-                    head_dim or target.head_dim,
-                    target.rope_theta if rope_theta is None else rope_theta,
-                    eps,
-                ),
-                MLP(size, intermediate_size or target.intermediate_size),
-                size,
-                eps,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(Layer(self.sizes) for _ in range(num_layers))
         self.norm = nn.RMSNorm(size, eps)
         self.apply(init_linear)
 

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import branch_mask, flex_branch_mask
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear
@@ -37,9 +37,10 @@ def default_layer_ids(target_layers: int) -> list[int]:
 
 
 class Layer(nn.Module):
-    def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attn, self.mlp = attention, mlp
+        size, eps = sizes.hidden_size, sizes.rms_norm_eps
+        self.self_attn, self.mlp = Attention(2 * size, sizes, norm_heads=False), MLP(sizes)
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.hidden_norm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
@@ -85,23 +86,19 @@ class Eagle3(Drafter):
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
-        size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
+        own_sizes = {
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "intermediate_size": intermediate_size,
+            "rms_norm_eps": rms_norm_eps,
+            "rope_theta": rope_theta,
+        }
+        self.sizes = LayerSizes.of(target, own_sizes)
+        size = self.sizes.hidden_size
         self.fc = Linear(len(ids) * size, size)
-        self.midlayer = Layer(
-            Attention(
-                2 * size,
-                size,
-                num_attention_heads or target.num_attention_heads,
-                num_key_value_heads or target.num_key_value_heads,
-                head_dim or target.head_dim,
-                target.rope_theta if rope_theta is None else rope_theta,
-                None,
-            ),
-            MLP(size, intermediate_size or target.intermediate_size),
-            size,
-            eps,
-        )
-        self.norm = nn.RMSNorm(size, eps)
+        self.midlayer = Layer(self.sizes)
+        self.norm = nn.RMSNorm(size, self.sizes.rms_norm_eps)
         self.lm_head = Linear(size, draft_vocab_size or target.vocab_size)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`

@@ -1,6 +1,7 @@
 """What drafters are made of: rotary positions, grouped-query attention over explicit keys, a gated MLP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -9,10 +10,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from draftopd.errors import DraftError
 from draftopd.target.cpu.linear import Linear
+from draftopd.target.head import TargetShape
 
 KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of a drafter's decoder layers, named as in the configs of transformers."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    @classmethod
+    def of(cls, target: TargetShape, given: Mapping[str, float | None]) -> "LayerSizes":
+        """The target's sizes, except those that are given.
+
+        Raises:
+            DraftError: the heads cannot be built.
+        """
+        own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(cls)}
+        sizes = cls(**own | {name: value for name, value in given.items() if value is not None})
+        heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
+        if min(heads, kv_heads, head_dim) < 1 or heads % kv_heads or head_dim % 2:
+            raise DraftError(
+                f"drafter.num_attention_heads {heads} must be a multiple of drafter.num_key_value_heads {kv_heads}, "
+                f"and drafter.head_dim {head_dim} even"
+            )
+        return sizes
 
 
 @cache
@@ -47,22 +80,23 @@ class Attention(nn.Module):
     """Grouped-query attention whose keys and values are made apart from its queries, so that they can be kept.
 
     Args:
-        inputs, size: width of the rows that go in and of those that come out.
-        eps: of the RMS norm on the queries and keys of each head, as in Qwen3; None = no such norm, as in Llama.
+        inputs: width of the rows that go in; those that come out have `sizes.hidden_size`.
+        norm_heads: an RMS norm on the queries and keys of each head, as in Qwen3; Llama has none.
     """
 
-    def __init__(
-        self, inputs: int, size: int, heads: int, kv_heads: int, head_dim: int, theta: float, eps: float | None
-    ) -> None:
+    def __init__(self, inputs: int, sizes: LayerSizes, *, norm_heads: bool) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
+        size, self.head_dim = sizes.hidden_size, head_dim
+
         self.q_proj = Linear(inputs, heads * head_dim)
         self.k_proj = Linear(inputs, kv_heads * head_dim)
         self.v_proj = Linear(inputs, kv_heads * head_dim)
         self.o_proj = Linear(heads * head_dim, size)
-        self.q_norm = nn.Identity() if eps is None else nn.RMSNorm(head_dim, eps)
-        self.k_norm = nn.Identity() if eps is None else nn.RMSNorm(head_dim, eps)
-        self.rotary = Rotary(head_dim, theta)
+
+        self.q_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
+        self.rotary = Rotary(head_dim, sizes.rope_theta)
 
     def keys_values(self, x: Tensor, positions: Tensor) -> KeysValues:
         """Of rows x [B, R, inputs] at positions [B, R]."""
@@ -98,7 +132,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, size: int, inner: int) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
+        size, inner = sizes.hidden_size, sizes.intermediate_size
         super().__init__()
         self.gate_proj = Linear(size, inner)
         self.up_proj = Linear(size, inner)
