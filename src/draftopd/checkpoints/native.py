@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from draftopd.checkpoints.moved import with_new_names
 from draftopd.checkpoints.published import load_published
 from draftopd.data.prompts import Prompts
 from draftopd.data.sources import encode
@@ -117,7 +118,7 @@ def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, D
         raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        config = OmegaConf.create(saved["config"])
+        config = OmegaConf.create(with_new_names(saved["config"]))
     except (LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no config of one") from error
     if target is None:
