@@ -41,9 +41,9 @@ def test_default_layers_follow_the_published_rule(taps, layers, expected):
 def test_a_block_sees_features_strictly_before_its_anchor_and_no_other_block(target: Target, drafter: DFlash, batch):
     before = drafter(batch, target.embed)
     assert before.shape == (1, 2, 4, 32)
-    batch.features[:, 9:] += 1.0  # at and behind the second anchor
+    batch.features[:, 9:] += 1.0  # at and after the second anchor
     torch.testing.assert_close(drafter(batch, target.embed), before)
-    batch.features[:, 8] += 1.0  # strictly before the second anchor, behind the first
+    batch.features[:, 8] += 1.0  # strictly before the second anchor, after the first
     after = drafter(batch, target.embed)
     torch.testing.assert_close(after[:, 0], before[:, 0])
     assert not torch.allclose(after[:, 1], before[:, 1])

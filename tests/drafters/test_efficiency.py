@@ -144,7 +144,7 @@ def test_bfloat16_is_near_float32(target: Target, batch: ReplayBatch, kind: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_keeps_less(target: Target, batch: ReplayBatch, kind: str):
-    kept = []
+    saved = []
     for on in (False, True):
         drafter, storages = new_drafter(target, kind), {}
         drafter.gradient_checkpointing = on
@@ -155,8 +155,8 @@ def test_gradient_checkpointing_keeps_less(target: Target, batch: ReplayBatch, k
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             drafter(batch, target.embed)
-        kept.append(sum(tensor.untyped_storage().nbytes() for tensor in storages.values()))
-    assert kept[1] < 0.6 * kept[0]
+        saved.append(sum(tensor.untyped_storage().nbytes() for tensor in storages.values()))
+    assert saved[1] < 0.6 * saved[0]
 
 
 def test_an_unknown_attention_is_refused(target: Target):
@@ -203,9 +203,9 @@ def test_chunks_take_a_quarter_of_the_memory(name: str, tmp_path: Path):
 
 
 def test_terms_without_rows(target: Target, batch: ReplayBatch):
-    """The other term trains as if alone; without any row nothing does."""
+    """The other term trains as if it were the only one; without any row nothing does."""
     accepted = replace(batch, accepted=batch.drafted)
-    objectives = {"both": DraftOPD(), "alone": Distillation(forward_kl, decay=None)}
+    objectives = {"both": DraftOPD(), "only": Distillation(forward_kl, decay=None)}
     modules = {k: DraftModule(target, new_drafter(target, "dflash"), o, torch.optim.SGD) for k, o in objectives.items()}
     got, expected = (loss_and_gradients(module, accepted) for module in modules.values())
     for name, value in expected.items():

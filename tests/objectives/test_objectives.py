@@ -192,16 +192,16 @@ def test_the_whole_head_is_counted(target: Target, batch: ReplayBatch):
 
 
 def test_the_exact_acceptance_length_is_that_of_an_enumeration():
-    """Every sequence of sampled drafts, each kept with probability min(1, p / q)."""
+    """Every sequence of sampled drafts, each accepted with probability min(1, p / q)."""
     table = start(contexts=1, slots=3, vocabulary=3)
     p, q = table.log_p[0].exp(), table.logits[0].softmax(-1)
     expected = 0.0
     for drafts in itertools.product(range(3), repeat=3):
         chance = float(torch.stack([q[k, v] for k, v in enumerate(drafts)]).prod())
-        kept = [float((p[k, v] / q[k, v]).clamp(max=1)) for k, v in enumerate(drafts)]
+        accept = [float((p[k, v] / q[k, v]).clamp(max=1)) for k, v in enumerate(drafts)]
         for r in range(4):
-            stop = 1 - kept[r] if r < 3 else 1.0
-            expected += chance * float(torch.tensor(kept[:r]).prod()) * stop * (r + 1)
+            stop = 1 - accept[r] if r < 3 else 1.0
+            expected += chance * float(torch.tensor(accept[:r]).prod()) * stop * (r + 1)
     assert acceptance_length(table.alpha) == pytest.approx(expected, rel=1e-5)
     assert acceptance_length(Table(table.log_p, table.log_p).alpha) == pytest.approx(4.0)
 

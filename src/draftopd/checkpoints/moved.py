@@ -31,9 +31,7 @@ def with_new_names(config: Any) -> Any:
         return [with_new_names(value) for value in config]
     if not isinstance(config, dict):
         return config
-    return {key: _new(value) if key == "_target_" else with_new_names(value) for key, value in config.items()}
-
-
-def _new(name: str) -> str:
+    new = {key: with_new_names(value) for key, value in config.items()}
+    name = str(new.get("_target_"))
     old = next((old for old in MOVED if name == old or name.startswith(f"{old}.")), None)
-    return name if old is None else MOVED[old] + name.removeprefix(old)
+    return new if old is None else new | {"_target_": MOVED[old] + name.removeprefix(old)}

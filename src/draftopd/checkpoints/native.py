@@ -1,6 +1,6 @@
 """Our own checkpoints: drafter, optimizer, config and the fingerprint of the target; read back for runs and notebooks.
 
-A published folder (published.py) may stand in their place where only weights are wanted.
+Where only weights are needed, a published folder (published.py) does as well.
 """
 
 import pickle
@@ -98,10 +98,10 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
     """Rebuilds what a checkpoint (a file, or an MLflow run id in `tracking_uri`) was trained with.
 
     Args:
-        target: the target, where it is at hand already; it must be the one that the drafter was trained for.
+        target: instead of loading it anew; it must be the one that the drafter was trained for.
 
     Raises:
-        DraftError: nothing usable is there.
+        DraftError: there is no usable checkpoint.
     """
     path = find_checkpoint(str(checkpoint), OmegaConf.create({"tracking_uri": tracking_uri}) if tracking_uri else None)
     target, drafter, config = restore_drafter(path, target)

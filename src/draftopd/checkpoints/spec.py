@@ -1,4 +1,4 @@
-"""A published drafter without the peculiarities of any layout."""
+"""A published drafter, independent of its layout."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ class DrafterSpec:
     kind: Kind
     shape: TargetShape
     """sizes of the drafter's own layers, as if the target had the same; its `num_layers` is the target's depth, or
-    what the layer ids need of one where the layout does not say it"""
+    the least that the layer ids need where the layout does not say it"""
     num_layers: int
     """layers of the drafter"""
     block_size: int
@@ -43,9 +43,7 @@ class DrafterSpec:
 
     @classmethod
     def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
-        """
-        Args:
-            target_name: hub id of the target; by default what it was loaded from.
+        """`target_name` is the target's hub id; by default what it was loaded from.
 
         Raises:
             DraftError: there is no published layout for this kind of drafter.
@@ -95,19 +93,19 @@ class DrafterSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay one kind of drafter out on disk."""
+    """The format of one kind of drafter on disk."""
 
     name: str
     kind: Kind
     recognises: Callable[[dict[str, Any]], bool]
     parse: Callable[[dict[str, Any], Findings, int | None], DrafterSpec | None]
-    """(config.json, findings, depth of the target where one is at hand) -> spec; None where an error leaves none"""
+    """(config.json, findings, depth of the target where it is known) -> spec; None where an error leaves none"""
     compose: Callable[[DrafterSpec, str], dict[str, Any]]
     """(spec, dtype) -> config.json"""
     reduced: tuple[str, ...]
-    """tensors that a reduced draft vocabulary brings along"""
+    """tensors that a reduced draft vocabulary adds"""
     prefix: tuple[str, str] = ("", "")
-    """how names of tensors begin here and in the layout, where they differ"""
+    """beginnings of tensor names here and in the layout, where they differ"""
 
     def tensor(self, name: str) -> str:
         """The layout's name of a drafter's tensor."""

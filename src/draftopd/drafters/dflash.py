@@ -53,7 +53,7 @@ class DFlash(Drafter):
         block_size: W, anchor and drafts; at least 2.
         layer_ids: features to read; default z-lab's rule with `num_taps` (default `num_layers`) layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
-        mask_token_id: by default the target's, as the norms' epsilon and the rope's base.
+        mask_token_id: by default the target's.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class DFlash(Drafter):
         return self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
 
     def _texts(self, features: Tensor) -> list[KeysValues]:
-        """What each layer sees of whole texts with features [B, T, F]."""
+        """Keys and values of whole texts in each layer, from features [B, T, F]."""
         context = self._context(features)
         positions = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
         return [self.run(layer.self_attn.keys_values, context, positions) for layer in self._stack]
 
     def _blocks(self, texts: list[KeysValues], tokens: Tensor, anchors: Tensor, embed: Embed) -> Tensor:
-        """Hidden states [B, N, K, D] of the draft slots behind anchors [B, N]."""
+        """Hidden states [B, N, K, D] of the draft slots after anchors [B, N]."""
         rows, width = anchors.shape
         inputs = gather_blocks(tokens, anchors, self.block_size, self.mask_token_id)
         positions = block_positions(anchors, self.block_size).flatten(1)
@@ -150,9 +150,6 @@ class DFlash(Drafter):
         texts = self._texts(features)
         parts = (self._blocks(texts, tokens, part, embed) for part in anchors.split(blocks, 1))
         return torch.cat([head.tokens(head(hidden).argmax(-1)) for hidden in parts], 1)
-
-    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
-        return RaggedCache(rows, capacity, device)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)

@@ -3,7 +3,7 @@
 Its rows are pairs: at position p the fused feature of p beside the embedding of token p + 1, and the row predicts
 token p + 2. A block at anchor a opens with the pair of position a - 1, the last whose feature is known; its next slots
 pair their own last output with the draft just made, at positions a, a + 1, ... A slot sees the text's pairs before its
-block and the slots before it. EAGLE, vLLM and SGLang serve the same positions. Training forces the tokens and feeds the
+block and the slots before it. EAGLE, vLLM and SGLang use the same positions. Training forces the tokens and feeds the
 outputs back (training-time test), so `forward` and `draft` are one loop. The embedding is lent by the target, the head
 is its own. Parameter names are those of the published checkpoints, whose `t2d` follows from `d2t`.
 """
@@ -52,7 +52,7 @@ class Layer(nn.Module):
     def forward(
         self, embedded: Tensor, hidden: Tensor, positions: Tensor, seen: list[KeysValues], mask: Tensor | BlockMask
     ) -> tuple[Tensor, KeysValues]:
-        """Hidden states of one slot of all blocks, and its keys and values, which come behind those `seen` before."""
+        """Hidden states of one slot of all blocks, and its keys and values, to be appended to `seen`."""
         pair = self.pair(embedded, hidden)
         own = self.self_attn.keys_values(pair, positions)
         hidden = hidden + self.self_attn(pair, positions, join(*seen, own), mask)
@@ -132,7 +132,7 @@ class Eagle3(Drafter):
         return self.fc(features.to(self.fc.weight.dtype))
 
     def _pairs(self, fused: Tensor, following: Tensor, positions: Tensor, embed: Embed) -> KeysValues:
-        """Keys and values of the text's pairs at positions [B, R]: fused [B, R, D], the tokens behind them [B, R]."""
+        """Keys and values of pairs at positions [B, R]: fused features [B, R, D] and the tokens after them [B, R]."""
         return self.midlayer.self_attn.keys_values(self.midlayer.pair(embed(following), fused), positions)
 
     def _masks(self, start: Tensor, length: int, attention: str) -> Sequence[Tensor | BlockMask]:
@@ -151,6 +151,7 @@ class Eagle3(Drafter):
         text: KeysValues,
         anchors: Tensor,
         positions: Tensor,
+        *,
         embed: Embed,
         choose: Callable[[int, Tensor], Tensor],
         attention: str,
@@ -159,7 +160,7 @@ class Eagle3(Drafter):
 
         Args:
             fused [B, T, D], text: the fused features by position, and their pairs.
-            anchors, positions: [B, N] the anchor tokens and where they stand.
+            anchors, positions: [B, N] the anchor tokens and their positions.
             choose: (slot k from 0, its hidden states [B, N, D]) -> the tokens [B, N] that slot k + 1 reads.
 
         Returns:
@@ -181,7 +182,7 @@ class Eagle3(Drafter):
         """Fused features [B, T, D] and pairs of whole texts."""
         fused = self._fuse(features)
         positions = torch.arange(fused.shape[1], device=fused.device).expand(len(fused), -1)
-        # the last token has none behind it: its pair is wrong, and no block sees it
+        # no token follows the last one: its pair is wrong, and no block sees it
         return fused, self._pairs(fused, tokens.roll(-1, 1), positions, embed)
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
@@ -189,7 +190,8 @@ class Eagle3(Drafter):
         fused, text = self._texts(batch.tokens, batch.features, embed)
         anchors = batch.tokens.gather(1, batch.anchors)
         forced = lambda k, _: batch.drafts[..., k]  # noqa: E731
-        return self._unroll(fused, text, anchors, batch.anchors, embed, forced, self.attention)[0]
+        filled = self._unroll(fused, text, anchors, batch.anchors, embed=embed, choose=forced, attention=self.attention)
+        return filled[0]
 
     def redraft(
         self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
@@ -200,12 +202,10 @@ class Eagle3(Drafter):
             return head.tokens(head(hidden).argmax(-1))
 
         def unroll(part: Tensor) -> Tensor:
-            return self._unroll(fused, text, tokens.gather(1, part), part, embed, choose, self.attention)[1]
+            at = tokens.gather(1, part)
+            return self._unroll(fused, text, at, part, embed=embed, choose=choose, attention=self.attention)[1]
 
         return torch.cat([unroll(part) for part in anchors.split(blocks, 1)], 1)
-
-    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
-        return RaggedCache(rows, capacity, device)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         fused = self._fuse(features)
@@ -219,5 +219,5 @@ class Eagle3(Drafter):
         def choose(_: int, hidden: Tensor) -> Tensor:
             return head.tokens(propose(head(hidden)))
 
-        positions = state.lengths[:, None]
-        return self._unroll(fused, (keys, values), anchors[:, None], positions, embed, choose, "sdpa")[1][:, 0]
+        text, at, positions = (keys, values), anchors[:, None], state.lengths[:, None]
+        return self._unroll(fused, text, at, positions, embed=embed, choose=choose, attention="sdpa")[1][:, 0]

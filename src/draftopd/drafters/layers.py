@@ -32,30 +32,23 @@ class LayerSizes:
 
     @classmethod
     def of(cls, target: TargetShape, given: Mapping[str, float | None]) -> "LayerSizes":
-        """The target's sizes, except those that are given.
-
-        Raises:
-            DraftError: the heads cannot be built.
-        """
+        """The target's sizes, except those that are given; DraftError where the heads do not fit together."""
         own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(cls)}
         sizes = cls(**own | {name: value for name, value in given.items() if value is not None})
-        heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
-        if min(heads, kv_heads, head_dim) < 1 or heads % kv_heads or head_dim % 2:
-            raise DraftError(
-                f"drafter.num_attention_heads {heads} must be a multiple of drafter.num_key_value_heads {kv_heads}, "
-                f"and drafter.head_dim {head_dim} even"
-            )
+        heads, groups, width = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
+        if min(heads, groups, width) < 1 or heads % groups or width % 2:
+            raise DraftError(f"a drafter cannot have {heads} heads of head_dim {width} and {groups} key-value heads")
         return sizes
 
 
 @cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    """On GPUs it is a kernel only when it is compiled. Made on first use: torch's compiler takes a second to import."""
+    """A fused kernel on GPUs only when compiled; on first use, because torch's compiler takes a second to import."""
     return torch.compile(flex_attention)
 
 
 def join(*parts: KeysValues) -> KeysValues:
-    """Keys and values of several sets of positions, one behind the other."""
+    """Keys and values of several sets of positions, one after the other."""
     return torch.cat([keys for keys, _ in parts], 1), torch.cat([values for _, values in parts], 1)
 
 
@@ -77,7 +70,7 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention whose keys and values are made apart from its queries, so that they can be kept.
+    """Grouped-query attention; keys and values are computed separately from queries, so that they can be cached.
 
     Args:
         inputs: width of the rows that go in; those that come out have `sizes.hidden_size`.
@@ -108,24 +101,23 @@ class Attention(nn.Module):
         query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         query = self.rotary(query, positions).transpose(1, 2)
         keys, values = (states.transpose(1, 2) for states in seen)
-        out = (
-            self._flex(query, keys, values, mask)
-            if isinstance(mask, BlockMask)
-            else self._sdpa(query, keys, values, mask)
-        )
+        attend: Callable[..., Tensor] = self._flex if isinstance(mask, BlockMask) else self._sdpa
+        out = attend(query, keys, values, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     @staticmethod
     def _flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
         plain = query.device.type == "cpu" or torch.compiler.is_compiling()
         run: Any = flex_attention if plain else _compiled_flex_attention()
-        query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast does not know it and leaves norms wide
+        query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast leaves norms in float32
         return run(query, keys, values, block_mask=mask, enable_gqa=True)
 
     @staticmethod
     def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         grouped = query.device.type == "cpu"
-        if not grouped:  # on GPUs no fused kernel is sure to take a mask and grouped queries: else all scores are kept
+        if (
+            not grouped
+        ):  # a GPU's fused kernels may refuse a mask with grouped queries; without them all scores are stored
             groups = query.shape[1] // keys.shape[1]
             keys, values = (states.repeat_interleave(groups, 1) for states in (keys, values))
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
