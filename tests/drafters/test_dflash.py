@@ -71,11 +71,18 @@ def test_every_parameter_of_the_drafter_learns_and_none_of_the_target(target: Ta
         ({"block_size": 1}, "at least 2"),
         ({"block_size": 4, "layer_ids": [1, 4]}, r"must lie in 0\.\.3"),
         ({"block_size": 4, "draft_vocab_size": 1000}, "draft_vocab_size"),
+        ({"block_size": 4, "num_attention_heads": 3}, "3 heads of head_dim 8 and 2 key-value heads"),
     ],
 )
 def test_impossible_sizes_are_refused(target: Target, options, message):
     with pytest.raises(DraftError, match=message):
         DFlash(target.shape, num_layers=1, **options)
+
+
+@pytest.mark.parametrize("kind", ["sft", "eagle3_sft"])
+def test_sizes_of_layers_are_keys_of_the_config(command, capsys, kind: str):
+    assert command(f"experiment=smoke/{kind}", "drafter.head_dim=15", "logger=none") == 2
+    assert "a drafter cannot have 4 heads of head_dim 15" in capsys.readouterr().err
 
 
 def test_a_vocabulary_survives_its_offsets(target: Target):

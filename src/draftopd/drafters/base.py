@@ -69,7 +69,7 @@ class Drafter(nn.Module, ABC):
 
     @contextmanager
     def blocks_of(self, block_size: int) -> Iterator[None]:
-        """Drafts blocks of another size for a while; acceptance falls beyond the size of training."""
+        """Drafts blocks of another size for a while; acceptance falls beyond the trained size."""
         own, self.block_size = self.block_size, block_size
         try:
             yield
@@ -142,8 +142,10 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
-        """Adds features [B, R, F] of committed tokens, and the tokens [B, R] committed after each of them, after each
-        row's length; the caller advances `state.lengths`."""
+        """Adds features [B, R, F] of committed tokens after each row's length; the caller advances `state.lengths`.
+
+        `following` [B, R] are the tokens committed after each of them.
+        """
 
     @abstractmethod
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:

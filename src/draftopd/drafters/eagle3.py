@@ -190,8 +190,8 @@ class Eagle3(Drafter):
         fused, text = self._texts(batch.tokens, batch.features, embed)
         anchors = batch.tokens.gather(1, batch.anchors)
         forced = lambda k, _: batch.drafts[..., k]  # noqa: E731
-        filled = self._unroll(fused, text, anchors, batch.anchors, embed=embed, choose=forced, attention=self.attention)
-        return filled[0]
+        at, attention = batch.anchors, self.attention
+        return self._unroll(fused, text, anchors, at, embed=embed, choose=forced, attention=attention)[0]
 
     def redraft(
         self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int

@@ -115,9 +115,7 @@ class Attention(nn.Module):
     @staticmethod
     def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         grouped = query.device.type == "cpu"
-        if (
-            not grouped
-        ):  # a GPU's fused kernels may refuse a mask with grouped queries; without them all scores are stored
+        if not grouped:  # a fused GPU kernel may refuse a mask with grouped queries; then all scores would be stored
             groups = query.shape[1] // keys.shape[1]
             keys, values = (states.repeat_interleave(groups, 1) for states in (keys, values))
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
