@@ -10,7 +10,7 @@ only where the target's top two logits differ by less than 1e-4 in float64; each
 the whole vocabulary, so there a drafter with a reduced one is compared with ours run with the full head; it has no
 EAGLE-3, which vLLM alone judges. The last line printed is one JSON object; the exit code is 1 where it did not pass.
 
-`--break layer-offset` shows what the gate is for: the exported folder names every layer one too high. The linter's
+`--break layer-offset` shows what the gate is for: the exported folder names every layer one too high. The checks'
 findings on it are in the result beside the acceptance that was lost; then our note of what the drafter was trained to
 read is taken out, as folders of others have none, and nothing but acceptance tells the offset.
 """
@@ -31,7 +31,7 @@ from benchmarks.vllm_environment import ask_vllm
 
 from draftopd.checkpoints.checks import READS
 from draftopd.checkpoints.native import Restored, restore
-from draftopd.checkpoints.published import lint, published, write
+from draftopd.checkpoints.published import check_folder, published, write
 from draftopd.command import one_line_errors
 from draftopd.data.sources import encode
 from draftopd.drafters.dflash import DFlash
@@ -77,7 +77,7 @@ def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[
         findings = write(drafter, folder, layout, target)
         if args.broken:
             shift_layers(folder)
-            findings = list(lint(folder, target))
+            findings = list(check_folder(folder, target))
             drop_note(folder)
         if dflash:
             engines["transformers"] = by_transformers(target, published(folder, target), prompts, tokens)
@@ -87,7 +87,7 @@ def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[
         "drafter": type(drafter).__name__,
         "layout": layout,
         "broken": args.broken,
-        "linter": [f"{finding.severity}: {finding}" for finding in findings],
+        "findings": [f"{finding.severity}: {finding}" for finding in findings],
         "vllm_counters": answer["counters"],
         "versions": {"vllm": answer["version"], "transformers": transformers.__version__, "torch": torch.__version__},
         "commit": git_commit(),
@@ -107,7 +107,7 @@ def shift_layers(folder: Path) -> None:
 
 
 def drop_note(folder: Path) -> None:
-    """Makes a folder of ours one of another trainer's, to the linter: it has no note of what it was trained to read."""
+    """Makes a folder of ours one of another trainer's, to the checks: it has no note of what it was trained to read."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     del config[READS]

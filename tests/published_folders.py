@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from draftopd.checkpoints.published import lint, read, write
+from draftopd.checkpoints.published import check_folder, read, write
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
@@ -79,9 +79,9 @@ def refused(folder: Path, target: Target, expected: str) -> None:
         read(folder, target)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
-    findings = lint(folder, target)
+    findings = check_folder(folder, target)
     assert findings.errors
-    assert all(finding.what and finding.effect and finding.mend for finding in findings)
+    assert all(finding.what and finding.effect and finding.fix for finding in findings)
 
 
 def warned(before: Path, after: Path, target: Target, expected: str) -> None:

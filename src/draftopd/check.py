@@ -1,10 +1,10 @@
-"""The linter's command: `python -m draftopd.check folder=...`, with `target=...` for what it is to draft for."""
+"""The check command: `python -m draftopd.check folder=...`; `target=...` compares the drafter with its target."""
 
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from draftopd.checkpoints.published import lint
+from draftopd.checkpoints.published import check_folder
 from draftopd.command import CONFIG_DIR, one_line_errors, run_command
 from draftopd.console import quiet
 from draftopd.errors import DraftError
@@ -16,9 +16,9 @@ def report(config: DictConfig) -> None:
     Raises:
         DraftError: one of them is an error.
     """
-    findings = lint(config.folder, instantiate(config.target) if config.target else None)
+    findings = check_folder(config.folder, instantiate(config.target) if config.target else None)
     for finding in findings:
-        print(f"{finding.severity}: {finding.what}\n  goes wrong: {finding.effect}\n  mend: {finding.mend}")
+        print(f"{finding.severity}: {finding.what}\n  goes wrong: {finding.effect}\n  fix: {finding.fix}")
     errors = len(findings.errors)
     if errors:
         raise DraftError(f"{config.folder}: {errors} of {len(findings)} findings are errors")

@@ -20,7 +20,7 @@ def export(config: DictConfig) -> Path:
     """Writes a trained drafter as a published folder, and as an artifact of its MLflow run where one was named.
 
     Raises:
-        DraftError: nothing usable was named, or the linter refuses what would be written.
+        DraftError: nothing usable was named, or a check refuses what would be written.
     """
     source = find_checkpoint(config.run, config.logger)
     named = not Path(config.run).expanduser().exists()  # by an MLflow run id
@@ -36,7 +36,7 @@ def export(config: DictConfig) -> Path:
 
 
 def _drafter(source: Path, config: DictConfig) -> tuple[Target, Drafter, str]:
-    """With a name for it: the checkpoint's own, or the folder's."""
+    """And a name for it: the checkpoint's own, or the folder's."""
     if source.is_file():
         target, drafter, trained = restore_drafter(source)
         return target, drafter, trained.name

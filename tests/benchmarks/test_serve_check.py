@@ -144,7 +144,7 @@ def test_the_gate_ends_with_one_json_object(served, tmp_path: Path, capsys):
     assert not Path(asked["drafter"]).exists()
 
 
-def test_a_wrong_layer_offset_reaches_both_engines_and_the_linter_refuses_it(
+def test_a_wrong_layer_offset_reaches_both_engines_and_the_checks_refuse_it(
     served, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     run, asked = served
@@ -163,7 +163,7 @@ def test_a_wrong_layer_offset_reaches_both_engines_and_the_linter_refuses_it(
     assert asked["config"]["dflash_config"]["target_layer_ids"] == shifted
     assert read == [tuple(shifted)]
     assert report["broken"] == "layer-offset"
-    (refusal,) = [finding for finding in report["linter"] if finding.startswith("error")]
+    (refusal,) = [finding for finding in report["findings"] if finding.startswith("error")]
     assert f"lets the drafter read {{'layer_ids': {shifted}" in refusal
 
 

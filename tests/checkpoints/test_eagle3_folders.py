@@ -26,7 +26,7 @@ FAULTS = {
     "P-EAGLE": (P, tensor("mask_hidden", lambda _: torch.ones(96)), "unknown mask_hidden"),
     "transposed eagle fc": (B, tensor("fc.weight", lambda v: v.T.contiguous()), "fc.weight is transposed"),
     "fc of two": (P, tensor("fc.weight", lambda v: v[:, :64].contiguous()), "reads 2 layers, config.json names 3"),
-    "features alone": (
+    "only features": (
         B,
         tensor("midlayer.self_attn.k_proj.weight", lambda v: v[:, :32].contiguous()),
         "k_proj.weight [8, 32] instead of [8, 64]",
@@ -73,7 +73,7 @@ FAULTS = {
     "too many marks": (P, tensor("t2d", torch.ones_like), "t2d marks 100 tokens, d2t holds 40"),
     "another size": (B, put("draft_vocab_size", value=41), "lm_head.weight [40, 32] instead of [41, 32]"),
     "more than all": (B, put("draft_vocab_size", value=101), "draft_vocab_size 101 beside vocab_size 100"),
-    "no size": (A, put("draft_vocab_size"), "the target's head in the place of lm_head.weight"),
+    "no size": (A, put("draft_vocab_size"), "SGLang silently replaces lm_head.weight by the target's head"),
     "size left out": (A, put("draft_vocab_size", value=40), "lm_head.weight [100, 32] instead of [40, 32]"),
     # other drafters of the family
     "tied head": (A, put("tie_word_embeddings", value=True), "SGLang drafts from the embedding"),
@@ -117,8 +117,8 @@ def test_a_faulty_folder_is_refused_by_name(target, folders, tmp_path, fault):
 
 
 WARNINGS = {
-    "eagle's ids for SGLang": (A, put(AUX), f"{AUX} in eagle_config alone"),
-    "eagle's ids for vLLM": (A, put("eagle_config"), f"{AUX} at the top level alone"),
+    "eagle's ids for SGLang": (A, put(AUX), f"{AUX} only in eagle_config"),
+    "eagle's ids for vLLM": (A, put("eagle_config"), f"{AUX} only at the top level"),
     "vLLM's architecture": (
         A,
         put("architectures", value=["Eagle3LlamaForCausalLM"]),

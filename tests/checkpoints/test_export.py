@@ -1,4 +1,4 @@
-"""The commands export and lint, and training from a published folder; each in an empty folder."""
+"""The commands export and check, and training from a published folder; each in an empty folder."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_eagles_own_files_start_training_without_layer_ids_and_depth(command, tm
 
 
 @pytest.mark.slow
-def test_a_run_id_alone_says_where_to_and_gets_an_artifact(command, capsys, checkpoint, monkeypatch):
+def test_a_run_id_says_where_to_and_gets_an_artifact(command, capsys, checkpoint, monkeypatch):
     """The store is another test's, a slow one."""
     run, logged = "0123456789abcdef" * 2, []
     monkeypatch.setattr(export, "find_checkpoint", lambda *_: checkpoint)
@@ -110,7 +110,7 @@ def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_folder_is_converted_and_linted_for_its_target(command, tmp_path, capsys):
+def test_a_folder_is_converted_and_checked_for_its_target(command, tmp_path, capsys):
     assert command(*SMOKE, "logger=none") == 0
     assert command(f"run={last(tmp_path)}", "layout=zlab", "to=a", main=export.main) == 0
     assert command(f"run={last(tmp_path)}", "layout=safeai", "to=b", main=export.main) == 2
@@ -134,8 +134,8 @@ BAD = {
     "no run": (export.main, ["run=none.ckpt", "layout=zlab", "to=out"], "none.ckpt"),
     "no layout": (export.main, ["run=a.ckpt", "to=out"], "layout must be given"),
     "not a checkpoint": (export.main, ["run=text.ckpt", "layout=zlab", "to=out"], "not a checkpoint"),
-    "lint nothing": (check.main, ["folder=./nowhere"], "no drafter at './nowhere'"),
-    "lint what": (check.main, [], "folder must be given"),
+    "check nothing": (check.main, ["folder=./nowhere"], "no drafter at './nowhere'"),
+    "check what": (check.main, [], "folder must be given"),
     "train from nothing": (None, ["experiment=smoke/sft", "drafter=published", "drafter.path=./nowhere"], "./nowhere"),
     "train from what": (None, ["experiment=smoke/sft", "drafter=published"], "drafter.path must be given"),
     "train from an empty folder": (None, ["experiment=smoke/sft", "init_from=empty"], "no config.json"),

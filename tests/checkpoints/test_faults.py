@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from draftopd.checkpoints.published import lint, read
+from draftopd.checkpoints.published import check_folder, read
 from draftopd.errors import DraftError
 from published_folders import (
     changed,
@@ -38,7 +38,7 @@ Z, S, R = "dflash-zlab-None", "dflash-speculators-None", "dflash-zlab-40"
 FAULTS = {
     # the files
     "no config": (Z, lambda c, t, f: (f / "config.json").unlink(), "no config.json"),
-    "truncated weights": (Z, truncate, "no whole safetensors file"),
+    "truncated weights": (Z, truncate, "not a complete safetensors file"),
     "pickle": (Z, pickled, "pytorch_model.bin is a pickle"),
     "no weights": (Z, lambda c, t, f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "several files": (Z, lambda c, t, f: (f / "model.safetensors.index.json").write_text("{}"), "several files"),
@@ -140,8 +140,8 @@ def test_a_faulty_folder_is_refused_by_name(target, folders, tmp_path, fault):
 
 
 WARNINGS = {
-    "new rope alone": (Z, only_new_rope, "rope_theta stands in rope_parameters alone"),
-    "nested block size alone": (Z, put("block_size"), "block_size in dflash_config alone"),
+    "only the new rope": (Z, only_new_rope, "rope_theta is only in rope_parameters"),
+    "only a nested block size": (Z, put("block_size"), "block_size only in dflash_config"),
     "tied": (Z, put("tie_word_embeddings", value=True), "tie_word_embeddings"),
     "dtype": (Z, put("dtype", value="bfloat16"), "dtype is bfloat16"),
     "mixed dtypes": (Z, tensor("norm.weight", lambda v: v.to(torch.bfloat16)), "weights of bfloat16, float32"),
@@ -185,5 +185,5 @@ def test_no_pickle_is_opened(folders, tmp_path, monkeypatch):
 def test_the_targets_own_head_in_the_file_is_no_fault(target, folders, tmp_path):
     head = target.model.get_output_embeddings().weight.detach().clone()
     copy = changed(folders[Z], tmp_path, tensor("lm_head.weight", lambda _: head))
-    assert not lint(copy, target)
-    assert [finding.severity for finding in lint(copy)] == ["warning"]
+    assert not check_folder(copy, target)
+    assert [finding.severity for finding in check_folder(copy)] == ["warning"]

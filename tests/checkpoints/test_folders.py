@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from draftopd.checkpoints.files import load as load_files
-from draftopd.checkpoints.published import lint, load_published, published, read, write
+from draftopd.checkpoints.published import check_folder, load_published, published, read, write
 from draftopd.checkpoints.to_transformers import to_transformers
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
@@ -77,6 +77,6 @@ def test_a_hub_id_is_fetched_and_a_wrong_one_is_one_line(target, folders, monkey
 def test_a_place_without_a_drafter_is_one_line(tmp_path):
     with pytest.raises(DraftError, match="give a folder"):
         read(tmp_path / "nowhere")
-    findings: Any = lint(tmp_path)
+    findings: Any = check_folder(tmp_path)
     assert [finding.what for finding in findings] == ["no config.json", "no model.safetensors"]
     assert load_files(tmp_path, findings) is None

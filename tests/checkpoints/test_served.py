@@ -1,4 +1,4 @@
-"""An exported folder where it is served: in transformers' `generate`, and with a layer offset past the linter."""
+"""An exported folder where it is served: in transformers' `generate`, and with a layer offset past the checks."""
 
 import pytest
 import torch

@@ -40,7 +40,7 @@ def test_another_family_with_a_reduced_vocabulary_drafts_as_ours_with_the_full_h
 
 
 def hidden_states(target: Target, drafter: DFlash) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the drafts of one block behind a prompt [1, K, D]: transformers' model, and ours."""
+    """Of the drafts of one block after a prompt [1, K, D]: transformers' model, and ours."""
     ids = torch.tensor([PROMPTS[0]])
     _, features = target.read(ids[:, :-1], drafter.layer_ids)
     block = torch.full((1, drafter.block_size), drafter.mask_token_id)

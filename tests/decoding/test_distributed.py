@@ -21,7 +21,7 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.objectives.base import CrossEntropy
 from draftopd.objectives.block import DPace, ExpectedLength
-from draftopd.objectives.chunked import chunked_loss
+from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
 from draftopd.objectives.draft_opd import DraftOPD
 from draftopd.objectives.rows import flatten
 from draftopd.target.model import Target
@@ -119,12 +119,11 @@ def test_an_empty_share_gives_every_parameter_a_gradient_of_zero(target: Target,
         drafter = Eagle3(target.shape, block_size=4, layer_ids=EAGLE_LAYERS)
     size = target.shape.hidden_size
     batch = no_blocks(drafter.num_draft_tokens, len(drafter.layer_ids) * size, size)
-    hidden, judged = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
     head, rows = drafter.head(target.head), flatten(batch, None)
+    draft = DraftSide(head, drafter(batch, target.embed)[batch.valid], head.trained)
+    verified = TargetSide(target.head(), batch.target_hidden[batch.valid])
     coefficients = {name: torch.tensor(0.01) for name in objective.coefficients}
-    loss, terms = chunked_loss(
-        objective, rows, head, hidden, target.head(), judged, None, 64, coefficients, head.trained
-    )
+    loss, terms = chunked_loss(objective, rows, draft, verified, coefficients, 64)
     loss.backward()
     assert all(value.item() == 0 for value in (loss, *terms.values()))
     for name, parameter in drafter.named_parameters():

@@ -41,9 +41,9 @@ def test_default_layers_follow_the_published_rule(taps, layers, expected):
 def test_a_block_sees_features_strictly_before_its_anchor_and_no_other_block(target: Target, drafter: DFlash, batch):
     before = drafter(batch, target.embed)
     assert before.shape == (1, 2, 4, 32)
-    batch.features[:, 9:] += 1.0  # at and behind the second anchor
+    batch.features[:, 9:] += 1.0  # at and after the second anchor
     torch.testing.assert_close(drafter(batch, target.embed), before)
-    batch.features[:, 8] += 1.0  # strictly before the second anchor, behind the first
+    batch.features[:, 8] += 1.0  # strictly before the second anchor, after the first
     after = drafter(batch, target.embed)
     torch.testing.assert_close(after[:, 0], before[:, 0])
     assert not torch.allclose(after[:, 1], before[:, 1])
@@ -71,11 +71,18 @@ def test_every_parameter_of_the_drafter_learns_and_none_of_the_target(target: Ta
         ({"block_size": 1}, "at least 2"),
         ({"block_size": 4, "layer_ids": [1, 4]}, r"must lie in 0\.\.3"),
         ({"block_size": 4, "draft_vocab_size": 1000}, "draft_vocab_size"),
+        ({"block_size": 4, "num_attention_heads": 3}, "3 heads of head_dim 8 and 2 key-value heads"),
     ],
 )
 def test_impossible_sizes_are_refused(target: Target, options, message):
     with pytest.raises(DraftError, match=message):
         DFlash(target.shape, num_layers=1, **options)
+
+
+@pytest.mark.parametrize("kind", ["sft", "eagle3_sft"])
+def test_sizes_of_layers_are_keys_of_the_config(command, capsys, kind: str):
+    assert command(f"experiment=smoke/{kind}", "drafter.head_dim=15", "logger=none") == 2
+    assert "a drafter cannot have 4 heads of head_dim 15" in capsys.readouterr().err
 
 
 def test_a_vocabulary_survives_its_offsets(target: Target):

@@ -87,9 +87,9 @@ def test_impossible_sizes_are_refused(target: Target, options, message):
 
 
 def plain_pass(drafter: Eagle3, target: Target, batch: ReplayBatch, text: int, block: int) -> Tensor:
-    """Hidden states [K, D] of one block as the papers tell it: rows one behind the other, ordinary causal attention.
+    """Hidden states [K, D] of one block as in the papers: rows one after the other, ordinary causal attention.
 
-    Row p is (feature p, token p + 1) at position p; behind the last known feature the outputs are fed back.
+    Row p is (feature p, token p + 1) at position p; after the last known feature the outputs are fed back.
     """
     anchor, layer = int(batch.anchors[text, block]), drafter.midlayer
     tokens = [*batch.tokens[text, : anchor + 1].tolist(), *batch.drafts[text, block].tolist()]
@@ -140,7 +140,7 @@ def test_a_slot_reads_the_drafts_before_it_and_no_other_block(target: Target, ea
 
 def test_the_anchors_own_feature_is_not_seen(target: Target, eagle: Eagle3, batch: ReplayBatch):
     before = eagle(batch, target.embed)
-    batch.features[0, 9:] += 1.0  # at and behind the second anchor
+    batch.features[0, 9:] += 1.0  # at and after the second anchor
     torch.testing.assert_close(eagle(batch, target.embed), before)
     batch.features[0, 8] += 1.0
     after = eagle(batch, target.embed)

@@ -52,14 +52,14 @@ def test_a_trained_drafter_exercises_every_length_of_acceptance(target: Target, 
 
 def test_replay_of_unchanged_weights_gives_back_the_drafts(target: Target, eager_eagle: Eagle3):
     results = rollout(target, eager_eagle, PROMPTS, Decoding(24, 2), keep=True)
-    kept = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
-    again = target.replay(kept, eager_eagle.layer_ids)
+    stored = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+    again = target.replay(stored, eager_eagle.layer_ids)
     head = eager_eagle.head(target.head)
-    for batch in (kept, again):
+    for batch in (stored, again):
         with torch.no_grad():
             drafted = head.tokens(head(eager_eagle(batch, target.embed)).argmax(-1))
         assert torch.equal(drafted[batch.valid], batch.drafts[batch.valid])
-    rejected = kept.valid & (torch.arange(4) > kept.accepted[..., None])  # tails behind a first rejection
+    rejected = stored.valid & (torch.arange(4) > stored.accepted[..., None])  # tails after a first rejection
     assert rejected.any()
 
 

@@ -19,7 +19,7 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Distillation
-from draftopd.objectives.chunked import chunked_loss
+from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
 from draftopd.objectives.divergences import forward_kl
 from draftopd.objectives.draft_opd import DraftOPD
 from draftopd.objectives.rows import Rows, flatten
@@ -69,17 +69,17 @@ def test_chunks_have_the_gradients_of_all_logits_at_once(name: str, target: Targ
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(rows), head.weight.shape[1], generator=generator).requires_grad_()
     weight = (head.weight + torch.randn(head.weight.shape, generator=generator)).requires_grad_()
-    judged = batch.target_hidden[batch.valid]
+    states = batch.target_hidden[batch.valid]
     coefficients = {name: torch.tensor(0.3 * i) for i, name in enumerate(objective.coefficients, start=1)}
 
     def whole() -> Tensor:
-        numerators = objective.numerators(hidden @ weight.T, head(judged).log_softmax(-1), rows)
+        numerators = objective.numerators(hidden @ weight.T, head(states).log_softmax(-1), rows)
         return torch.stack([coefficients[name] * value.sum() for name, value in numerators.items()]).sum()
 
     expected = torch.autograd.grad(2.5 * whole(), [hidden, weight])
-    arguments = (objective, rows, lambda x: x @ weight.T, hidden, head, judged, None)
+    draft, verified = DraftSide(lambda x: x @ weight.T, hidden, [weight]), TargetSide(head, states)
     for chunk_rows in (9, 1000):
-        value, _ = chunked_loss(*arguments, chunk_rows, coefficients, [weight])
+        value, _ = chunked_loss(objective, rows, draft, verified, coefficients, chunk_rows)
         torch.testing.assert_close(value, whole(), rtol=1e-5, atol=1e-5)
         got = torch.autograd.grad(2.5 * value, [hidden, weight])
         for ours, theirs in zip(got, expected, strict=True):
@@ -144,7 +144,7 @@ def test_bfloat16_is_near_float32(target: Target, batch: ReplayBatch, kind: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_keeps_less(target: Target, batch: ReplayBatch, kind: str):
-    kept = []
+    saved = []
     for on in (False, True):
         drafter, storages = new_drafter(target, kind), {}
         drafter.gradient_checkpointing = on
@@ -155,8 +155,8 @@ def test_gradient_checkpointing_keeps_less(target: Target, batch: ReplayBatch, k
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             drafter(batch, target.embed)
-        kept.append(sum(tensor.untyped_storage().nbytes() for tensor in storages.values()))
-    assert kept[1] < 0.6 * kept[0]
+        saved.append(sum(tensor.untyped_storage().nbytes() for tensor in storages.values()))
+    assert saved[1] < 0.6 * saved[0]
 
 
 def test_an_unknown_attention_is_refused(target: Target):
@@ -174,15 +174,15 @@ def peak_and_gradient(name: str, chunk_rows: int, result: Path) -> None:
     torch.set_num_threads(1)
     rows, slots, size, draw = 1024, 8, 16, torch.Generator().manual_seed(0)
     slot, block = torch.arange(rows) % slots + 1, torch.arange(rows) // slots
-    kept = torch.randint(0, slots + 1, (rows,), generator=draw)[block]
+    accepted = torch.randint(0, slots + 1, (rows,), generator=draw)[block]
     draft, text = torch.randint(0, 151_936, (2, rows), generator=draw)
-    some = Rows(draft, text, slot, kept, block)
-    hidden, judged = torch.randn(2, rows, size, generator=draw)
+    some = Rows(draft, text, slot, accepted, block)
+    hidden, states = torch.randn(2, rows, size, generator=draw)
     head, objective = Head(torch.randn(151_936, size, generator=draw)), shipped(name)
     coefficients = {term: 1 / weights.sum() for term, weights in objective.denominators(some).items()}
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    arguments = (objective, some, head, hidden.requires_grad_(), head, judged, None)
-    chunked_loss(*arguments, chunk_rows, coefficients)[0].backward()
+    sides = DraftSide(head, hidden.requires_grad_()), TargetSide(head, states)
+    chunked_loss(objective, some, *sides, coefficients, chunk_rows)[0].backward()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.save({"bytes": peak - before, "gradient": hidden.grad}, result)
 
@@ -203,9 +203,9 @@ def test_chunks_take_a_quarter_of_the_memory(name: str, tmp_path: Path):
 
 
 def test_terms_without_rows(target: Target, batch: ReplayBatch):
-    """The other term trains as if alone; without any row nothing does."""
+    """The other term trains as if it were the only one; without any row nothing does."""
     accepted = replace(batch, accepted=batch.drafted)
-    objectives = {"both": DraftOPD(), "alone": Distillation(forward_kl, decay=None)}
+    objectives = {"both": DraftOPD(), "only": Distillation(forward_kl, decay=None)}
     modules = {k: DraftModule(target, new_drafter(target, "dflash"), o, torch.optim.SGD) for k, o in objectives.items()}
     got, expected = (loss_and_gradients(module, accepted) for module in modules.values())
     for name, value in expected.items():

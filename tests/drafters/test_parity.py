@@ -17,7 +17,7 @@ ANCHORS = [[6, 7, 11, 12], [3, 6, 7, 12]]  # of two texts; after each draft the 
 
 
 class Greedy:
-    """Proposes the most probable drafts, and keeps the logits that they came from."""
+    """Proposes the most probable drafts, and stores the logits that they came from."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
@@ -49,7 +49,7 @@ def any_drafter(request, target: Target) -> Drafter:
 
 @torch.no_grad()
 def decoded(target: Target, drafter: Drafter, tokens: Tensor, features: Tensor) -> tuple[ReplayBatch, Tensor]:
-    """Drafts at ANCHORS with one cache; what a step reads behind the next anchor is garbage, as after a rejection."""
+    """Drafts at ANCHORS with one cache; what a step reads after the next anchor is garbage, as after a rejection."""
     draw = torch.Generator().manual_seed(1)
     rows, width = tokens.shape[0], drafter.block_size
     anchors = torch.tensor(ANCHORS)
@@ -66,11 +66,11 @@ def decoded(target: Target, drafter: Drafter, tokens: Tensor, features: Tensor) 
         logits.append(torch.cat(propose.logits, 1))
         if n + 1 < anchors.shape[1]:
             slots = at[:, None] + torch.arange(width)
-            kept = (slots < anchors[:, n + 1, None])[..., None]
+            accepted = (slots < anchors[:, n + 1, None])[..., None]
             read = features[row[:, None], slots]
-            read = torch.where(kept, read, torch.randn(read.shape, generator=draw))
-            behind = torch.where(kept[..., 0], following[row[:, None], slots], 9)
-            drafter.extend(state, read, behind, target.embed)
+            read = torch.where(accepted, read, torch.randn(read.shape, generator=draw))
+            after = torch.where(accepted[..., 0], following[row[:, None], slots], 9)
+            drafter.extend(state, read, after, target.embed)
     traces = [
         Trace(tokens[i], 2, anchors[i], torch.stack([d[i] for d in drafts]), torch.zeros(len(anchors[i])).long())
         for i in range(rows)

@@ -51,7 +51,7 @@ def test_divergences_by_group_are_means_over_all_rows(target: Target, eager_draf
     assert batch.target_hidden is not None
     log_p = head(batch.target_hidden[batch.valid]).log_softmax(-1)
     log_q = head(eager_drafter(batch, target.embed)[batch.valid]).log_softmax(-1).detach()
-    groups = {"accepted": rows.slot <= rows.kept, "first_rejected": rows.first_rejected}
+    groups = {"accepted": rows.slot <= rows.num_accepted, "first_rejected": rows.first_rejected}
     groups["suffix"] = ~(groups["accepted"] | groups["first_rejected"])
     for values, kl in ((seen.forward_kl, forward_kl(log_p, log_q)), (seen.reverse_kl, reverse_kl(log_p, log_q))):
         wanted = {name: float(kl[mask].mean()) for name, mask in groups.items()}

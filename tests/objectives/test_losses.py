@@ -24,10 +24,10 @@ P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
 SHARP = torch.tensor([[0.8, 0.1, 0.1]])
 
 
-def rows(slot, kept, draft=None, text=None) -> Rows:
+def rows(slot, accepted, draft=None, text=None) -> Rows:
     draft = draft or [0] * len(slot)
     block = [sum(k == 1 for k in slot[: i + 1]) for i in range(len(slot))]
-    return Rows(*(torch.tensor(values) for values in (draft, text or draft, slot, kept, block)))
+    return Rows(*(torch.tensor(values) for values in (draft, text or draft, slot, accepted, block)))
 
 
 def mean(objective, draft, target, at: Rows) -> dict[str, float]:
@@ -225,21 +225,21 @@ def test_a_mix_is_the_convex_sum_of_its_objectives():
 
 def test_a_draft_vocabulary_leaves_the_gradient_of_reverse_kl_unchanged():
     torch.manual_seed(0)
-    target, kept = torch.randn(3, 9), torch.tensor([0, 2, 5, 6])
+    target, part = torch.randn(3, 9), torch.tensor([0, 2, 5, 6])
     draft = torch.randn(3, 4, requires_grad=True)
-    log_p, log_q = target.log_softmax(-1)[:, kept], draft.log_softmax(-1)
+    log_p, log_q = target.log_softmax(-1)[:, part], draft.log_softmax(-1)
     (full,) = torch.autograd.grad(reverse_kl(log_p, log_q).sum(), draft, retain_graph=True)
-    (restricted,) = torch.autograd.grad(reverse_kl(target[:, kept].log_softmax(-1), log_q).sum(), draft)
+    (restricted,) = torch.autograd.grad(reverse_kl(target[:, part].log_softmax(-1), log_q).sum(), draft)
     torch.testing.assert_close(full, restricted)
 
 
 def test_acceptance_over_a_draft_vocabulary_is_exact_when_p_keeps_its_mass():
     """A drafter without a token has q = 0 there, so the minimum over its own tokens is that over all."""
     torch.manual_seed(0)
-    target, kept = torch.randn(3, 9).softmax(-1), torch.tensor([0, 2, 5, 6])
+    target, part = torch.randn(3, 9).softmax(-1), torch.tensor([0, 2, 5, 6])
     q = torch.randn(3, 4).softmax(-1)
-    everywhere = torch.zeros(3, 9).index_copy(1, kept, q)
+    everywhere = torch.zeros(3, 9).index_copy(1, part, q)
     exact = torch.minimum(target, everywhere).sum(-1)
-    torch.testing.assert_close(acceptance(target[:, kept].log(), q.log()), exact)
-    renormalised = target[:, kept] / target[:, kept].sum(-1, keepdim=True)
+    torch.testing.assert_close(acceptance(target[:, part].log(), q.log()), exact)
+    renormalised = target[:, part] / target[:, part].sum(-1, keepdim=True)
     assert (acceptance(renormalised.log(), q.log()) > exact).all()

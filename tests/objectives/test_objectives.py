@@ -11,7 +11,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.dflash import DFlash
 from draftopd.objectives.base import Objective
-from draftopd.objectives.chunked import chunked_loss
+from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
 from draftopd.objectives.rows import Rows, flatten, log_mass
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, collate, text_blocks
@@ -33,10 +33,11 @@ def some_rows(blocks: int = 7) -> Rows:
     generator = torch.Generator().manual_seed(3)
     parts = []
     for block, size in enumerate([1, 4, 3, 4, 2, 4, 4][:blocks]):
-        kept = int(torch.randint(0, size + 1, (), generator=generator))
+        accepted = int(torch.randint(0, size + 1, (), generator=generator))
         draft, text = torch.randint(0, 6, (2, size), generator=generator)
-        text[:kept] = draft[:kept]
-        parts.append((draft, text, torch.arange(1, size + 1), torch.full((size,), kept), torch.full((size,), block)))
+        text[:accepted] = draft[:accepted]
+        slots, count, number = torch.arange(1, size + 1), torch.full((size,), accepted), torch.full((size,), block)
+        parts.append((draft, text, slots, count, number))
     rows = Rows(*(torch.cat(values) for values in zip(*parts, strict=True)))
     rows.text[2] = -1
     return rows
@@ -47,13 +48,13 @@ def test_rows_know_their_tokens_and_blocks(batch: ReplayBatch):
     rows, m = flatten(batch, head_index), 0
     for b, n in itertools.product(range(len(batch.tokens)), range(batch.anchors.shape[1])):
         for k in range(1, int(batch.drafted[b, n]) + 1):
-            at, kept = int(batch.anchors[b, n]) + k, int(batch.accepted[b, n])
+            at, accepted = int(batch.anchors[b, n]) + k, int(batch.accepted[b, n])
             inside = at < int(batch.lengths[b])
             assert rows.text[m] == (int(batch.tokens[b, at]) - 3 if inside else -1)
             assert rows.draft[m] == int(batch.drafts[b, n, k - 1]) - 3
-            assert (rows.slot[m], rows.kept[m]) == (k, kept)
-            assert rows.accepted[m] == (k <= kept)
-            assert rows.first_rejected[m] == (k == kept + 1)
+            assert (rows.slot[m], rows.num_accepted[m]) == (k, accepted)
+            assert rows.accepted[m] == (k <= accepted)
+            assert rows.first_rejected[m] == (k == accepted + 1)
             m += 1
     assert m == len(rows)
     torch.testing.assert_close(rows.text[rows.accepted], rows.draft[rows.accepted])
@@ -124,9 +125,9 @@ def numerators_and_gradient(
 ) -> tuple[dict[str, Tensor], Tensor]:
     mine = hidden[0].clone().requires_grad_()
     mass = log_mass(lambda x: head(x), hidden[1], 3) + 0.5 if objective.whole_vocabulary else None
-    target = hidden[1] if objective.needs_target else None
+    draft, target = DraftSide(head, mine), TargetSide(head, hidden[1], mass) if objective.needs_target else None
     coefficients = {name: torch.tensor(i + 0.5) for i, name in enumerate(objective.coefficients)}
-    loss, sums = chunked_loss(objective, rows, head, mine, head, target, mass, chunk_rows, coefficients)
+    loss, sums = chunked_loss(objective, rows, draft, target, coefficients, chunk_rows)
     torch.testing.assert_close(loss, torch.stack([coefficients[name] * value for name, value in sums.items()]).sum())
     (gradient,) = torch.autograd.grad(loss, mine)
     return sums, gradient
@@ -191,16 +192,16 @@ def test_the_whole_head_is_counted(target: Target, batch: ReplayBatch):
 
 
 def test_the_exact_acceptance_length_is_that_of_an_enumeration():
-    """Every sequence of sampled drafts, each kept with probability min(1, p / q)."""
+    """Every sequence of sampled drafts, each accepted with probability min(1, p / q)."""
     table = start(contexts=1, slots=3, vocabulary=3)
     p, q = table.log_p[0].exp(), table.logits[0].softmax(-1)
     expected = 0.0
     for drafts in itertools.product(range(3), repeat=3):
         chance = float(torch.stack([q[k, v] for k, v in enumerate(drafts)]).prod())
-        kept = [float((p[k, v] / q[k, v]).clamp(max=1)) for k, v in enumerate(drafts)]
+        accept = [float((p[k, v] / q[k, v]).clamp(max=1)) for k, v in enumerate(drafts)]
         for r in range(4):
-            stop = 1 - kept[r] if r < 3 else 1.0
-            expected += chance * float(torch.tensor(kept[:r]).prod()) * stop * (r + 1)
+            stop = 1 - accept[r] if r < 3 else 1.0
+            expected += chance * float(torch.tensor(accept[:r]).prod()) * stop * (r + 1)
     assert acceptance_length(table.alpha) == pytest.approx(expected, rel=1e-5)
     assert acceptance_length(Table(table.log_p, table.log_p).alpha) == pytest.approx(4.0)
 

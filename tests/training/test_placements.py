@@ -66,7 +66,7 @@ def test_scattered_rejected_drafts_are_the_rollouts_own_and_judged_alike(target:
     for batch in (true, moved):
         rows = flatten(batch, None)
         at = ~rows.accepted
-        kinds.append((rows.slot[at], rows.kept[at], rows.draft[at], batch.target_hidden[batch.valid][at]))  # type: ignore[index]
+        kinds.append((rows.slot[at], rows.num_accepted[at], rows.draft[at], batch.target_hidden[batch.valid][at]))  # type: ignore[index]
     for own, other in zip(*kinds, strict=True):
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
 

@@ -1,1 +1,1 @@
-"""Drafters on disk: our own checkpoints, and the layouts in which others publish. Nothing pickled is ever loaded."""
+"""Drafters on disk: our own checkpoints, and the layouts of others. Nothing pickled is ever loaded."""

@@ -11,13 +11,14 @@ from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 
+Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-SILENT = "SGLang serves random weights in their place without a word"
-MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT}, vLLM what its memory held"}
+SILENT = "SGLang silently serves random weights in their place"
+MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT}, vLLM whatever its memory held"}
 LOADING = "vLLM and SGLang stop while loading it"
-# part of a tensor's name -> what gives its shape; the first one that fits
+# part of a tensor's name -> the keys that give its shape; the first match counts
 SIZES = {
     "self_attn": "num_attention_heads, num_key_value_heads and head_dim",
     "mlp.": "intermediate_size",
@@ -45,28 +46,22 @@ def check(contents: Contents, spec: DrafterSpec, layout: Layout, findings: Findi
 
 
 def lent(spec: DrafterSpec) -> tuple[str, ...]:
-    """What is the target's; a published drafter may carry it all the same."""
+    """Tensors that are the target's; a published drafter may carry copies."""
     return (EMBEDDING,) if spec.kind is Eagle3 else (EMBEDDING, HEAD)
 
 
-def _optional(spec: DrafterSpec) -> dict[str, tuple[int, ...]]:
+def _optional(spec: DrafterSpec) -> Shapes:
     size, whole = spec.shape.hidden_size, spec.shape.vocab_size
     draft = spec.draft_vocab_size or whole
     return {EMBEDDING: (whole, size), HEAD: (draft, size), "d2t": (draft,), "t2d": (whole,)}
 
 
-def _names(
-    tensors: dict[str, Tensor],
-    spec: DrafterSpec,
-    layout: Layout,
-    expected: dict[str, tuple[int, ...]],
-    findings: Findings,
-) -> None:
+def _names(tensors: dict[str, Tensor], spec: DrafterSpec, layout: Layout, expected: Shapes, findings: Findings) -> None:
     missing = [name for name in expected if name not in tensors]
     if missing == [HEAD]:
         findings.error(
             f"no {HEAD}: an EAGLE-3 drafter has a head of its own",
-            "SGLang drafts from random rows without a word, vLLM from the target's",
+            "SGLang silently drafts from random rows, vLLM from the target's",
             "copy it from the checkpoint",
         )
     elif missing:
@@ -75,13 +70,13 @@ def _names(
     if extra:
         findings.error(
             f"unknown {_list(extra)}",
-            "SGLang drops unknown names without a word, vLLM stops",
+            "SGLang silently drops unknown names, vLLM stops",
             f"drop them, or take a plain {spec.kind.__name__} drafter",
         )
 
 
 def _renaming(tensors: dict[str, Tensor], layout: Layout) -> str:
-    """How to mend missing names, by what stands there instead."""
+    """How to fix missing names, from the names found instead."""
     if any(name.startswith(("model.", "encoder.")) for name in tensors):
         return "strip the prefix model., and call encoder.fc fc and encoder.output_norm_enc hidden_norm"
     if layout.kind is Eagle3 and any(name.startswith(("layers.0.", "midlayer.")) for name in tensors):
@@ -89,9 +84,7 @@ def _renaming(tensors: dict[str, Tensor], layout: Layout) -> str:
     return "copy them from the checkpoint"
 
 
-def _shapes(
-    tensors: dict[str, Tensor], spec: DrafterSpec, expected: dict[str, tuple[int, ...]], findings: Findings
-) -> None:
+def _shapes(tensors: dict[str, Tensor], spec: DrafterSpec, expected: Shapes, findings: Findings) -> None:
     for name, shape in expected.items():
         found = tuple(tensors[name].shape) if name in tensors else shape
         if name == "fc.weight" and found == shape[::-1] != shape:
@@ -156,7 +149,7 @@ def _values(weights: dict[str, Tensor], findings: Findings) -> None:
     elif HEAD in weights and not weights[HEAD].any():
         findings.error(
             f"{HEAD} is all zero: it was never trained",
-            "vLLM and SGLang draft one and the same token always",
+            "vLLM and SGLang always draft the same token",
             "export a trained drafter",
         )
 
@@ -166,10 +159,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def check_vocabulary(tensors: dict[str, Tensor], spec: DrafterSpec, layout: Layout, findings: Findings) -> None:
-    """
-    Args:
-        tensors: of the right shapes.
-    """
+    """Of tensors that have the right shapes."""
     draft, d2t, t2d = spec.draft_vocab_size, tensors.get("d2t"), tensors.get("t2d")
     if draft is None:
         if (d2t is not None and d2t.any()) or (t2d is not None and not t2d.all()):
@@ -178,7 +168,7 @@ def check_vocabulary(tensors: dict[str, Tensor], spec: DrafterSpec, layout: Layo
     absent = [name for name in layout.reduced if name not in tensors]
     again = "export it again with its target"
     if d2t is None:
-        effect = "speculators fills in zeros, vLLM and SGLang take draft ids for token ids, without a word"
+        effect = "speculators fills in zeros, vLLM and SGLang silently take draft ids for token ids"
         findings.error(f"draft_vocab_size {draft} without {', '.join(absent)}", effect, again)
         return
     if "t2d" in absent and layout.name == "speculators":
@@ -210,7 +200,7 @@ def _offsets(d2t: Tensor, t2d: Tensor | None, spec: DrafterSpec, findings: Findi
     if not d2t.any():
         findings.error(
             "d2t is all zero",
-            f"it was never filled: vLLM and SGLang take draft ids for token ids, the first {len(d2t)} alone",
+            f"it was never filled: vLLM and SGLang take draft ids for token ids, only the first {len(d2t)}",
             "write target id minus draft id, or export it again with its target",
         )
     elif ids.min() < 0 or ids.max() >= spec.shape.vocab_size or not (ids.diff() > 0).all():
@@ -224,7 +214,7 @@ def _offsets(d2t: Tensor, t2d: Tensor | None, spec: DrafterSpec, findings: Findi
         findings.error(
             f"t2d marks {int(t2d.bool().sum())} tokens, d2t holds {len(d2t)}",
             "speculators stops",
-            "write t2d anew: true at draft id + d2t of every draft id",
+            "write t2d again: true at draft id + d2t of every draft id",
         )
     elif t2d is not None and not torch.equal(t2d.bool().nonzero()[:, 0], ids):
         findings.error(

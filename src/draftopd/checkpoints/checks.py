@@ -1,6 +1,6 @@
-"""The linter: what is wrong with a published drafter, before an engine serves it badly without a word.
+"""What is wrong with a published drafter, told before an engine silently serves it badly.
 
-Names and conventions that the checks rest on: vLLM 0.32 `qwen3_dflash.py`, `llama_eagle3.py`, `gpu_model_runner.py`,
+The checks follow the names and conventions of vLLM 0.32 `qwen3_dflash.py`, `llama_eagle3.py`, `gpu_model_runner.py`,
 SGLang `models/dflash.py`, `models/llama_eagle3.py`, z-lab `model.py`, SafeAI `cnets.py`, speculators 0.9,
 transformers 5.
 """
@@ -29,7 +29,7 @@ LAYER_IDS: dict[Kind, str] = {
     Eagle3: "write those of eagle_config as 0-based layer outputs, all others as these plus one",
 }
 
-BEYOND = "SGLang refuses it, vLLM and transformers hand over too few features for fc, or stop"
+BEYOND = "SGLang refuses it, vLLM and transformers pass too few features to fc, or stop"
 STOP = "vLLM, SGLang and transformers do not compare it: shapes do not fit and they stop"
 SILENT = "vLLM, SGLang and transformers do not compare it: acceptance falls and nothing fails"
 GIVE = "give the target that it was trained for"
@@ -37,10 +37,10 @@ EFFECTS = {"hidden_size": STOP, "vocab_size": SILENT, "num_target_layers": SILEN
 
 
 def inspect(contents: Contents, findings: Findings, target: Target | None = None) -> tuple[Layout, DrafterSpec] | None:
-    """Adds every fault to `findings`; gives back layout and spec where both can be told.
+    """Adds every fault to `findings`; returns layout and spec where both are known.
 
     Args:
-        target: what the drafter is to draft for; without it nothing is compared with one.
+        target: compared with the drafter, where it is given.
     """
     config = contents.config
     layout = next((layout for layout in LAYOUTS if layout.recognises(config)), None)
@@ -49,7 +49,7 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
         findings.error(
             f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor an EAGLE-3 one (SafeAI's, or "
             "speculators')",
-            "vLLM and SGLang build another model from these names, which here is not built",
+            "vLLM and SGLang build another model from these names, which is not supported here",
             f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash or eagle3",
         )
         return None
@@ -88,7 +88,7 @@ def _vocabulary_sizes(spec: DrafterSpec, findings: Findings) -> None:
     if not 0 <= mask < whole:
         findings.error(
             f"mask_token_id {mask} is outside the table of {whole} rows",
-            "vLLM, SGLang and transformers stop or read a row that is not there",
+            "vLLM, SGLang and transformers stop or read a row that does not exist",
             "write the token that the drafter was trained with",
         )
     if spec.block_size < 2:
@@ -102,7 +102,7 @@ def _layer_ids(spec: DrafterSpec, findings: Findings) -> None:
     if min(ids) < 0:
         findings.error(
             f"layer ids {ids} hold {min(ids)}",
-            "vLLM and SGLang meet no such layer and hand over too few features, z-lab's code counts it from the end",
+            "vLLM and SGLang find no such layer and pass too few features, z-lab's code counts it from the end",
             LAYER_IDS[spec.kind],
         )
     if sorted(set(ids)) != ids:
@@ -113,11 +113,7 @@ def _layer_ids(spec: DrafterSpec, findings: Findings) -> None:
         )
     if depth is not None and ids[-1] >= depth:
         hint = " (is that the number of ids, as TorchSpec writes it?)" if depth == len(ids) else ""
-        findings.error(
-            f"layer id {ids[-1]} of a target of {depth} layers{hint}",
-            BEYOND,
-            LAYER_IDS[spec.kind],
-        )
+        findings.error(f"layer id {ids[-1]} of a target of {depth} layers{hint}", BEYOND, LAYER_IDS[spec.kind])
     elif depth is not None and ids[-1] == depth - 1:
         findings.warning(
             f"layer id {ids[-1]} is the target's last layer",
@@ -146,7 +142,7 @@ def _target(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, findi
     if spec.shape.mask_token_id >= target.embed_rows:
         findings.error(
             f"mask_token_id {spec.shape.mask_token_id} is outside the target's {target.embed_rows} rows",
-            "vLLM, SGLang and transformers look it up in the target's embedding, where it is not, and stop",
+            "vLLM, SGLang and transformers look it up in the target's embedding, which lacks it, and stop",
             f"{GIVE}, or write the mask token that it was trained with",
         )
     if not findings.errors:
@@ -154,7 +150,7 @@ def _target(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, findi
 
 
 def _lent(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, findings: Findings) -> None:
-    """What the drafter borrows from its target must be the target's where the file carries it all the same."""
+    """Copies in the file of what the drafter borrows must equal the target's."""
     head = target.model.get_output_embeddings().weight
     if spec.draft_vocab_size is not None:
         head = head[(tensors["d2t"].long() + torch.arange(spec.draft_vocab_size)).to(head.device)]
@@ -164,7 +160,7 @@ def _lent(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, finding
         if name in tensors and not torch.allclose(tensors[name].float(), own, rtol=1e-2, atol=1e-3):
             findings.error(
                 f"{name} is not the target's",
-                "vLLM uses it, SGLang drops it, here the target's is lent",
+                "vLLM uses it, SGLang drops it, here the target's is used",
                 "it was trained with an embedding or head of its own: not supported",
             )
 
@@ -173,23 +169,20 @@ READS = "trained_to_read"
 
 
 def note_reads(drafter: Drafter) -> dict[str, Any]:
-    """What a drafter was trained to read, noted a second time in config.json, in words of no engine.
+    """What a drafter was trained to read, repeated in config.json under a key that no engine reads.
 
     A layer offset between two conventions leaves a config.json in which every key that engines read is valid
-    (vllm#40727): without a witness nothing but lost acceptance tells it. Folders of others have none.
+    (vllm#40727): without this key only lost acceptance shows it. Folders of others lack the key.
     """
     return {READS: drafter.reads}
 
 
 def check_reads(config: dict[str, Any], drafter: Drafter, findings: Findings) -> None:
-    """
-    Args:
-        drafter: as the other keys of config.json describe it.
-    """
+    """Compares that key with the drafter that the other keys of config.json describe."""
     noted = config.get(READS)
     if noted is not None and noted != drafter.reads:
         findings.error(
             f"config.json lets the drafter read {drafter.reads}, it was trained to read {noted}",
             "it gets other features than it was trained on: acceptance falls and nothing fails (vllm#40727)",
-            "write the first as they were, or export it again",
+            "change the first back, or export it again",
         )

@@ -5,28 +5,34 @@ from typing import Any
 from draftopd.checkpoints.findings import Findings
 
 OTHER = "take another drafter"
-UNREAD = "engines pass over it, an export from here copies it"
+UNREAD = "engines ignore it, an export from here copies it"
 ROPES = ("rope_parameters", "rope_scaling")
 
 
 def names(value: Any) -> list[str]:
-    """The names in a list, or a single one; of anything else none."""
+    """The names in a list, or a single name; none for anything else."""
     values = value if isinstance(value, list) else [value]
     return [name for name in values if isinstance(name, str)]
 
 
 def architectures(key: str, value: Any, effect: str, findings: Findings) -> tuple[str, ...]:
-    """The target's, where the layout names them."""
+    """The target's architectures, where the layout names them."""
     if value is not None and not (isinstance(value, list) and len(names(value)) == len(value)):
         findings.error(f"{key} is {value!r}", effect, "write the list that the target's config.json has")
     return tuple(names(value))
+
+
+def named_target(config: dict[str, Any], findings: Findings) -> tuple[str | None, tuple[str, ...]]:
+    """Its name and architectures, where a layout has both at the top level."""
+    key = "target_architectures"
+    return config.get("target_name_or_path"), architectures(key, config.get(key), UNREAD, findings)
 
 
 def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = None) -> float:
     """The base of the rotary embedding from either schema or both; 0 after an error.
 
     Args:
-        default: what every engine takes where there is none, if they agree.
+        default: what all engines take where none is given, if they agree.
     """
     new, scaling = (raw.get(key) or {} for key in ROPES)
     if not (isinstance(new, dict) and isinstance(scaling, dict)):
@@ -36,15 +42,15 @@ def rope_theta(raw: dict[str, Any], findings: Findings, default: float | None = 
         )
         return 0.0
     if any(isinstance(value, dict) for value in new.values()):
-        findings.error("rope_parameters differ by kind of layer", "one rope for all layers is built here", OTHER)
+        findings.error("rope_parameters differ by kind of layer", "only one rope for all layers is supported", OTHER)
         return 0.0
     kinds = {str(table.get("rope_type", table.get("type", "default"))) for table in (new, scaling)} - {"default"}
     if kinds:
-        findings.error(f"rope type {', '.join(sorted(kinds))}", "only plain rope is built here", OTHER)
+        findings.error(f"rope type {', '.join(sorted(kinds))}", "only plain rope is supported here", OTHER)
     for place in (raw, new):
         if place.get("partial_rotary_factor", 1) != 1:
             factor = place["partial_rotary_factor"]
-            findings.error(f"partial_rotary_factor {factor}", "speculators ignored it, we lack it", OTHER)
+            findings.error(f"partial_rotary_factor {factor}", "speculators ignored it, it is not supported here", OTHER)
     return _theta(raw.get("rope_theta"), new.get("rope_theta"), default, findings)
 
 
@@ -72,7 +78,7 @@ def _theta(top: Any, nested: Any, default: float | None, findings: Findings) -> 
         )
     elif top is None:
         findings.warning(
-            "rope_theta stands in rope_parameters alone",
+            "rope_theta is only in rope_parameters",
             "transformers 4, which z-lab's code pins, takes 10000 instead",
             "write it at the top level too",
         )
@@ -80,7 +86,7 @@ def _theta(top: Any, nested: Any, default: float | None, findings: Findings) -> 
 
 
 def agreed(key: str, places: dict[str, Any], effect: str, findings: Findings) -> int | None:
-    """The number of a key that may stand in several places of config.json."""
+    """The number under a key that may be in several places of config.json."""
     given = {place: value for place, value in places.items() if value is not None}
     wrong = [value for value in given.values() if isinstance(value, bool) or not isinstance(value, int)]
     if not given or wrong:
@@ -94,7 +100,7 @@ def agreed(key: str, places: dict[str, Any], effect: str, findings: Findings) ->
 
 
 def numbers(key: str, value: Any, findings: Findings) -> list[int]:
-    """A list of layer ids, or none."""
+    """A list of layer ids; empty after an error."""
     if isinstance(value, list) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         return value
     findings.error(
@@ -106,7 +112,7 @@ def numbers(key: str, value: Any, findings: Findings) -> list[int]:
 
 
 def depth(key: str, config: dict[str, Any], findings: Findings) -> int | None:
-    """A number of layers that may be left out."""
+    """A number of layers; None where it is left out, or after an error."""
     value = config.get(key)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
@@ -115,7 +121,7 @@ def depth(key: str, config: dict[str, Any], findings: Findings) -> int | None:
 
 
 def outputs(before: list[int], key: str, whose: str, findings: Findings) -> list[int]:
-    """0-based layer outputs from ids that count the hidden states before a layer; none after an error."""
+    """0-based layer outputs from ids that count the hidden states before a layer; empty after an error."""
     if 0 in before:
         findings.error(
             f"{key} {before} holds 0, the embedding's output",

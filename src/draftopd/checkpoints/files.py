@@ -26,7 +26,7 @@ class Contents:
 
 
 def locate(path: str | Path) -> Path:
-    """A folder as it is; a hub id fetched into the hub's cache.
+    """The folder itself, or the hub's cache folder of a hub id, fetched.
 
     Raises:
         DraftError: neither.
@@ -46,7 +46,7 @@ def locate(path: str | Path) -> Path:
 
 
 def load(folder: Path, findings: Findings) -> Contents | None:
-    """The files of a folder; what is wrong with them goes into `findings`."""
+    """The files of a folder; faults go into `findings`."""
     config = _config(folder, findings)
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     weights = folder / WEIGHTS
@@ -63,7 +63,7 @@ def load(folder: Path, findings: Findings) -> Contents | None:
             f"have its publisher save it as {WEIGHTS}",
         )
     elif (folder / f"{WEIGHTS}.index.json").exists():
-        findings.error("weights in several files", "one file is read here", f"save them as one {WEIGHTS}")
+        findings.error("weights in several files", "only one file is read here", f"save them as one {WEIGHTS}")
     elif not weights.exists():
         findings.error(f"no {WEIGHTS}", "there is nothing to load", "copy it beside config.json")
     if findings.errors or config is None:
@@ -73,7 +73,7 @@ def load(folder: Path, findings: Findings) -> Contents | None:
             return Contents(config, {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         findings.error(
-            f"{WEIGHTS} is no whole safetensors file ({' '.join(str(error).split())[:80]})",
+            f"{WEIGHTS} is not a complete safetensors file ({' '.join(str(error).split())[:80]})",
             "it was cut short, or is a Git LFS pointer",
             "fetch it again",
         )
@@ -104,7 +104,7 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
         )
         return None
     except ValueError as error:
-        findings.error(f"{CONFIG} is not JSON ({error})", STOP, "mend the place named, or export or fetch it again")
+        findings.error(f"{CONFIG} is not JSON ({error})", STOP, "fix the place named, or export or fetch it again")
         return None
     if isinstance(config, dict):
         return config

@@ -1,4 +1,4 @@
-"""What the linter says of a published folder."""
+"""What the checks of a published folder found."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,18 +13,18 @@ class Finding:
     what: str
     effect: str
     """what would go wrong, and in which engine"""
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.effect}): {self.mend}"
+        return f"{self.what} ({self.effect}): {self.fix}"
 
 
 class Findings(list[Finding]):
-    def error(self, what: str, effect: str, mend: str) -> None:
-        self.append(Finding("error", what, effect, mend))
+    def error(self, what: str, effect: str, fix: str) -> None:
+        self.append(Finding("error", what, effect, fix))
 
-    def warning(self, what: str, effect: str, mend: str) -> None:
-        self.append(Finding("warning", what, effect, mend))
+    def warning(self, what: str, effect: str, fix: str) -> None:
+        self.append(Finding("warning", what, effect, fix))
 
     @property
     def errors(self) -> list[Finding]:

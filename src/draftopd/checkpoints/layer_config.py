@@ -1,5 +1,6 @@
-"""What config.json says in every layout: the sizes of the drafter's layers, in the words of transformers."""
+"""What every layout's config.json has: the sizes of the drafter's layers, named as in transformers."""
 
+from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,17 +11,14 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.drafters.layers import LayerSizes
 from draftopd.target.head import TargetShape
 
-# keys that are handed to transformers, which fills in what a published file may leave out as its default
+SIZES = tuple(field.name for field in fields(LayerSizes) if field.name != "rope_theta")  # rope has two schemas
+# keys passed to transformers, whose defaults a published file may leave out
 KEYS = (
-    "hidden_size",
-    "intermediate_size",
+    *SIZES,
     "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
     "vocab_size",
     "max_position_embeddings",
     "hidden_act",
@@ -30,31 +28,18 @@ KEYS = (
     "use_sliding_window",
     "max_window_layers",
 )
-COUNTS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-LARGEST = 2**20  # beyond any model's; three of these multiplied still fit a tensor's size
+COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name not in ("head_dim", "rms_norm_eps")]
+LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
 
 
 def sizes(spec: DrafterSpec) -> dict[str, Any]:
     """The keys that all of transformers' decoders share."""
-    shape = spec.shape
     return {
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
+        **{name: spec.sizes[name] for name in SIZES},
         "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": shape.num_attention_heads,
-        "num_key_value_heads": shape.num_key_value_heads,
-        "head_dim": shape.head_dim,
-        "rms_norm_eps": shape.rms_norm_eps,
         "max_position_embeddings": spec.max_position_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.shape.rope_theta},
     }
 
 
@@ -104,13 +89,13 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
         )
         return None
     if config.hidden_act != "silu":
-        findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run silu alone", OTHER)
+        findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run only silu", OTHER)
     if config.attention_bias:
-        findings.error("attention_bias is true", "layers with biases are not built here", OTHER)
+        findings.error("attention_bias is true", "layers with biases are not supported here", OTHER)
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         findings.error(
             "layer_types holds sliding_attention",
-            "vLLM and SGLang make those layers causal in a block, transformers does not, and here they are not built",
+            "vLLM and SGLang make those layers causal in a block, transformers does not, here they are not supported",
             "take a drafter whose layers all are full_attention",
         )
     if raw.get("tie_word_embeddings"):
@@ -128,7 +113,7 @@ def _tied(kind: Kind, findings: Findings) -> None:
     if kind is Eagle3:
         findings.error(
             "tie_word_embeddings is true",
-            "SGLang drafts from the embedding and drops lm_head.weight without a word",
+            "SGLang drafts from the embedding and silently drops lm_head.weight",
             "set it to false",
         )
     else:
@@ -148,21 +133,16 @@ def spec(
     block_size: int,
     layer_ids: list[int],
     target_layers: int | None,
-    target_name: str | None,
-    target_architectures: tuple[str, ...],
+    target: tuple[str | None, tuple[str, ...]],
     mask_token_id: int = 0,
 ) -> DrafterSpec:
-    """What was parsed, in one piece; `config` is the whole file."""
+    """The parsed values as one spec; `config` is the whole file, `target` a name and architectures."""
     draft = config.get("draft_vocab_size")
+    sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES} | {"head_dim": head_dim(base)}
     shape = TargetShape(
-        hidden_size=base.hidden_size,
-        num_layers=target_layers or max(layer_ids) + 1,
-        num_attention_heads=base.num_attention_heads,
-        num_key_value_heads=base.num_key_value_heads,
-        head_dim=head_dim(base),
-        intermediate_size=base.intermediate_size,
-        rms_norm_eps=base.rms_norm_eps,
+        **sizes,
         rope_theta=rope_theta,
+        num_layers=target_layers or max(layer_ids) + 1,
         vocab_size=base.vocab_size,
         mask_token_id=mask_token_id,
     )
@@ -175,8 +155,8 @@ def spec(
         target_layers=target_layers,
         draft_vocab_size=None if draft == base.vocab_size else draft,
         max_position_embeddings=base.max_position_embeddings,
-        target_name=target_name,
-        target_architectures=target_architectures,
+        target_name=target[0],
+        target_architectures=target[1],
         target_fingerprint=config.get("target_fingerprint"),
     )
 

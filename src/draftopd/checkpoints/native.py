@@ -1,6 +1,6 @@
 """Our own checkpoints: drafter, optimizer, config and the fingerprint of the target; read back for runs and notebooks.
 
-A published folder (published.py) may stand in their place where only weights are wanted.
+Where only weights are needed, a published folder (published.py) does as well.
 """
 
 import pickle
@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from draftopd.checkpoints.moved import with_new_names
 from draftopd.checkpoints.published import load_published
 from draftopd.data.prompts import Prompts
 from draftopd.data.sources import encode
@@ -97,10 +98,10 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
     """Rebuilds what a checkpoint (a file, or an MLflow run id in `tracking_uri`) was trained with.
 
     Args:
-        target: the target, where it is at hand already; it must be the one that the drafter was trained for.
+        target: instead of loading it anew; it must be the one that the drafter was trained for.
 
     Raises:
-        DraftError: nothing usable is there.
+        DraftError: there is no usable checkpoint.
     """
     path = find_checkpoint(str(checkpoint), OmegaConf.create({"tracking_uri": tracking_uri}) if tracking_uri else None)
     target, drafter, config = restore_drafter(path, target)
@@ -117,7 +118,7 @@ def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, D
         raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        config = OmegaConf.create(saved["config"])
+        config = OmegaConf.create(with_new_names(saved["config"]))
     except (LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no config of one") from error
     if target is None:

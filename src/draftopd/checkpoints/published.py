@@ -1,4 +1,4 @@
-"""Drafters from published folders and back. Every folder is linted: errors refuse it, warnings are logged."""
+"""Drafters from published folders and back. Every folder is checked: errors refuse it, warnings are logged."""
 
 import logging
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class Published:
     warnings: list[Finding]
 
 
-def lint(path: str | Path, target: Target | None = None) -> Findings:
+def check_folder(path: str | Path, target: Target | None = None) -> Findings:
     """Every fault of a published folder or hub id.
 
     Args:
-        target: what the drafter is to draft for; its sizes, fingerprint, embedding and head are compared.
+        target: what the drafter is to draft for: its sizes, fingerprint, embedding and head are compared.
     """
     findings = Findings()
     contents = files.load(locate(path), findings)
@@ -45,10 +45,10 @@ def lint(path: str | Path, target: Target | None = None) -> Findings:
 
 
 def read(path: str | Path, target: Target | None = None) -> Published:
-    """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout, which config.json tells.
+    """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout; config.json tells which.
 
     Raises:
-        DraftError: the linter found an error.
+        DraftError: a check found an error.
     """
     contents, layout, spec, findings = _checked(path, target)
     drafter = spec.build()
@@ -62,7 +62,7 @@ def published(path: str | Path, target: Target) -> DFlash | Eagle3:
     """The drafter of a folder or hub id, ready to draft for its target.
 
     Raises:
-        DraftError: the linter found an error; another target's drafter is one.
+        DraftError: a check found an error; another target's drafter is one.
     """
     found = read(path, target)
     _log(path, found.warnings)
@@ -73,7 +73,7 @@ def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:
     """A `drafter` config group with the sizes that a folder's config.json gives.
 
     Raises:
-        DraftError: the linter found an error; another target's drafter is one.
+        DraftError: a check found an error; another target's drafter is one.
     """
     *_, spec, _ = _checked(path, target)
     return {"_target_": f"{spec.kind.__module__}.{spec.kind.__name__}", "_partial_": True, **spec.options()}
@@ -83,7 +83,7 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
     """Puts the weights of a folder into a drafter of the same sizes.
 
     Raises:
-        DraftError: the linter found an error, or the sizes differ.
+        DraftError: a check found an error, or the sizes differ.
     """
     found = read(path, target)
     _log(path, found.warnings)
@@ -100,7 +100,7 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
 def write(
     drafter: Drafter, path: str | Path, layout: str, target: Target, target_name: str | None = None
 ) -> list[Finding]:
-    """Writes a drafter into a new folder; gives back the linter's warnings.
+    """Writes a drafter into a new folder; returns the warnings of the checks.
 
     Args:
         layout: "zlab" for DFlash, "safeai" for EAGLE-3, "speculators" for either.
@@ -109,7 +109,7 @@ def write(
         target_name: hub id of the target; by default what it was loaded from.
 
     Raises:
-        DraftError: the layout has no such drafters, the linter found an error, or the folder is not empty.
+        DraftError: the layout has no such drafters, a check found an error, or the folder is not empty.
     """
     spec = DrafterSpec.of(drafter, target, target_name)
     layouts = {known.name: known for known in LAYOUTS if known.kind is spec.kind}

@@ -1,28 +1,21 @@
-"""A published drafter without the peculiarities of any layout."""
+"""A published drafter, independent of its layout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
 from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.base import Drafter
-from draftopd.drafters.dflash import DFlash, Layer
+from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.drafters.layers import LayerSizes
 from draftopd.errors import DraftError
 from draftopd.target.head import TargetShape
 from draftopd.target.model import Target
 
 Kind = type[DFlash] | type[Eagle3]
-SIZES = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "rms_norm_eps",
-    "rope_theta",
-)  # of a drafter's own layers: arguments of every kind, with the target's as their default
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class DrafterSpec:
     kind: Kind
     shape: TargetShape
     """sizes of the drafter's own layers, as if the target had the same; its `num_layers` is the target's depth, or
-    what the layer ids need of one where the layout does not say it"""
+    the least that the layer ids need where the layout does not say it"""
     num_layers: int
     """layers of the drafter"""
     block_size: int
@@ -50,9 +43,7 @@ class DrafterSpec:
 
     @classmethod
     def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
-        """
-        Args:
-            target_name: hub id of the target; by default what it was loaded from.
+        """`target_name` is the target's hub id; by default what it was loaded from.
 
         Raises:
             DraftError: there is no published layout for this kind of drafter.
@@ -61,22 +52,12 @@ class DrafterSpec:
             raise DraftError(
                 f"no published layout for {type(drafter).__name__} drafters: only DFlash and Eagle3 have one"
             )
-        layers = [drafter.midlayer] if isinstance(drafter, Eagle3) else [cast(Layer, x) for x in drafter.layers]
-        attention, mlp = layers[0].self_attn, layers[0].mlp
-        shape = replace(
-            target.shape,
-            num_attention_heads=attention.q_proj.out_features // attention.head_dim,
-            num_key_value_heads=attention.k_proj.out_features // attention.head_dim,
-            head_dim=attention.head_dim,
-            intermediate_size=mlp.gate_proj.out_features,
-            rms_norm_eps=cast(float, drafter.norm.eps),
-            rope_theta=float(attention.rotary.theta),
-            mask_token_id=drafter.mask_token_id if isinstance(drafter, DFlash) else 0,
-        )
+        own = {**asdict(drafter.sizes), "mask_token_id": drafter.mask_token_id if isinstance(drafter, DFlash) else 0}
+        shape = replace(target.shape, **own)
         return cls(
             kind=type(drafter),
             shape=shape,
-            num_layers=len(layers),
+            num_layers=len(drafter.layers) if isinstance(drafter, DFlash) else 1,
             block_size=drafter.block_size,
             layer_ids=drafter.layer_ids,
             target_layers=shape.num_layers,
@@ -87,13 +68,18 @@ class DrafterSpec:
             target_fingerprint=target.fingerprint,
         )
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Of the drafter's own layers, by the names of `LayerSizes`."""
+        return asdict(LayerSizes.of(self.shape, {}))
+
     def options(self) -> dict[str, Any]:
-        """Arguments of the drafter, beside its target's shapes."""
+        """Arguments of the drafter's constructor, besides its target's shape."""
         options = {
             "block_size": self.block_size,
             "layer_ids": list(self.layer_ids),
             "draft_vocab_size": self.draft_vocab_size,
-            **{name: getattr(self.shape, name) for name in SIZES},
+            **{name: size for name, size in self.sizes.items() if name != "hidden_size"},
         }
         if self.kind is DFlash:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}
@@ -107,19 +93,19 @@ class DrafterSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay one kind of drafter out on disk."""
+    """The format of one kind of drafter on disk."""
 
     name: str
     kind: Kind
     recognises: Callable[[dict[str, Any]], bool]
     parse: Callable[[dict[str, Any], Findings, int | None], DrafterSpec | None]
-    """(config.json, findings, depth of the target where one is at hand) -> spec; None where an error leaves none"""
+    """(config.json, findings, depth of the target where it is known) -> spec; None where an error leaves none"""
     compose: Callable[[DrafterSpec, str], dict[str, Any]]
     """(spec, dtype) -> config.json"""
     reduced: tuple[str, ...]
-    """tensors that a reduced draft vocabulary brings along"""
+    """tensors that a reduced draft vocabulary adds"""
     prefix: tuple[str, str] = ("", "")
-    """how names of tensors begin here and in the layout, where they differ"""
+    """beginnings of tensor names here and in the layout, where they differ"""
 
     def tensor(self, name: str) -> str:
         """The layout's name of a drafter's tensor."""

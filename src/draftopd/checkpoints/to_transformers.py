@@ -21,7 +21,7 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
     """A copy of the drafter as a `MuseGlimmerAssistantModel`, which other DFlash drafters fit into as well.
 
     transformers reads drafts off the target's whole head: a reduced draft vocabulary has no effect there, and the
-    drafter accepts what it would accept here with `d2t = None`.
+    target accepts what it would accept here with `d2t = None`.
 
     Raises:
         DraftError: no DFlash drafter, this transformers has no DFlash, or would hand the drafter other features than it
@@ -33,8 +33,8 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
     last = target.shape.num_layers - 1
     if last in spec.layer_ids:
         raise DraftError(
-            f"the drafter reads the output of the target's last layer ({last}), and transformers hands that one over "
-            "behind the final norm: train one with other drafter.layer_ids"
+            f"the drafter reads the output of the target's last layer ({last}), and transformers passes that one on "
+            "after the final norm: train one with other drafter.layer_ids"
         )
     try:
         from transformers import MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel

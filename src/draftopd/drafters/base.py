@@ -23,15 +23,15 @@ R = TypeVar("R")
 
 
 class Drafter(nn.Module, ABC):
-    """A trainable model that proposes `num_draft_tokens` tokens behind an anchor.
+    """A trainable model that proposes `num_draft_tokens` tokens after an anchor.
 
     Attributes:
         block_size: W = anchor + drafts.
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
-        fc: fuses the features, the only weights whose input carries no gradient.
+        fc: fuses the features; the only weights whose input needs no gradient.
         owns_head: it trains an output head of its own instead of borrowing the target's.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
-        gradient_checkpointing: layers run again in the backward pass instead of keeping what they computed.
+        gradient_checkpointing: layers run again in the backward pass instead of storing their activations.
     """
 
     block_size: int
@@ -64,12 +64,12 @@ class Drafter(nn.Module, ABC):
 
     @property
     def reads(self) -> dict[str, list[int]]:
-        """What weights alone do not tell, kept in checkpoints and compared when they are loaded."""
+        """What the weights do not tell; saved in checkpoints and compared when they are loaded."""
         return {"layer_ids": list(self.layer_ids)}
 
     @contextmanager
     def blocks_of(self, block_size: int) -> Iterator[None]:
-        """Drafts blocks of another size for a while, at most as large as it was trained for where quality matters."""
+        """Drafts blocks of another size for a while; acceptance falls beyond the trained size."""
         own, self.block_size = self.block_size, block_size
         try:
             yield
@@ -98,7 +98,7 @@ class Drafter(nn.Module, ABC):
         self.d2t.copy_(token_ids - torch.arange(len(token_ids), device=token_ids.device))
 
     def initialise(self, lend: LendHead) -> None:
-        """Takes from the target what a new drafter starts with, its vocabulary known; a trained one stays as it is."""
+        """Copies what a new drafter takes from the target, once its vocabulary is set; a trained one stays."""
 
     def head(self, lend: LendHead) -> Head:
         """The head that reads this drafter's hidden states."""
@@ -115,11 +115,11 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def context_flops(self, tokens: float) -> float:
-        """FLOPs of taking in the features of this many committed tokens."""
+        """FLOPs of reading the features of this many committed tokens."""
 
     @abstractmethod
     def block_flops(self, blocks: float, length: float) -> float:
-        """FLOPs of one forward of this many blocks behind texts of this mean length, without the head."""
+        """FLOPs of one forward of this many blocks after texts of this mean length, without the head."""
 
     @abstractmethod
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
@@ -129,25 +129,24 @@ class Drafter(nn.Module, ABC):
     def redraft(
         self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
     ) -> Tensor:
-        """Greedy drafts [B, N, K] behind the anchors [B, N] of texts that are there: what `draft` would propose.
+        """Greedy drafts [B, N, K] after the anchors [B, N] of existing texts: what `draft` would propose.
 
         Args:
             tokens [B, T], features [B, T, F]: of the texts.
-            blocks: of a text in one forward; the text itself is taken in once.
+            blocks: how many blocks of a text go into one forward; the text itself is read once.
         """
 
-    @abstractmethod
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         """An empty decoding state for a batch."""
+        return RaggedCache(rows, capacity, device)
 
     @abstractmethod
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
-        """Adds features [B, R, F] of committed tokens behind each row's length; the caller moves `state.lengths`.
+        """Adds features [B, R, F] of committed tokens after each row's length; the caller advances `state.lengths`.
 
-        Args:
-            following: [B, R] for each of these tokens the one that is committed behind it.
+        `following` [B, R] are the tokens committed after each of them.
         """
 
     @abstractmethod
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
-        """Proposes [B, K] tokens behind the anchor tokens [B], which stand at positions `state.lengths`."""
+        """Proposes [B, K] tokens after the anchor tokens [B], which are at positions `state.lengths`."""

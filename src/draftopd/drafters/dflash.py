@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gather_blocks
 from draftopd.drafters.base import Drafter, Embed, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear
 from draftopd.target.head import Head, TargetShape
@@ -29,9 +29,10 @@ def default_layer_ids(num_taps: int, target_layers: int) -> list[int]:
 
 
 class Layer(nn.Module):
-    def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attn, self.mlp = attention, mlp
+        size, eps = sizes.hidden_size, sizes.rms_norm_eps
+        self.self_attn, self.mlp = Attention(size, sizes, norm_heads=True), MLP(sizes)
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
 
@@ -52,7 +53,7 @@ class DFlash(Drafter):
         block_size: W, anchor and drafts; at least 2.
         layer_ids: features to read; default z-lab's rule with `num_taps` (default `num_layers`) layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
-        mask_token_id: by default the target's, as the norms' epsilon and the rope's base.
+        mask_token_id: by default the target's.
     """
 
     def __init__(
@@ -74,26 +75,19 @@ class DFlash(Drafter):
         ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
         self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
-        size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
+        own_sizes = {
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "intermediate_size": intermediate_size,
+            "rms_norm_eps": rms_norm_eps,
+            "rope_theta": rope_theta,
+        }
+        self.sizes = LayerSizes.of(target, own_sizes)
+        size, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self.fc = Linear(len(ids) * size, size)
         self.hidden_norm = nn.RMSNorm(size, eps)
-        self.layers = nn.ModuleList(
-            Layer(
-                Attention(
-                    size,
-                    size,
-                    num_attention_heads or target.num_attention_heads,
-                    num_key_value_heads or target.num_key_value_heads,
-                    head_dim or target.head_dim,
-                    target.rope_theta if rope_theta is None else rope_theta,
-                    eps,
-                ),
-                MLP(size, intermediate_size or target.intermediate_size),
-                size,
-                eps,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(Layer(self.sizes) for _ in range(num_layers))
         self.norm = nn.RMSNorm(size, eps)
         self.apply(init_linear)
 
@@ -124,13 +118,13 @@ class DFlash(Drafter):
         return self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
 
     def _texts(self, features: Tensor) -> list[KeysValues]:
-        """What each layer sees of whole texts with features [B, T, F]."""
+        """Keys and values of whole texts in each layer, from features [B, T, F]."""
         context = self._context(features)
         positions = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
         return [self.run(layer.self_attn.keys_values, context, positions) for layer in self._stack]
 
     def _blocks(self, texts: list[KeysValues], tokens: Tensor, anchors: Tensor, embed: Embed) -> Tensor:
-        """Hidden states [B, N, K, D] of the draft slots behind anchors [B, N]."""
+        """Hidden states [B, N, K, D] of the draft slots after anchors [B, N]."""
         rows, width = anchors.shape
         inputs = gather_blocks(tokens, anchors, self.block_size, self.mask_token_id)
         positions = block_positions(anchors, self.block_size).flatten(1)
@@ -156,9 +150,6 @@ class DFlash(Drafter):
         texts = self._texts(features)
         parts = (self._blocks(texts, tokens, part, embed) for part in anchors.split(blocks, 1))
         return torch.cat([head.tokens(head(hidden).argmax(-1)) for hidden in parts], 1)
-
-    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
-        return RaggedCache(rows, capacity, device)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)

@@ -3,7 +3,7 @@
 Its rows are pairs: at position p the fused feature of p beside the embedding of token p + 1, and the row predicts
 token p + 2. A block at anchor a opens with the pair of position a - 1, the last whose feature is known; its next slots
 pair their own last output with the draft just made, at positions a, a + 1, ... A slot sees the text's pairs before its
-block and the slots before it. EAGLE, vLLM and SGLang serve the same positions. Training forces the tokens and feeds the
+block and the slots before it. EAGLE, vLLM and SGLang use the same positions. Training forces the tokens and feeds the
 outputs back (training-time test), so `forward` and `draft` are one loop. The embedding is lent by the target, the head
 is its own. Parameter names are those of the published checkpoints, whose `t2d` follows from `d2t`.
 """
@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import branch_mask, flex_branch_mask
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear
@@ -37,9 +37,10 @@ def default_layer_ids(target_layers: int) -> list[int]:
 
 
 class Layer(nn.Module):
-    def __init__(self, attention: Attention, mlp: MLP, size: int, eps: float) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
-        self.self_attn, self.mlp = attention, mlp
+        size, eps = sizes.hidden_size, sizes.rms_norm_eps
+        self.self_attn, self.mlp = Attention(2 * size, sizes, norm_heads=False), MLP(sizes)
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.hidden_norm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
@@ -51,7 +52,7 @@ class Layer(nn.Module):
     def forward(
         self, embedded: Tensor, hidden: Tensor, positions: Tensor, seen: list[KeysValues], mask: Tensor | BlockMask
     ) -> tuple[Tensor, KeysValues]:
-        """Hidden states of one slot of all blocks, and its keys and values, which come behind those `seen` before."""
+        """Hidden states of one slot of all blocks, and its keys and values, to be appended to `seen`."""
         pair = self.pair(embedded, hidden)
         own = self.self_attn.keys_values(pair, positions)
         hidden = hidden + self.self_attn(pair, positions, join(*seen, own), mask)
@@ -85,23 +86,19 @@ class Eagle3(Drafter):
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
-        size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
+        own_sizes = {
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "intermediate_size": intermediate_size,
+            "rms_norm_eps": rms_norm_eps,
+            "rope_theta": rope_theta,
+        }
+        self.sizes = LayerSizes.of(target, own_sizes)
+        size = self.sizes.hidden_size
         self.fc = Linear(len(ids) * size, size)
-        self.midlayer = Layer(
-            Attention(
-                2 * size,
-                size,
-                num_attention_heads or target.num_attention_heads,
-                num_key_value_heads or target.num_key_value_heads,
-                head_dim or target.head_dim,
-                target.rope_theta if rope_theta is None else rope_theta,
-                None,
-            ),
-            MLP(size, intermediate_size or target.intermediate_size),
-            size,
-            eps,
-        )
-        self.norm = nn.RMSNorm(size, eps)
+        self.midlayer = Layer(self.sizes)
+        self.norm = nn.RMSNorm(size, self.sizes.rms_norm_eps)
         self.lm_head = Linear(size, draft_vocab_size or target.vocab_size)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`
@@ -135,7 +132,7 @@ class Eagle3(Drafter):
         return self.fc(features.to(self.fc.weight.dtype))
 
     def _pairs(self, fused: Tensor, following: Tensor, positions: Tensor, embed: Embed) -> KeysValues:
-        """Keys and values of the text's pairs at positions [B, R]: fused [B, R, D], the tokens behind them [B, R]."""
+        """Keys and values of pairs at positions [B, R]: fused features [B, R, D] and the tokens after them [B, R]."""
         return self.midlayer.self_attn.keys_values(self.midlayer.pair(embed(following), fused), positions)
 
     def _masks(self, start: Tensor, length: int, attention: str) -> Sequence[Tensor | BlockMask]:
@@ -154,6 +151,7 @@ class Eagle3(Drafter):
         text: KeysValues,
         anchors: Tensor,
         positions: Tensor,
+        *,
         embed: Embed,
         choose: Callable[[int, Tensor], Tensor],
         attention: str,
@@ -162,7 +160,7 @@ class Eagle3(Drafter):
 
         Args:
             fused [B, T, D], text: the fused features by position, and their pairs.
-            anchors, positions: [B, N] the anchor tokens and where they stand.
+            anchors, positions: [B, N] the anchor tokens and their positions.
             choose: (slot k from 0, its hidden states [B, N, D]) -> the tokens [B, N] that slot k + 1 reads.
 
         Returns:
@@ -184,7 +182,7 @@ class Eagle3(Drafter):
         """Fused features [B, T, D] and pairs of whole texts."""
         fused = self._fuse(features)
         positions = torch.arange(fused.shape[1], device=fused.device).expand(len(fused), -1)
-        # the last token has none behind it: its pair is wrong, and no block sees it
+        # no token follows the last one: its pair is wrong, and no block sees it
         return fused, self._pairs(fused, tokens.roll(-1, 1), positions, embed)
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
@@ -192,7 +190,8 @@ class Eagle3(Drafter):
         fused, text = self._texts(batch.tokens, batch.features, embed)
         anchors = batch.tokens.gather(1, batch.anchors)
         forced = lambda k, _: batch.drafts[..., k]  # noqa: E731
-        return self._unroll(fused, text, anchors, batch.anchors, embed, forced, self.attention)[0]
+        at, attention = batch.anchors, self.attention
+        return self._unroll(fused, text, anchors, at, embed=embed, choose=forced, attention=attention)[0]
 
     def redraft(
         self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
@@ -203,12 +202,10 @@ class Eagle3(Drafter):
             return head.tokens(head(hidden).argmax(-1))
 
         def unroll(part: Tensor) -> Tensor:
-            return self._unroll(fused, text, tokens.gather(1, part), part, embed, choose, self.attention)[1]
+            at = tokens.gather(1, part)
+            return self._unroll(fused, text, at, part, embed=embed, choose=choose, attention=self.attention)[1]
 
         return torch.cat([unroll(part) for part in anchors.split(blocks, 1)], 1)
-
-    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
-        return RaggedCache(rows, capacity, device)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         fused = self._fuse(features)
@@ -222,5 +219,5 @@ class Eagle3(Drafter):
         def choose(_: int, hidden: Tensor) -> Tensor:
             return head.tokens(propose(head(hidden)))
 
-        positions = state.lengths[:, None]
-        return self._unroll(fused, (keys, values), anchors[:, None], positions, embed, choose, "sdpa")[1][:, 0]
+        text, at, positions = (keys, values), anchors[:, None], state.lengths[:, None]
+        return self._unroll(fused, text, at, positions, embed=embed, choose=choose, attention="sdpa")[1][:, 0]

@@ -1,6 +1,7 @@
 """What drafters are made of: rotary positions, grouped-query attention over explicit keys, a gated MLP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -9,20 +10,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from draftopd.errors import DraftError
 from draftopd.target.cpu.linear import Linear
+from draftopd.target.head import TargetShape
 
 KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""
 
 
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of a drafter's decoder layers, named as in the configs of transformers."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    @classmethod
+    def of(cls, target: TargetShape, given: Mapping[str, float | None]) -> "LayerSizes":
+        """The target's sizes, except those that are given; DraftError where the heads do not fit together."""
+        own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(cls)}
+        sizes = cls(**own | {name: value for name, value in given.items() if value is not None})
+        heads, groups, width = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
+        if min(heads, groups, width) < 1 or heads % groups or width % 2:
+            raise DraftError(f"a drafter cannot have {heads} heads of head_dim {width} and {groups} key-value heads")
+        return sizes
+
+
 @cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    """On GPUs it is a kernel only when it is compiled. Made on first use: torch's compiler takes a second to import."""
+    """A fused kernel on GPUs only when compiled; on first use, because torch's compiler takes a second to import."""
     return torch.compile(flex_attention)
 
 
 def join(*parts: KeysValues) -> KeysValues:
-    """Keys and values of several sets of positions, one behind the other."""
+    """Keys and values of several sets of positions, one after the other."""
     return torch.cat([keys for keys, _ in parts], 1), torch.cat([values for _, values in parts], 1)
 
 
@@ -44,25 +70,26 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention whose keys and values are made apart from its queries, so that they can be kept.
+    """Grouped-query attention; keys and values are computed separately from queries, so that they can be cached.
 
     Args:
-        inputs, size: width of the rows that go in and of those that come out.
-        eps: of the RMS norm on the queries and keys of each head, as in Qwen3; None = no such norm, as in Llama.
+        inputs: width of the rows that go in; those that come out have `sizes.hidden_size`.
+        norm_heads: an RMS norm on the queries and keys of each head, as in Qwen3; Llama has none.
     """
 
-    def __init__(
-        self, inputs: int, size: int, heads: int, kv_heads: int, head_dim: int, theta: float, eps: float | None
-    ) -> None:
+    def __init__(self, inputs: int, sizes: LayerSizes, *, norm_heads: bool) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
+        size, self.head_dim = sizes.hidden_size, head_dim
+
         self.q_proj = Linear(inputs, heads * head_dim)
         self.k_proj = Linear(inputs, kv_heads * head_dim)
         self.v_proj = Linear(inputs, kv_heads * head_dim)
         self.o_proj = Linear(heads * head_dim, size)
-        self.q_norm = nn.Identity() if eps is None else nn.RMSNorm(head_dim, eps)
-        self.k_norm = nn.Identity() if eps is None else nn.RMSNorm(head_dim, eps)
-        self.rotary = Rotary(head_dim, theta)
+
+        self.q_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
+        self.rotary = Rotary(head_dim, sizes.rope_theta)
 
     def keys_values(self, x: Tensor, positions: Tensor) -> KeysValues:
         """Of rows x [B, R, inputs] at positions [B, R]."""
@@ -74,31 +101,29 @@ class Attention(nn.Module):
         query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         query = self.rotary(query, positions).transpose(1, 2)
         keys, values = (states.transpose(1, 2) for states in seen)
-        out = (
-            self._flex(query, keys, values, mask)
-            if isinstance(mask, BlockMask)
-            else self._sdpa(query, keys, values, mask)
-        )
+        attend: Callable[..., Tensor] = self._flex if isinstance(mask, BlockMask) else self._sdpa
+        out = attend(query, keys, values, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     @staticmethod
     def _flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
         plain = query.device.type == "cpu" or torch.compiler.is_compiling()
         run: Any = flex_attention if plain else _compiled_flex_attention()
-        query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast does not know it and leaves norms wide
+        query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast leaves norms in float32
         return run(query, keys, values, block_mask=mask, enable_gqa=True)
 
     @staticmethod
     def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         grouped = query.device.type == "cpu"
-        if not grouped:  # on GPUs no fused kernel is sure to take a mask and grouped queries: else all scores are kept
+        if not grouped:  # a fused GPU kernel may refuse a mask with grouped queries; then all scores would be stored
             groups = query.shape[1] // keys.shape[1]
             keys, values = (states.repeat_interleave(groups, 1) for states in (keys, values))
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
-    def __init__(self, size: int, inner: int) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
+        size, inner = sizes.hidden_size, sizes.intermediate_size
         super().__init__()
         self.gate_proj = Linear(size, inner)
         self.up_proj = Linear(size, inner)

@@ -65,7 +65,8 @@ def diagnose(
 
 
 def _groups(rows: Rows) -> dict[str, Tensor]:
-    return {"accepted": rows.accepted, "first_rejected": rows.first_rejected, "suffix": rows.slot > rows.kept + 1}
+    suffix = rows.slot > rows.num_accepted + 1
+    return {"accepted": rows.accepted, "first_rejected": rows.first_rejected, "suffix": suffix}
 
 
 @torch.no_grad()

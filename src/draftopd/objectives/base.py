@@ -2,9 +2,9 @@
 
     L = sum_i lambda_i * (sum of numerators_i) / (sum of denominators_i) / sum_i lambda_i
 
-Denominators depend on where rows stand and not on what the drafter says, so that those of a whole optimizer step are
+Denominators depend on the places of rows and not on the drafter's output, so that those of a whole optimizer step are
 known before its first backward pass. Objectives whose weights do depend on the drafter are means over blocks or rows
-(block_losses.py).
+(block.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Objective(Protocol):
     needs_target: bool
     """it reads log p"""
     needs_tails: bool
-    """it reads slots behind a first rejection, which only a forward of the target over rejected drafts can judge"""
+    """it reads slots after a first rejection, which cost a forward of the target over rejected drafts"""
     whole_vocabulary: bool
     """log p is that of all tokens, cut to the draft vocabulary; else it is normalised over the draft vocabulary"""
     coefficients: dict[str, float]
@@ -65,7 +65,7 @@ def position_weight(slot: Tensor, decay: float | None) -> Tensor:
 class CrossEntropy:
     """DFlash's SFT objective (arXiv 2602.06036): cross-entropy with weight exp(-(k - 1) / decay) at slot k.
 
-    The label is the committed token, so on rollouts it is SFT at the anchors that the drafter came to.
+    The label is the committed token, so on rollouts it is SFT at the rollout's anchors.
 
     Args:
         decay: in slots; the paper takes 7 for block size 16, 5 for 10, 4 for 8; None = no decay.
@@ -88,7 +88,7 @@ class CrossEntropy:
 class Distillation:
     """A divergence of target and drafter at every slot, with cross-entropy's position weights.
 
-    On texts p follows the text; on rollouts it follows the drafts, also behind a first rejection.
+    On texts p follows the text; on rollouts it follows the drafts, also after a first rejection.
 
     Args:
         divergence: of draftopd.objectives.divergences.
@@ -102,11 +102,7 @@ class Distillation:
     needs_target = needs_tails = True
 
     def __init__(
-        self,
-        divergence: Divergence,
-        decay: float | None,
-        whole_vocabulary: bool = False,
-        skip_unknown: bool = False,
+        self, divergence: Divergence, decay: float | None, whole_vocabulary: bool = False, skip_unknown: bool = False
     ) -> None:
         self.divergence, self.decay, self.whole_vocabulary = divergence, decay, whole_vocabulary
         self.skip_unknown = skip_unknown

@@ -1,7 +1,7 @@
 """Objectives that couple the slots of a block.
 
-Where the sources divide by a sum that depends on the drafter, or by the number of texts, these divide by numbers of
-blocks or rows, which are known beforehand; the two differ by one positive factor an optimizer step.
+Where the sources divide by a sum that depends on the drafter, or by the number of texts, these divide by the number of
+blocks or rows, which is known beforehand; the two differ by one positive factor per optimizer step.
 """
 
 import torch
@@ -11,11 +11,6 @@ from draftopd.errors import DraftError
 from draftopd.objectives.base import text_loss
 from draftopd.objectives.divergences import acceptance
 from draftopd.objectives.rows import Rows
-
-
-def per_block(rows: Rows) -> Tensor:
-    """[M] 1 at the first row of every block."""
-    return rows.opens.float()
 
 
 class DPace:
@@ -45,7 +40,7 @@ class DPace:
         self.coefficients = {"d_pace": 1.0}
 
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
-        return {"d_pace": per_block(rows)}
+        return {"d_pace": rows.opens.float()}
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         loss, known = text_loss(draft_logits, rows), rows.text >= 0
@@ -70,7 +65,7 @@ class AcceptUntilFail:
         self.coefficients = {"accept_until_fail": 1.0}
 
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
-        return {"accept_until_fail": per_block(rows)}
+        return {"accept_until_fail": rows.opens.float()}
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         failed = (draft_logits.argmax(-1) != rows.text).long()
@@ -79,14 +74,14 @@ class AcceptUntilFail:
 
 
 class ExpectedLength:
-    """What the expected acceptance length lacks, by its differentiable surrogate.
+    """How much the expected acceptance length lacks, as a differentiable surrogate.
 
         L = mean over rows of 1 - prod_{j <= k} alpha_j,  alpha_j = sum_v min(p_j, q_j)
 
     so that 1 + (1 - L) K is the expected acceptance length of full blocks, bonus included, when every draft is sampled
-    from q, kept by rejection sampling (arXiv 2211.17192), and p behind a draft does not depend on which draft it was.
-    Else it is a surrogate along one path: the text's, or on rollouts the drafts'. The official Draft-OPD code has the
-    same loss for rollouts (`use_tv_loss`, after the paper), as a mean over blocks of each block's mean.
+    from q, accepted by rejection sampling (arXiv 2211.17192), and p after a draft does not depend on that draft. Else
+    it is a surrogate along one path: the text's, or on rollouts the drafts'. The official Draft-OPD code has the same
+    loss for rollouts (`use_tv_loss`, added after the paper), as a mean over blocks of each block's mean.
     """
 
     needs_target = needs_tails = whole_vocabulary = True

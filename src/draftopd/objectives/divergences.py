@@ -1,7 +1,7 @@
 """Divergences of rows: from log p (target) and log q (drafter), both [M, V], to one value a row, [M].
 
-log q is normalised. log p is too, or it is that of the whole vocabulary cut to a reduced draft vocabulary without
-normalising it again; then the acceptance rate and what is made of it are exact, and the others are off by a constant.
+log q is normalised. log p is too, or it is that of the whole vocabulary cut to a reduced draft vocabulary and not
+normalised again; then the acceptance rate and what is built on it are exact, and the others are off by a constant.
 """
 
 import math
@@ -15,7 +15,7 @@ from draftopd.errors import DraftError
 
 
 class _KL(torch.autograd.Function):
-    """With its gradients written out, which takes a third fewer passes over [M, V] than autograd's."""
+    """With explicit gradients, which take a third fewer passes over [M, V] than autograd's."""
 
     @staticmethod
     def forward(ctx: Any, log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p‖q): soft cross-entropy less the entropy of p, so with its gradient."""
+    """KL(p‖q): soft cross-entropy minus the entropy of p, so with the same gradient."""
     return kl(log_p, log_q)
 
 
@@ -61,7 +61,7 @@ def jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
 
 
 def acceptance(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """alpha = sum_v min(p, q): the chance that rejection sampling keeps a draft ~ q (arXiv 2211.17192)."""
+    """alpha = sum_v min(p, q): the chance that rejection sampling accepts a draft ~ q (arXiv 2211.17192)."""
     return torch.minimum(log_p, log_q).exp().sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Draft-OPD (arXiv 2605.29343): as the paper has it, and as its official code computes it, one token a stream."""
+"""Draft-OPD (arXiv 2605.29343): as in the paper, and as in its official code, with one token per stream."""
 
 from typing import Literal
 
@@ -19,15 +19,15 @@ class DraftOPD:
     """Draft-OPD's objective in its full-vocabulary form (arXiv 2605.29343).
 
     KL(p‖q) averaged over accepted drafts, and KL(q‖p) averaged over rejected drafts with weight
-    position_decay^(k - 1), k counted from the anchor. On texts, where every draft is accepted, it is the first half.
+    position_decay^(k - 1), k counted from the anchor. On texts, where every draft is accepted, it is the first term.
 
     Args:
         position_decay: weight of later positions among the rejected drafts; 1 = no decay.
         accepted, rejected: coefficients of the two terms; only their ratio matters.
         accepted_divergence, rejected_divergence: the paper's are forward and reverse KL.
         rejected_slots: "all", or "first": only the slot of the first rejection.
-        correction: that slot also counts among the accepted ones, as in the official code, whose label there is the
-            target's correction. The paper's definition leaves it out.
+        correction: the slot of the first rejection also counts among the accepted ones, as in the official code,
+            whose label there is the target's correction. The paper's definition leaves it out.
 
     Raises:
         DraftError: rejected_slots is neither.
@@ -62,7 +62,7 @@ class DraftOPD:
         assert target_log_probs is not None
         weights = self.denominators(rows)
         places = {name: weight.nonzero()[:, 0] for name, weight in weights.items()}
-        # each divergence is computed for its own rows alone; they are sorted by term once, in one copy
+        # each divergence is computed only for its own rows; they are sorted by term once, in one copy
         ordered = draft_logits.index_select(0, torch.cat(list(places.values()))).log_softmax(-1)
         terms = {}
         for (name, at), log_q in zip(places.items(), ordered.split([len(i) for i in places.values()]), strict=True):
@@ -96,14 +96,14 @@ class OneTokenOPD:
         L = (response * sum ell(y_k) + rejected * sum g^(k-1) k3(d_k)) / (response * N + rejected * sum g^(k-1))
 
     Response stream: slots 1..r + 1 with the committed token y_k, the target's correction at slot r + 1 included, by
-    `bernoulli_kl`. Rejected stream: the drafts d_k of slots k > r by `k3`. Slot r + 1 is in both, each with its own
-    token, judged by the same row of the target. One pooled mean: at an acceptance length of 6 the rejected stream
+    `bernoulli_kl`. Rejected stream: the drafts d_k of slots k > r by `k3`. Slot r + 1 is in both, with a token for each
+    and the same row of the target for both. One pooled mean: at an acceptance length of 6 the rejected stream
     weighs about a fifth.
 
     N counts the rows of the response stream; in the official code all response tokens, also those that no slot drafts
-    (the first one, and the one behind a fully accepted block). That scales L by one factor. There the first block is
-    replayed from the prompt's last token, here from the anchor that it had. Tokens outside the draft vocabulary are
-    left out. On texts there is the response stream alone.
+    (the first one, and the one after a fully accepted block). That scales L by one factor. There the first block is
+    replayed from the prompt's last token, here from its own anchor. Tokens outside the draft vocabulary are
+    left out. On texts there is only the response stream.
 
     Args:
         position_decay: g.

@@ -1,6 +1,6 @@
-"""Rows: the supervised draft positions of a batch laid in one line, what objectives read.
+"""Rows: the supervised draft positions of a batch as one flat list, which is what objectives read.
 
-One row is one draft slot of one block. Rows of a block stand together and in order, from slot 1 on unless the batch
+One row is one draft slot of one block. Rows of a block are adjacent and in order, and begin at slot 1 unless the batch
 says that its first slots are not supervised.
 """
 
@@ -15,28 +15,28 @@ from draftopd.trace import ReplayBatch
 
 @dataclass(frozen=True)
 class Rows:
-    """Where M rows stand in their blocks, and their tokens as rows of the drafter's head (-1 = the head has none)."""
+    """Places of M rows in their blocks, and their tokens as rows of the drafter's head (-1 = the head lacks it)."""
 
     draft: Tensor
     """[M] the draft"""
     text: Tensor
-    """[M] the token committed at its position, the draft itself where that was accepted; -1 behind the text's end"""
+    """[M] the token committed at its position, the draft itself where that was accepted; -1 after the text's end"""
     slot: Tensor
     """[M] in-block position k of the draft, 1..K"""
-    kept: Tensor
+    num_accepted: Tensor
     """[M] how many drafts of the row's block were accepted, r"""
     block: Tensor
     """[M] number of the row's block"""
 
     @property
     def accepted(self) -> Tensor:
-        """[M] bool: the target kept the draft."""
-        return self.slot <= self.kept
+        """[M] bool: the target accepted the draft."""
+        return self.slot <= self.num_accepted
 
     @property
     def first_rejected(self) -> Tensor:
         """[M] bool: the slot r + 1, whose committed token is the target's correction."""
-        return self.slot == self.kept + 1
+        return self.slot == self.num_accepted + 1
 
     @property
     def opens(self) -> Tensor:
@@ -44,13 +44,13 @@ class Rows:
         return self.block.diff(prepend=self.block.new_tensor([-1])) != 0
 
     def __getitem__(self, index: slice) -> "Rows":
-        return Rows(*(values[index] for values in (self.draft, self.text, self.slot, self.kept, self.block)))
+        return Rows(*(values[index] for values in (self.draft, self.text, self.slot, self.num_accepted, self.block)))
 
     def __len__(self) -> int:
         return len(self.slot)
 
     def chunks(self, size: int) -> Iterator[slice]:
-        """Slices of whole blocks, of at most `size` rows where a block fits; one empty slice of no rows."""
+        """Slices of whole blocks, of at most `size` rows unless one block is larger; one empty slice if no rows."""
         starts = self.opens.nonzero()[:, 0].tolist()
         begin = last = 0
         for end in [*starts[1:], len(self)]:
@@ -69,11 +69,11 @@ class Rows:
         return self._of_grid(self._grid(values, 0).cumsum(1))
 
     def suffix_sum(self, values: Tensor) -> Tensor:
-        """[M] sum of `values` [M] over a row and the rows behind it in its block."""
+        """[M] sum of `values` [M] over a row and the rows after it in its block."""
         return self._of_grid(self._grid(values, 0).flip(1).cumsum(1).flip(1))
 
     def _grid(self, values: Tensor, fill: int) -> Tensor:
-        """[N, K] values of blocks side by side."""
+        """[M] -> [N, K]: a row for each block, padded with `fill`."""
         if not len(self):
             return values.reshape(0, 1)
         block = self.block - self.block[0]
@@ -97,12 +97,12 @@ def flatten(batch: ReplayBatch, head_index: Tensor | None) -> Rows:
     if head_index is not None:
         draft, text = head_index[draft], head_index[text]
     text = torch.where(at < batch.lengths[:, None, None], text, -1)
-    kept = batch.accepted[..., None].expand_as(slots)
+    accepted = batch.accepted[..., None].expand_as(slots)
     number = torch.arange(batch.anchors.numel(), device=draft.device).view(*batch.anchors.shape, 1).expand_as(slots)
     valid = batch.valid
     block = number[valid].unique_consecutive(return_inverse=True)[1]
-    draft, text, slots, kept = (values[valid] for values in (draft, text, slots, kept))
-    return Rows(draft, text, slots, kept, block)
+    draft, text, slots, accepted = (values[valid] for values in (draft, text, slots, accepted))
+    return Rows(draft, text, slots, accepted, block)
 
 
 def log_mass(head: Callable[[Tensor], Tensor], hidden: Tensor, size: int) -> Tensor:

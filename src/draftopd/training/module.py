@@ -17,7 +17,7 @@ from draftopd.decoding.ledger import Ledger
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective, shares
-from draftopd.objectives.chunked import chunked_loss
+from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
 from draftopd.objectives.rows import flatten, log_mass
 from draftopd.target.head import Head
 from draftopd.target.model import Target
@@ -197,16 +197,16 @@ class DraftModule(L.LightningModule):
         if self.training:
             self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
         valid = batch.valid
-        hidden = self.drafter(batch, self.target.embed)[valid]
-        judged = judge = mass = None
+        draft = DraftSide(head, self.drafter(batch, self.target.embed)[valid], head.trained)
+        target = None
         if objective.needs_target:
             assert batch.target_hidden is not None
             # the target's own head over the same tokens: the drafter may have another
-            judged, judge = batch.target_hidden[valid], self.target.head(head.vocabulary)
+            hidden, own, mass = batch.target_hidden[valid], self.target.head(head.vocabulary), None
             if whole is not None:  # fewer rows at a time for more logits a row: the same memory
-                mass = log_mass(whole, judged, max(1, self.chunk_rows * len(judge.weight) // len(whole.weight)))
-        rows, chunk = flatten(batch, index), self.chunk_rows
-        return chunked_loss(objective, rows, head, hidden, judge, judged, mass, chunk, coefficients, head.trained)
+                mass = log_mass(whole, hidden, max(1, self.chunk_rows * len(own.weight) // len(whole.weight)))
+            target = TargetSide(own, hidden, mass)
+        return chunked_loss(objective, flatten(batch, index), draft, target, coefficients, self.chunk_rows)
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
         coefficients = self._coefficients(totals)

@@ -1,4 +1,4 @@
-"""What both layouts of EAGLE-3 share: the target's layers, and what makes another drafter of it."""
+"""What both layouts of EAGLE-3 share: the target's layers, and variants that are not supported."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from draftopd.errors import DraftError
 
 LAYERS = "eagle_aux_hidden_state_layer_ids"
 THETA = 10000.0  # rope base of a Llama that names none; EAGLE's own files name none
-# none of these is built here; engines read them at the top level or in eagle_config
+# engines read these keys at the top level or in eagle_config
 VARIANTS = {
-    "norm_before_residual": "the residual stream starts behind hidden_norm",
+    "norm_before_residual": "the residual stream starts after hidden_norm",
     "norm_before_fc": "a norm on the joined features",
     "fc_norm": "EAGLE-3.1's norms on the features",
     "use_aux_norm": "EAGLE-3.1's norms on the features",
@@ -24,48 +24,50 @@ VARIANTS = {
 
 
 def variants(places: list[dict[str, Any]], layers: int, size: int, findings: Findings) -> None:
-    """
-    Args:
-        places: the objects of config.json where engines look.
-        layers, size: depth and width of the drafter.
-    """
+    """Keys of other drafters in `places`, the objects of config.json where engines look, or other layers."""
     for key, what in VARIANTS.items():
         if any(place.get(key) for place in places):
-            findings.error(f"{key} is set: {what}", "plain EAGLE-3 is built here", fields.OTHER)
+            findings.error(f"{key} is set: {what}", "only plain EAGLE-3 is supported here", fields.OTHER)
     if layers != 1:
-        findings.error(f"num_hidden_layers is {layers}", "SGLang refuses, one layer is built here", fields.OTHER)
+        findings.error(
+            f"num_hidden_layers is {layers}", "SGLang refuses it, only one layer is supported here", fields.OTHER
+        )
     wide = next((p["target_hidden_size"] for p in places if p.get("target_hidden_size") not in (None, size)), None)
     if wide is not None:
         findings.error(
             f"target_hidden_size {wide} beside hidden_size {size}",
-            "a drafter narrower than its target brings an embedding of its own, which is not built here",
+            "a drafter narrower than its target brings an embedding of its own, which is not supported here",
             fields.OTHER,
         )
 
 
 def layer_ids(before: list[int] | None, depth: int | None, findings: Findings) -> list[int]:
-    """0-based layer outputs from ids that count the hidden states before a layer, as vLLM does; none after an error.
+    """0-based layer outputs from ids that count the hidden states before a layer, as vLLM does; empty after an error.
 
-    Without ids every engine takes the layers of EAGLE's own code, so they are known where the target's depth is.
+    Without ids every engine takes the layers of EAGLE's own code, so the target's depth tells them.
     """
-    if before is None:
-        try:
-            return default_layer_ids(depth or 0)
-        except DraftError:
-            findings.error(
-                f"no {LAYERS}, and no depth of a target to tell EAGLE's layers 1, L / 2 - 1 and L - 4 by",
-                "vLLM and SGLang take those of whatever target they serve",
-                "write the ids, or num_target_layers; evaluate and export take target= as well",
-            )
-            return []
-    return fields.outputs(before, LAYERS, "SGLang's", findings)
+    if before is not None:
+        return fields.outputs(before, LAYERS, "SGLang's", findings)
+    ids = own_layer_ids(depth)
+    if not ids:
+        findings.error(
+            f"no {LAYERS}, and no depth of a target to derive EAGLE's layers 1, L / 2 - 1 and L - 4 from",
+            "vLLM and SGLang take those of any target that they serve",
+            "write the ids, or num_target_layers; evaluate and export take target= as well",
+        )
+    return ids
+
+
+def own_layer_ids(depth: int | None) -> list[int]:
+    """Those of EAGLE's own code; none where the depth is unknown or too small."""
+    try:
+        return default_layer_ids(depth or 0)
+    except DraftError:
+        return []
 
 
 def count(ids: list[int], told: int, findings: Findings) -> None:
-    """
-    Args:
-        told: the number of layers as vLLM finds it, 3 where it finds none.
-    """
+    """`told` is the number of layers that vLLM finds in the file; 3 where it finds none."""
     if ids and told != len(ids):
         findings.warning(
             f"{len(ids)} layers, where vLLM finds {told}",

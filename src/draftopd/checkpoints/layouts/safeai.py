@@ -1,8 +1,8 @@
 """SafeAI's layout of EAGLE-3, which SGLang and vLLM load: config.json of a Llama with a `draft_vocab_size`.
 
 Engines disagree on one key. `eagle_aux_hidden_state_layer_ids` in `eagle_config` holds 0-based layer outputs for
-SGLang, which adds 1; vLLM takes it as it is and counts what enters a layer, but reads the same key at the top level
-first. So both are written, the top one plus one. EAGLE's own files have neither, and no block size: the 7 training
+SGLang, which adds 1; vLLM takes it as it is and counts what enters a layer, but first reads the same key at the top
+level. So both are written, the top one plus one. EAGLE's own files have neither, and no block size: the 7 training
 steps of its code.
 """
 
@@ -12,18 +12,17 @@ from draftopd.checkpoints import fields, layer_config
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.layouts import eagle3_common
 from draftopd.checkpoints.spec import DrafterSpec, Layout
-from draftopd.drafters.eagle3 import Eagle3, default_layer_ids
-from draftopd.errors import DraftError
+from draftopd.drafters.eagle3 import Eagle3
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
-VLLM_ALONE = ("Eagle3LlamaForCausalLM", "LlamaForCausalLM")
+VLLM_ONLY = ("Eagle3LlamaForCausalLM", "LlamaForCausalLM")
 BLOCK_SIZE = 8
 
 
 def recognises(config: dict[str, Any]) -> bool:
     if "speculators_model_type" in config or "dflash_config" in config:
         return False
-    named = {ARCHITECTURE, VLLM_ALONE[0]} & set(fields.names(config.get("architectures")))
+    named = {ARCHITECTURE, VLLM_ONLY[0]} & set(fields.names(config.get("architectures")))
     return bool(named) or "eagle_config" in config or "draft_vocab_size" in config
 
 
@@ -32,7 +31,7 @@ def compose(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
         "architectures": [ARCHITECTURE],
         **layer_config.compose(spec),
         "dtype": dtype,
-        # SGLang puts the target's head in the place of the drafter's where this is missing
+        # SGLang replaces the drafter's head by the target's where this is missing
         "draft_vocab_size": spec.draft_vocab_size or spec.shape.vocab_size,
         eagle3_common.LAYERS: [i + 1 for i in spec.layer_ids],
         "eagle_config": {"use_aux_hidden_state": True, eagle3_common.LAYERS: list(spec.layer_ids)},
@@ -62,7 +61,7 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
     if config.get("draft_vocab_size") is None:
         findings.error(
             "no draft_vocab_size",
-            "SGLang puts the target's head in the place of lm_head.weight without a word",
+            "SGLang silently replaces lm_head.weight by the target's head",
             "write it; vocab_size if the vocabulary is not reduced",
         )
     if nested.get("use_aux_hidden_state") is False:
@@ -80,16 +79,13 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
         block_size=block,
         layer_ids=ids,
         target_layers=target_layers,
-        target_name=config.get("target_name_or_path"),
-        target_architectures=fields.architectures(
-            "target_architectures", config.get("target_architectures"), fields.UNREAD, findings
-        ),
+        target=fields.named_target(config, findings),
     )
 
 
 def _architecture(config: dict[str, Any], findings: Findings) -> None:
     named = config.get("architectures")
-    if named in [[name] for name in VLLM_ALONE]:
+    if named in [[name] for name in VLLM_ONLY]:
         findings.warning(
             f"architectures is {named}",
             "vLLM makes an EAGLE-3 drafter of it, SGLang knows no such drafter",
@@ -99,7 +95,7 @@ def _architecture(config: dict[str, Any], findings: Findings) -> None:
         findings.error(
             f"architectures is {named}",
             "vLLM and SGLang choose the model by it",
-            f'write ["{ARCHITECTURE}"] if its layer is a Llama\'s; no other is built here',
+            f'write ["{ARCHITECTURE}"] if its layer is a Llama\'s, the only one supported here',
         )
 
 
@@ -110,7 +106,7 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], depth: int | None
         before = None if top is None else fields.numbers(eagle3_common.LAYERS, top, findings)
         ids = eagle3_common.layer_ids(before, depth, findings)
         if top is not None and ids:
-            _top_alone(ids, depth, findings)
+            _only_top(ids, depth, findings)
     else:
         ids = fields.numbers(f"eagle_config.{eagle3_common.LAYERS}", inner, findings)
         if ids:
@@ -135,21 +131,17 @@ def _nested(ids: list[int], top: Any, depth: int | None, findings: Findings) -> 
         )
     elif top is None:
         findings.warning(
-            f"{eagle3_common.LAYERS} in eagle_config alone",
+            f"{eagle3_common.LAYERS} only in eagle_config",
             "SGLang adds one to them, vLLM does not and reads one layer lower",
             f"write {after} at the top level too, where vLLM looks first and SGLang never",
         )
 
 
-def _top_alone(ids: list[int], depth: int | None, findings: Findings) -> None:
-    try:
-        same = depth is not None and ids == default_layer_ids(depth)
-    except DraftError:
-        same = False
-    if not same:
+def _only_top(ids: list[int], depth: int | None, findings: Findings) -> None:
+    if ids != eagle3_common.own_layer_ids(depth):
         findings.warning(
-            f"{eagle3_common.LAYERS} at the top level alone",
-            "SGLang looks into eagle_config alone and falls back to EAGLE's own layers",
+            f"{eagle3_common.LAYERS} only at the top level",
+            "SGLang looks only into eagle_config and falls back to EAGLE's own layers",
             f"write {ids} into eagle_config too",
         )
 

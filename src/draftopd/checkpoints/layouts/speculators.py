@@ -1,10 +1,11 @@
 """The layouts of vLLM's speculators package (version 0.9), one envelope around either kind of drafter.
 
 Their `aux_hidden_state_layer_ids` count the hidden states *before* a layer: ours plus one. The embedding is the
-verifier's and stays out of the file, and so does DFlash's head; a reduced vocabulary brings `d2t`, `t2d` and the head's
+verifier's and stays out of the file, and so does DFlash's head; a reduced vocabulary adds `d2t`, `t2d` and the head's
 rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to speculate.
 """
 
+from functools import partial
 from typing import Any
 
 from draftopd.checkpoints import fields, layer_config
@@ -17,12 +18,8 @@ from draftopd.drafters.eagle3 import Eagle3
 VERSION = "0.9.0"  # of the layout
 
 
-def recognises_dflash(config: dict[str, Any]) -> bool:
-    return config.get("speculators_model_type") == "dflash"
-
-
-def recognises_eagle3(config: dict[str, Any]) -> bool:
-    return config.get("speculators_model_type") == "eagle3"
+def _recognises(kind: str, config: dict[str, Any]) -> bool:
+    return config.get("speculators_model_type") == kind
 
 
 def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
@@ -78,13 +75,13 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
     if layer is None:
         return None
     if config.get("sample_from_anchor"):
-        findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not built here", fields.OTHER)
+        findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not supported here", fields.OTHER)
     if config.get("sliding_window_non_causal") is False:
         findings.warning(
             "sliding_window_non_causal is false",
             "vLLM 0.32 then lets no slot of a block see later ones, with full attention too: acceptance changes and "
             "nothing fails (vllm#56692)",
-            "write true: speculators reads it for sliding windows alone",
+            "write true: speculators reads it only for sliding windows",
         )
     layer = {"model_type": "qwen3", **layer}
     base, theta = layer_config.parse(layer, DFlash, findings), fields.rope_theta(layer, findings)
@@ -96,7 +93,7 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
     )
     aux = fields.numbers("aux_hidden_state_layer_ids", config.get("aux_hidden_state_layer_ids"), findings)
     ids = fields.outputs(aux, "aux_hidden_state_layer_ids", "z-lab's", findings)
-    name, architectures, tokens = _verifier(config, findings)
+    verifier, tokens = _verifier(config, findings)
     if block is not None and tokens is not None and tokens != block - 1:
         findings.error(
             f"speculative_tokens is {tokens} beside block_size {block}",
@@ -114,8 +111,7 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
         block_size=block,
         layer_ids=ids,
         target_layers=target_layers,
-        target_name=name,
-        target_architectures=architectures,
+        target=verifier,
         mask_token_id=mask,
     )
 
@@ -128,7 +124,7 @@ def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None =
         findings.error(
             f"model_type of the layer is {layer.get('model_type')!r}",
             "speculators builds Qwen3's layer, with norms on queries and keys, where it is not llama",
-            "write llama if the file holds no q_norm; no other layer is built here",
+            "write llama if the file holds no q_norm; no other layer is supported here",
         )
         return None
     base, theta = layer_config.parse(layer, Eagle3, findings), fields.rope_theta(layer, findings, eagle3_common.THETA)
@@ -142,7 +138,7 @@ def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None =
     before = None if aux is None else fields.numbers(eagle3_common.LAYERS, aux, findings)
     ids = eagle3_common.layer_ids(before, target_layers or depth, findings)
     eagle3_common.count(ids, layer.get("num_aux_hidden_states") or 3, findings)
-    name, architectures, tokens = _verifier(config, findings)
+    verifier, tokens = _verifier(config, findings)
     if base is None or tokens is None or not ids:
         return None
     eagle3_common.variants([config, layer], base.num_hidden_layers, base.hidden_size, findings)
@@ -154,8 +150,7 @@ def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None =
         block_size=tokens + 1,
         layer_ids=ids,
         target_layers=target_layers,
-        target_name=name,
-        target_architectures=architectures,
+        target=verifier,
     )
 
 
@@ -171,7 +166,7 @@ def _layer(config: dict[str, Any], findings: Findings) -> dict[str, Any] | None:
     return None
 
 
-def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, tuple[str, ...], int | None]:
+def _verifier(config: dict[str, Any], findings: Findings) -> tuple[tuple[str | None, tuple[str, ...]], int | None]:
     """`speculators_config`: the target's name and architectures, and the number of tokens to speculate."""
     try:
         section = config["speculators_config"]
@@ -184,7 +179,7 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, t
             "vLLM refuses the folder",
             "write both",
         )
-        return None, (), None
+        return (None, ()), None
     architectures = fields.architectures("verifier.architectures", named, "speculators refuses the folder", findings)
     tokens = fields.agreed("speculative_tokens", {"proposal_methods[0]": tokens}, "vLLM refuses the folder", findings)
     if not name or str(name).startswith(("/", "~", ".")):
@@ -193,11 +188,11 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[str | None, t
             "vLLM and speculators fetch the target by it, so it works on no other machine",
             "export with target_name=<hub id>",
         )
-    return name, architectures, tokens
+    return (name, architectures), tokens
 
 
 REDUCED = ("d2t", "t2d", "lm_head.weight")
-DFLASH = Layout("speculators", DFlash, recognises_dflash, parse_dflash, compose_dflash, REDUCED)
-EAGLE3 = Layout(
-    "speculators", Eagle3, recognises_eagle3, parse_eagle3, compose_eagle3, REDUCED[:2], ("midlayer.", "layers.0.")
-)
+IS_DFLASH, IS_EAGLE3 = partial(_recognises, "dflash"), partial(_recognises, "eagle3")
+RENAMED = ("midlayer.", "layers.0.")
+DFLASH = Layout("speculators", DFlash, IS_DFLASH, parse_dflash, compose_dflash, REDUCED)
+EAGLE3 = Layout("speculators", Eagle3, IS_EAGLE3, parse_eagle3, compose_eagle3, REDUCED[:2], RENAMED)

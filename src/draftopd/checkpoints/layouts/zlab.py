@@ -12,7 +12,7 @@ from draftopd.checkpoints.spec import DrafterSpec, Layout
 from draftopd.drafters.dflash import DFlash
 
 ARCHITECTURE = "DFlashDraftModel"
-# what makes another drafter of DFlash; none of it is built here
+# variants of DFlash that are not supported
 VARIANTS = {
     "conv_kernel_size": "DFlash2",
     "selector_rank": "DFlash2",
@@ -64,13 +64,13 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
         findings.error(
             f"architectures is {config.get('architectures')}",
             "vLLM and SGLang choose the model by it",
-            f'write ["{ARCHITECTURE}"]; DFlash2, Domino and DSpark drafters are not built here',
+            f'write ["{ARCHITECTURE}"]; DFlash2, Domino and DSpark drafters are not supported here',
         )
     for key, kind in VARIANTS.items():
         if nested.get(key) or config.get(key):
-            findings.error(f"{key} is set: {kind}", "plain DFlash is built here", fields.OTHER)
+            findings.error(f"{key} is set: {kind}", "only plain DFlash is supported here", fields.OTHER)
     if config.get("is_neox_style") is False:
-        findings.error("is_neox_style is false", "half-split rope is built here", fields.OTHER)
+        findings.error("is_neox_style is false", "only half-split rope is supported here", fields.OTHER)
     base, theta = layer_config.parse(config, DFlash, findings), fields.rope_theta(config, findings)
     block = _block_size(config, nested, findings)
     mask = fields.agreed(
@@ -96,10 +96,7 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
         block_size=block,
         layer_ids=ids,
         target_layers=target_layers,
-        target_name=config.get("target_name_or_path"),
-        target_architectures=fields.architectures(
-            "target_architectures", config.get("target_architectures"), fields.UNREAD, findings
-        ),
+        target=fields.named_target(config, findings),
         mask_token_id=mask,
     )
 
@@ -114,7 +111,7 @@ def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findin
     )
     if block is not None and top is None:
         findings.warning(
-            "block_size in dflash_config alone", "z-lab's first code stops", "write it at the top level too"
+            "block_size only in dflash_config", "z-lab's first code stops", "write it at the top level too"
         )
     for key in ("num_speculative_tokens", "num_lookahead_tokens"):
         tokens = config.get(key)
