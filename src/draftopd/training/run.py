@@ -134,7 +134,7 @@ def _locate_published(config: DictConfig) -> None:
 def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     """The `drafter` group as its class takes it, without `path`.
 
-    The folder is replaced by the sizes in it, so that the run's checkpoints do not need it. EAGLE's own files do not name
+    The folder is replaced by its sizes, so that the run's checkpoints do not need it. EAGLE's own files do not name
     the layers that they read: the target's depth tells them.
     """
     path = config.drafter.get("path")
