@@ -16,7 +16,6 @@ from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gath
 from draftopd.drafters.base import Drafter, Embed, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.linear import Linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
@@ -75,7 +74,7 @@ class DFlash(Drafter):
         super().__init__(target, block_size, ids, draft_vocab_size)
         self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
         size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
-        self.fc = Linear(len(ids) * size, size)
+        self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps)
         self.layers = nn.ModuleList(
             Layer(

@@ -11,6 +11,7 @@ is its own. Parameter names are those of the published checkpoints, whose `t2d` 
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -19,7 +20,7 @@ from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.linear import Linear
+from draftopd.target.cpu.linear import Linear, linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
@@ -86,7 +87,7 @@ class Eagle3(Drafter):
         ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
         super().__init__(target, block_size, ids, draft_vocab_size)
         size, eps = target.hidden_size, target.rms_norm_eps if rms_norm_eps is None else rms_norm_eps
-        self.fc = Linear(len(ids) * size, size)
+        self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.midlayer = Layer(
             Attention(
                 2 * size,
@@ -102,7 +103,7 @@ class Eagle3(Drafter):
             eps,
         )
         self.norm = nn.RMSNorm(size, eps)
-        self.lm_head = Linear(size, draft_vocab_size or target.vocab_size)
+        self.lm_head = nn.Linear(size, draft_vocab_size or target.vocab_size, bias=False)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`
 
@@ -114,7 +115,8 @@ class Eagle3(Drafter):
                 self.lm_head.weight.copy_(head.weight * head.scale)
 
     def head(self, lend: LendHead) -> Head:
-        return Head(self.lm_head.weight, vocabulary=self.vocabulary)
+        product = linear if isinstance(self.lm_head, Linear) else F.linear
+        return Head(self.lm_head.weight, vocabulary=self.vocabulary, product=product)
 
     @property
     def state_width(self) -> int:

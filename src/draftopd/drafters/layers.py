@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from draftopd.target.cpu.linear import Linear
-
 KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""
 
@@ -56,10 +54,10 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = Linear(inputs, heads * head_dim)
-        self.k_proj = Linear(inputs, kv_heads * head_dim)
-        self.v_proj = Linear(inputs, kv_heads * head_dim)
-        self.o_proj = Linear(heads * head_dim, size)
+        self.q_proj = nn.Linear(inputs, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(inputs, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(inputs, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, size, bias=False)
         self.q_norm = nn.Identity() if eps is None else nn.RMSNorm(head_dim, eps)
         self.k_norm = nn.Identity() if eps is None else nn.RMSNorm(head_dim, eps)
         self.rotary = Rotary(head_dim, theta)
@@ -100,9 +98,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(size, inner)
-        self.up_proj = Linear(size, inner)
-        self.down_proj = Linear(inner, size)
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
