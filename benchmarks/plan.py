@@ -131,10 +131,11 @@ def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> 
         return {"rollout": 0.0, "train": train}
     limits = instantiate(decoding)
     capacity = batching.max_prompt_length + limits.max_new_tokens + drafter.num_draft_tokens + 1
-    width = min(affordable_rows(target, drafter, capacity, limits, drafter.layer_ids, True), share)
+    states = {"keep_states": True, "layer_ids": drafter.layer_ids}
+    width = min(affordable_rows(target, drafter, limits, capacity=capacity, **states), share)
     step = Ledger()
     step.verify(target, drafter, 1, drafter.block_size, length // 2)
-    step.judge(target, drafter.block_size)
+    step.verify_head(target, drafter.block_size)
     cache = 2 * 2 * target.shape.num_layers * target.shape.num_key_value_heads * target.shape.head_dim * length / 2
     read = 2.0 * sum(p.numel() for p in target.parameters()) + 4.0 * weights + width * cache
     block = max(step.training_flops * width / speed, read / stream, ASSUMED.overhead)

@@ -1,4 +1,4 @@
-"""One exception for mistakes a user can mend; the commands print it as one line."""
+"""One exception for mistakes a user can fix; the commands print it as one line."""
 
 
 class DraftError(Exception):

@@ -110,18 +110,18 @@ def test_features_are_the_outputs_of_the_chosen_layers(any_target: Target):
 
 def test_rollouts_are_lossless_and_replay_equals_what_each_verification_saw(any_target: Target):
     drafter = overfit(any_target, PROMPTS[:2], Decoding(max_new_tokens=16), steps=80)
-    results = rollout(any_target, drafter, PROMPTS, Decoding(max_new_tokens=16, batch_size=2), keep=True)
+    results = rollout(any_target, drafter, PROMPTS, Decoding(max_new_tokens=16, batch_size=2), keep_states=True)
     batch = collate([r.trace for r in results])
     assert (batch.accepted > 0).any()
     assert (batch.drafted - batch.accepted > 1).any()
     plain = rollout(any_target, None, PROMPTS, Decoding(max_new_tokens=16))
     assert [r.trace.tokens.tolist() for r in results] == [r.trace.tokens.tolist() for r in plain]
     replayed = any_target.replay(batch, drafter.layer_ids)
-    kept = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+    rolled_out = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
     read = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None] - 1
-    torch.testing.assert_close(replayed.features[read], kept.features[read], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(replayed.features[read], rolled_out.features[read], atol=1e-4, rtol=1e-4)
     valid = batch.valid
-    torch.testing.assert_close(replayed.target_hidden[valid], kept.target_hidden[valid], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(replayed.target_hidden[valid], rolled_out.target_hidden[valid], atol=1e-4, rtol=1e-4)
 
 
 def test_a_cache_with_rows_of_different_lengths_equals_fresh_forwards(target: Target):
@@ -173,6 +173,6 @@ def test_a_saved_target_loads_from_its_folder(target: Target, tmp_path):
     assert again.stop_tokens.tolist() == target.stop_tokens.tolist()
 
 
-def test_the_mask_token_defaults_to_the_first_row_behind_the_tokenizer(target: Target):
+def test_the_mask_token_defaults_to_the_first_row_after_the_tokenizers(target: Target):
     assert target.mask_token_id == len(target.tokenizer)
     assert DFlash(target.shape, 1, 4).mask_token_id == target.mask_token_id
