@@ -76,11 +76,10 @@ class Tails:
         flat = wanted.flatten(1)
         rank = flat.cumsum(1) - 1
         width = int(flat.sum(1).max()) if flat.numel() else 0
-        shape = (len(flat), width)
         where = torch.where(flat, rank, width)
 
         def pack(values: Tensor, fill: int) -> Tensor:
-            out = torch.full((shape[0], width + 1), fill, device=flat.device)
+            out = torch.full((len(flat), width + 1), fill, device=flat.device)
             return out.scatter(1, where, values.expand(wanted.shape).flatten(1))[:, :width]
 
         self.tokens = pack(batch.drafts, 0)

@@ -112,8 +112,8 @@ class Watched(DecodingBatch):
         self.note(stored(result[0]))
         return result
 
-    def _step(self) -> None:
-        super()._step()
+    def step(self) -> None:
+        super().step()
         self.note(0)
 
     def note(self, joining: int) -> None:
@@ -139,8 +139,8 @@ def test_rows_and_what_they_hold_stay_within_memory_gib(
     options = RolloutOptions(True, drafter.layer_ids, None, 0, Ledger(), lambda finished: None, torch.Tensor.cpu)
 
     def affordable(decoding: Decoding) -> int:
-        states = {"keep_states": options.keep_states, "layer_ids": options.layer_ids}
-        return affordable_rows(target, drafter, decoding, capacity=capacity, **states)
+        states = len(options.layer_ids) + drafter.num_draft_tokens
+        return affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
 
     bound = 1.01 * rows / affordable(wide)
     assert affordable(replace(wide, memory_gib=bound)) == rows

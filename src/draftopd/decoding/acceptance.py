@@ -35,13 +35,7 @@ def match(drafts: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reject(
-    drafts: Tensor,
-    p: Tensor,
-    index: Tensor,
-    q: Tensor,
-    *,
-    uniforms: tuple[Tensor, Tensor],
-    vocabulary: Tensor | None = None,
+    drafts: Tensor, p: Tensor, index: Tensor, q: Tensor, *, uniforms: tuple[Tensor, Tensor], vocabulary: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Rejection sampling (arXiv 2211.17192, theorem 1): accept a draft x ~ q with probability min(1, p(x) / q(x)).
 

@@ -96,10 +96,6 @@ class DecodingBatch:
 
     def join(self, prompts: Sequence[Waiting]) -> None:
         """Reads new prompts into free rows and commits each response's first token, which is the target's own."""
-        with self.ledger.timed("prefill"):
-            self._join(prompts)
-
-    def _join(self, prompts: Sequence[Waiting]) -> None:
         device = self.target.device
         lengths = torch.tensor([len(p.tokens) for p in prompts], device=device)
         keys = torch.tensor([p.key for p in prompts], device=device)
@@ -134,15 +130,13 @@ class DecodingBatch:
         if not self.prefix:
             return cache, *self._read(tokens, cache)
         if self.opening is None:
-            shared = RaggedCache(1, len(self.prefix), tokens.device)
-            self.opening = (shared, *self._read(tokens[:1, : len(self.prefix)], shared))
-            shared.lengths += len(self.prefix)
-        shared, *opening = self.opening
-        cache.open_with(shared)
-        rest = self._read(tokens[:, len(self.prefix) :], cache)
-        hidden, features = (
-            torch.cat([a.expand(len(tokens), -1, -1), b], 1) for a, b in zip(opening, rest, strict=True)
-        )
+            first = RaggedCache(1, len(self.prefix), tokens.device)
+            self.opening = (first, *self._read(tokens[:1, : len(self.prefix)], first))
+            first.lengths += len(self.prefix)
+        first, *opening = self.opening
+        cache.open_with(first)
+        parts = zip(opening, self._read(tokens[:, len(self.prefix) :], cache), strict=True)
+        hidden, features = (torch.cat([shared.expand(len(tokens), -1, -1), own], 1) for shared, own in parts)
         return cache, hidden, features
 
     def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:
@@ -152,10 +146,6 @@ class DecodingBatch:
 
     def step(self) -> None:
         """One block for every row: draft, verify, accept, commit."""
-        with self.ledger.timed("decode"):
-            self._step()
-
-    def _step(self) -> None:
         places = Places(self.decoding, self.keys, self.cache.lengths)
         proposal = Proposal(places)
         drafts = self.tokens[:, None][:, :0]
@@ -191,24 +181,23 @@ class DecodingBatch:
 
     def _record(self, drafts: Tensor, accepted: Tensor, committed: Tensor, counts: Tensor, hidden: Tensor) -> None:
         """Adds a step's ids, of which `counts` [B] are committed, and its hidden states to the rows."""
-        drafts, committed = drafts.cpu(), committed.cpu()
-        for i, (row, num_accepted, count) in enumerate(zip(self.rows, accepted.tolist(), counts.tolist(), strict=True)):
+        values = (drafts.cpu(), accepted.tolist(), hidden, committed.tolist(), counts.tolist())
+        for row, proposed, num_accepted, states, tokens, count in zip(self.rows, *values, strict=True):
             if row is None:
                 continue
             if self.num_draft_tokens:
                 row.anchors.append(len(row.tokens) - 1)
-                row.drafts.append(drafts[i])
+                row.drafts.append(proposed)
                 row.accepted.append(num_accepted)
                 if self.options.keep_states:
-                    row.hidden.append(hidden[i].clone())
-            row.tokens += committed[i, :count].tolist()
+                    row.hidden.append(states.clone())
+            row.tokens += tokens[:count]
             self.ledger.tokens["decode"] += count
 
     def finished(self) -> dict[int, Rollout]:
         """The complete responses by the index of their prompts; frees their rows."""
         results = {}
-        for i, done in enumerate(self.done.tolist()):
-            row = self.rows[i]
+        for i, (row, done) in enumerate(zip(self.rows, self.done.tolist(), strict=True)):
             if done and row is not None:
                 results[row.index] = self._result(i, row)
                 self.rows[i] = None
@@ -240,9 +229,6 @@ class DecodingBatch:
             return Rollout(trace)
         features = self.features[index, : len(row.tokens)].clone()
         features[-1] = 0
-        hidden = (
-            torch.stack(row.hidden)
-            if row.hidden
-            else features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
-        )
+        nothing = features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
+        hidden = torch.stack(row.hidden) if row.hidden else nothing
         return Rollout(trace, self.options.store(features), self.options.store(hidden))

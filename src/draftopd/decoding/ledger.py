@@ -73,9 +73,8 @@ class Ledger:
 
     def _counts(self) -> Tensor:
         """[2, phases] FLOPs and tokens."""
-        return torch.tensor(
-            [[kind.get(p, 0.0) for p in PHASES] for kind in (self.flops, self.tokens)], dtype=torch.float64
-        )
+        counts = [[kind.get(p, 0.0) for p in PHASES] for kind in (self.flops, self.tokens)]
+        return torch.tensor(counts, dtype=torch.float64)
 
     def share(self, add: Callable[[Tensor], Tensor]) -> None:
         """Adds the other processes' counts since the last call: every process calls it and has the same sums after it.
@@ -96,9 +95,8 @@ class Ledger:
             self.seconds[phase] += time.perf_counter() - start
 
     def _target(self, phase: str, target: Target, tokens: float, pairs: float, heads: float) -> None:
-        config = target.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * pairs
+        shape = target.shape
+        attention = 4 * shape.num_layers * shape.num_attention_heads * shape.head_dim * pairs
         head = 2 * target.head().weight.numel() * heads
         self.flops[phase] += 2 * target.linear_weights * tokens + attention + head
         self.tokens[phase] += tokens

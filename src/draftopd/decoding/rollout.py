@@ -74,9 +74,8 @@ def decode(
     waiting = deque(Waiting(i, prompts[i], i if options.keys is None else options.keys[i]) for i in order)
     num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
     capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
-    rows = affordable_rows(
-        target, drafter, decoding, capacity=capacity, keep_states=options.keep_states, layer_ids=options.layer_ids
-    )
+    states = len(options.layer_ids) + num_draft_tokens if options.keep_states else 0
+    rows = affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
     prefix = common_prefix(prompts)
     batch = kind(target, drafter, decoding, options, rows=min(rows, len(prompts)), capacity=capacity, prefix=prefix)
     try:
@@ -94,11 +93,13 @@ def _run(batch: DecodingBatch, waiting: deque[Waiting]) -> dict[int, Rollout]:
     while len(results) < wanted:
         free = batch.free()
         if waiting and len(free) >= width / 8:
-            batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
+            with batch.ledger.timed("prefill"):
+                batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
         else:
             if not waiting and len(free) >= len(batch.rows) / 4:
                 batch.compact()
-            batch.step()
+            with batch.ledger.timed("decode"):
+                batch.step()
         finished = batch.finished()
         results |= finished
         batch.options.on_done(len(finished))
@@ -115,26 +116,19 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     return [token for token, _ in same][: min(map(len, prompts)) - 1]
 
 
-def affordable_rows(
-    target: Target,
-    drafter: Drafter | None,
-    decoding: Decoding,
-    *,
-    capacity: int,
-    keep_states: bool,
-    layer_ids: Sequence[int],
-) -> int:
+def affordable_rows(target: Target, drafter: Drafter | None, decoding: Decoding, *, capacity: int, states: int) -> int:
     """Rows of `capacity` positions whose caches and stored states fit into `decoding.memory_gib`.
+
+    Args:
+        states: stored states of the target's hidden size per position: features, and one for every draft.
 
     Raises:
         DraftError: not even one does.
     """
     shape, size = target.shape, target.model.dtype.itemsize
-    position = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim * size
+    position = (2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim + states * shape.hidden_size) * size
     if drafter is not None:
         position += drafter.state_width * drafter.fc.weight.dtype.itemsize
-    if keep_states:  # features by position, and the hidden state of every draft
-        position += (len(layer_ids) + (drafter.num_draft_tokens if drafter else 0)) * shape.hidden_size * size
     rows = int(decoding.memory_gib * 2**30 / (position * capacity))
     if not rows:
         raise DraftError(

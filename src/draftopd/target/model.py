@@ -57,10 +57,9 @@ class Target(nn.Module):
             raise DraftError(f"{type(model).__name__} is not supported: its decoder has no list named 'layers'")
         self.config = model.config.get_text_config()
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
-        rows = self.embed_rows
-        if not 0 <= self.mask_token_id < rows:
+        if not 0 <= self.mask_token_id < self.embed_rows:
             raise DraftError(
-                f"mask token {self.mask_token_id} is outside the target's embedding table of {rows} rows: "
+                f"mask token {self.mask_token_id} is outside the target's embedding table of {self.embed_rows} rows: "
                 "set target.mask_token_id to a token that never occurs in text"
             )
         self._refuse_unknown_attention()
@@ -129,12 +128,6 @@ class Target(nn.Module):
     def linear_weights(self) -> int:
         """Multiply-adds of one row in the body's linear layers."""
         return sum(m.weight.numel() for m in self.body.modules() if isinstance(m, nn.Linear))
-
-    @cached_property
-    def _full_attention(self) -> bool:
-        """torch's attention, without a sliding window in any layer."""
-        window = getattr(self.config, "sliding_window", None)
-        return self.attention == "sdpa" and window is None
 
     @cached_property
     def stop_tokens(self) -> Tensor:
@@ -232,7 +225,8 @@ class Target(nn.Module):
         positions = cache.begin(tokens.shape[1])
         slots = torch.arange(cache.end, device=tokens.device).expand(len(tokens), -1)
         # without a mask, attention need not repeat its keys for grouped queries
-        everything = tokens.shape[1] == 1 and cache.even and self._full_attention
+        windows = getattr(self.config, "sliding_window", None) is not None
+        everything = tokens.shape[1] == 1 and cache.even and self.attention == "sdpa" and not windows
         visible = None if everything else causal_mask(positions, cache.end)
         return self(tokens, positions, visible, slots, layer_ids, cache)
 

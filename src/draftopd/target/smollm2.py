@@ -8,20 +8,21 @@ import hashlib
 import importlib.util
 import io
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 from rich.console import Console
 from safetensors import SafetensorError
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from draftopd.errors import DraftError
 
@@ -116,11 +117,11 @@ def _download(scratch: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    import torch  # here, not at the top: a finished folder needs none of these slow imports
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    with _quiet(f"dequantising {NAME} (once, about 30 s)"):
+    console, message = Console(file=sys.stderr), f"dequantising {NAME} (once, about 30 s)"
+    if not console.is_terminal:  # rich shows no status there
+        console.print(message, highlight=False)
+    # no setting of transformers turns off the GGUF reader's progress bar, so stderr itself is redirected
+    with console.status(message), redirect_stderr(io.StringIO()):
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         fields = loaded.config.to_dict()
@@ -135,21 +136,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _quiet(message: str) -> Iterator[None]:
-    """One status line instead of the log lines and progress bars of transformers."""
-    from transformers.utils.logging import get_verbosity, set_verbosity
-
-    verbosity = get_verbosity()
-    set_verbosity(logging.ERROR)
-    console = Console(file=sys.stderr)
-    if not console.is_terminal:  # rich shows no status there
-        console.print(message, highlight=False)
-    try:
-        # no setting of transformers turns off the GGUF reader's bar, so stderr itself is redirected
-        with console.status(message), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        set_verbosity(verbosity)

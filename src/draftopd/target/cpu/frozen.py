@@ -14,15 +14,7 @@ from draftopd.target.cpu.linear import accelerate, find_library
 
 GROUPED = "draftopd_grouped_sdpa"
 """name under which transformers knows `grouped_sdpa`"""
-NORMS = (
-    "LlamaRMSNorm",
-    "MistralRMSNorm",
-    "Qwen2RMSNorm",
-    "Qwen3RMSNorm",
-    "GraniteRMSNorm",
-    "Phi3RMSNorm",
-    "SmolLM3RMSNorm",
-)
+NORMS = {f"{family}RMSNorm" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Granite", "Phi3", "SmolLM3")}
 """classes of transformers that compute the same as `Norm` in more operations"""
 
 

@@ -8,7 +8,7 @@ store a frozen weight in the layout that they multiply fastest (`benchmarks/line
 
 import platform
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +20,8 @@ TORCH = ((2, 7), (2, 15))
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Library(Protocol):
-    """Products of float32 with weights [O, I] as they are, and with weights in the library's own layout."""
-
-    def pack(self, weight: Tensor) -> Tensor: ...
-
-    def packed(self, x: Tensor, layout: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Rows x [..., I] -> [..., O]; no gradient."""
-        ...
-
-    def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
-
-
 class OneDNN:
-    @staticmethod
-    def available() -> bool:
-        return torch.backends.mkldnn.is_available() and _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight")
+    """Products of float32 with weights [O, I] as they are (`plain`) or in its own layout (`packed`: no gradient)."""
 
     def pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -48,12 +34,10 @@ class OneDNN:
 
 
 class MKL:
+    """The same by MKL."""
+
     rows = 256
     """packed weights serve up to so many rows; with more, packing saves next to nothing"""
-
-    @staticmethod
-    def available() -> bool:
-        return torch.backends.mkl.is_available() and _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight")
 
     def pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)  # fastest at 64 rows, correct for any number
@@ -68,6 +52,9 @@ class MKL:
         return F.linear(x, weight, bias)
 
 
+Library = OneDNN | MKL
+
+
 def find_library() -> Library | str:
     """The library for this processor, or what is missing."""
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -77,20 +64,18 @@ def find_library() -> Library | str:
         return f"a torch version that its layers were made for ({first} <= torch < {end}, not {torch.__version__})"
     cpuinfo = Path("/proc/cpuinfo")
     maker = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    if "GenuineIntel" in maker and MKL.available():
+    if "GenuineIntel" in maker and _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight"):
         return MKL()
-    return OneDNN() if OneDNN.available() else "a torch that carries MKL or oneDNN"
+    found = _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight")
+    return OneDNN() if found else "a torch that carries MKL or oneDNN"
 
 
-def _has(namespace: str, *operators: str) -> bool:
-    try:
-        return all(getattr(getattr(torch.ops, namespace), name) for name in operators)
-    except AttributeError:
-        return False
+def _has(library: str, *operators: str) -> bool:
+    carried = getattr(torch.backends, library).is_available()
+    return carried and all(getattr(getattr(torch.ops, library), name, None) for name in operators)
 
 
-_found = find_library()
-LIBRARY = None if isinstance(_found, str) else _found
+LIBRARY = found if isinstance(found := find_library(), Library) else None
 
 
 class Packed:
