@@ -19,16 +19,25 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from draftopd.checkpoints.native import Restored, restore
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.target import load
 from draftopd.target.cpu.linear import Linear
 from draftopd.target.model import Target
 
 Model = TypeVar("Model", bound=nn.Module)
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def blank(architecture: dict[str, Any], mask_token_id: int, dtype: str = "bfloat16", device: str = "meta") -> Target:
+    """A target of given sizes without weights, on the meta device: to count parameters and check shapes."""
+    config = AutoConfig.for_model(**architecture)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return Target(model, load.tiny_tokenizer(), mask_token_id)
 
 
 def opened(checkpoint: str, split: str, count: int, device: torch.device) -> tuple[Restored, list[list[int]]]:

@@ -63,11 +63,11 @@ def identity(
     """Traces of `redraft` beside those of `rollout`: how many are equal in all fields, and which are not."""
     decoding = Decoding(max_new_tokens, batch_size)
     start = time.perf_counter()
-    texts = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
+    texts = rollout(target, None, prompts, decoding, keep_states=True, layer_ids=drafter.layer_ids)
     written = time.perf_counter()
     again = redraft(target, drafter, texts, decoding)
     drafted = time.perf_counter()
-    rolled = rollout(target, drafter, prompts, decoding, keep=True)
+    rolled = rollout(target, drafter, prompts, decoding, keep_states=True)
     done = time.perf_counter()
     pairs = list(zip(again, rolled, strict=True))
     found = [i for i, (ours, true) in enumerate(pairs) if unlike(ours.trace, true.trace)]

@@ -14,14 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from benchmarks.bench import rounds_of, spread
+from benchmarks.bench import blank, rounds_of, spread
 from benchmarks.memory import cost
 from benchmarks.train_step import module
 
 from draftopd.checkpoints.native import Restored
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
-from draftopd.target import load
 from draftopd.trace import ReplayBatch
 
 HIDDEN, SLOTS, TEXTS, LENGTH = 64, 8, 16, 128
@@ -96,7 +95,7 @@ def backward(objective: str, rows: int, vocabulary: int, chunk_rows: int) -> dic
     sizes = {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": HIDDEN, "hidden_size": HIDDEN}
     architecture = {"model_type": "llama", "num_hidden_layers": 4, "vocab_size": vocabulary, **sizes}
     torch.manual_seed(0)
-    target = load.blank(architecture, vocabulary - 1, "float32", "cpu")
+    target = blank(architecture, vocabulary - 1, "float32", "cpu")
     step = module(target, DFlash(target.shape, num_layers=1, block_size=SLOTS + 1), objective)
     step.chunk_rows = chunk_rows
     batch, found = blocks(rows // (SLOTS * TEXTS), vocabulary), {}

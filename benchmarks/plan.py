@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from benchmarks.bench import blank
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -19,7 +20,6 @@ from draftopd.command import CONFIG_DIR
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import affordable_rows
 from draftopd.drafters.base import Drafter
-from draftopd.target import load
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, no_blocks
 from draftopd.training.run import drafter_group
@@ -131,10 +131,11 @@ def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> 
         return {"rollout": 0.0, "train": train}
     limits = instantiate(decoding)
     capacity = batching.max_prompt_length + limits.max_new_tokens + drafter.num_draft_tokens + 1
-    width = min(affordable_rows(target, drafter, capacity, limits, drafter.layer_ids, True), share)
+    states = len(drafter.layer_ids) + drafter.num_draft_tokens
+    width = min(affordable_rows(target, drafter, limits, capacity=capacity, states=states), share)
     step = Ledger()
     step.verify(target, drafter, 1, drafter.block_size, length // 2)
-    step.judge(target, drafter.block_size)
+    step.verify_head(target, drafter.block_size)
     cache = 2 * 2 * target.shape.num_layers * target.shape.num_key_value_heads * target.shape.head_dim * length / 2
     read = 2.0 * sum(p.numel() for p in target.parameters()) + 4.0 * weights + width * cache
     block = max(step.training_flops * width / speed, read / stream, ASSUMED.overhead)
@@ -146,7 +147,7 @@ def estimates(words: list[str]) -> Iterator[tuple[str, int, dict[str, float], di
     """Set-up, GPUs, bytes and seconds of an experiment, for each way to run it."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose("fit", overrides=[*words, "output_dir=none"])
-    target = load.blank(SIZES[config.target.path], config.target.mask_token_id)
+    target = blank(SIZES[config.target.path], config.target.mask_token_id)
     with torch.device("meta"):
         drafter = instantiate(drafter_group(config, target))(target=target.shape)
     for name, gpus, sharded in SETUPS:

@@ -45,7 +45,7 @@ NOTES = {
 def measure(
     run: Restored, prompts: Sequence[Sequence[int]], args: argparse.Namespace, save: Callable[[dict[str, Any]], None]
 ) -> None:
-    texts = rollout(run.target, None, prompts, Decoding(args.tokens), keep=True, layer_ids=run.drafter.layer_ids)
+    texts = rollout(run.target, None, prompts, Decoding(args.tokens), keep_states=True, layer_ids=run.drafter.layer_ids)
     ways = systems(run.target, run.drafter, prompts, texts, args.tokens, args.micro_batch_size)
 
     def unlike(traces: Sequence[Trace], others: Sequence[Trace]) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def systems(
 
     def rolled(batch_size: int, ledger: Ledger) -> list[Trace]:
         size = Decoding(max_new_tokens, batch_size)
-        return [r.trace for r in rollout(target, drafter, prompts, size, keep=True, ledger=ledger)]
+        return [r.trace for r in rollout(target, drafter, prompts, size, keep_states=True, ledger=ledger)]
 
     def redrafted(replay: bool, ledger: Ledger) -> list[Trace]:
         fresh = redraft(target, drafter, texts, decoding, ledger=ledger)

@@ -67,7 +67,7 @@ class Work:
 
 
 def prepare(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Work:
-    rolled = rollout(target, drafter, prompts, Decoding(max_new_tokens), keep=True)
+    rolled = rollout(target, drafter, prompts, Decoding(max_new_tokens), keep_states=True)
     rolled = [r for r in rolled if len(r.trace.anchors)]
     layers = target.shape.num_layers
     draw, size = torch.Generator().manual_seed(0), target.shape.hidden_size

@@ -65,7 +65,7 @@ def overfit_eagle(
 
 def fit_texts(drafter: Drafter, target: Target, prompts: list[list[int]], decoding: Decoding, steps: int) -> None:
     """Cross-entropy on the target's own texts, every position an anchor."""
-    results = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
+    results = rollout(target, None, prompts, decoding, keep_states=True, layer_ids=drafter.layer_ids)
     traces = [r.trace for r in results]
     anchors = [torch.arange(t.prompt_length, len(t.tokens) - 1) for t in traces]
     features = [r.features for r in results if r.features is not None]

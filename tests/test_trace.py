@@ -53,7 +53,7 @@ def test_collate_marks_padding_blocks_and_slots_as_not_supervised():
     assert batch.drafted.tolist() == [[3, 3], [2, 0]]
 
 
-def test_teach_takes_the_following_tokens_and_stops_at_the_end_of_the_text():
+def test_text_blocks_take_the_following_tokens_and_stops_at_the_end_of_the_text():
     text = trace([9, 1, 2, 3, 4], 1, [], torch.zeros(0, 0).tolist(), [])
     batch = text_blocks([text], [torch.tensor([1, 3])], 3)
     assert batch.drafts[0, 0].tolist() == [2, 3, 4]
@@ -62,7 +62,7 @@ def test_teach_takes_the_following_tokens_and_stops_at_the_end_of_the_text():
     assert torch.equal(batch.accepted, batch.drafted)
 
 
-def test_render_shows_what_was_kept_and_what_was_cut():
+def test_render_shows_accepted_and_rejected_drafts():
     tokenizer = tiny_tokenizer()
     ids = tokenizer.encode("?abcdef")
     drafts = [tokenizer.encode("cdx"), tokenizer.encode("yyy")]

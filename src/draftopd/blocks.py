@@ -1,8 +1,8 @@
 """The geometry that drafting, verifying and replaying share.
 
 A block is an anchor and K drafts. It sees the committed tokens strictly before its start, and itself: in both
-directions (DFlash's drafter) or causally (the target's own opinion of drafts, EAGLE-3). All blocks of a text are laid
-side by side as rows behind the text and go through one forward.
+directions (DFlash's drafter) or causally (verification by the target, EAGLE-3). All blocks of a text are rows after the
+text, side by side in one forward.
 """
 
 import torch
@@ -21,7 +21,7 @@ def gather_blocks(tokens: Tensor, anchors: Tensor, block_size: int, mask_token_i
 
 
 def block_positions(anchors: Tensor, block_size: int) -> Tensor:
-    """[B, N, W] position of every slot; slot k stands where token anchor + k will."""
+    """[B, N, W] position of every slot: slot k has that of token anchor + k."""
     return anchors[..., None] + torch.arange(block_size, device=anchors.device)
 
 
@@ -30,8 +30,8 @@ def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool)
 
     Args:
         start: [B, R] first text position that the row does not see (its block's start).
-        block: [B, R] which block a row belongs to, rows of a block in order; -1 marks padding.
-        causal: a row sees only the rows of its block up to itself, else all of them.
+        block: [B, R] the block of each row, with the rows of a block in order; -1 marks padding.
+        causal: a row sees the rows of its block only up to itself, else all of them.
     """
     text = torch.arange(text_length, device=start.device) < start[..., None]
     rows = block[..., :, None] == block[..., None, :]
@@ -41,11 +41,11 @@ def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool)
 
 
 def flex_branch_mask(start: Tensor, block: Tensor, text_length: int, seen: Tensor) -> BlockMask:
-    """The same for torch's flex attention, which skips what nobody sees; rows look at [text ‖ seen rows].
+    """The same mask for torch's flex attention, which skips what no row sees; keys are [text ‖ seen rows].
 
     Args:
-        start, block: [B, R] of the rows that look, as in `branch_mask`.
-        seen: [B, S] blocks of the rows that are looked at, each from its block's first up to the last that may be seen.
+        start, block: [B, R] of the query rows, as in `branch_mask`.
+        seen: [B, S] blocks of the key rows, which are all visible to the rows of their block.
     """
 
     def visible(b: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
@@ -62,12 +62,12 @@ def causal_mask(positions: Tensor, length: int) -> Tensor:
 
 
 class Tails:
-    """Drafts d[r+1..K-1] of every block, packed: the inputs whose rows judge the drafts behind a first rejection.
+    """Drafts d[r+1..K-1] of every block, packed: as inputs they verify the drafts after the first rejection.
 
-    Attributes (R = the most of a text, shorter ones padded):
+    Attributes (R = the most of any text, others padded):
         tokens, positions: [B, R].
-        block: [B, R] which block a draft belongs to; -1 marks padding.
-        row_of: [B, N, K] the row that judges each draft, where one of these does.
+        block: [B, R] the block of each draft; -1 marks padding.
+        row_of: [B, N, K] the row that verifies each draft, for those that one of these rows verifies.
     """
 
     def __init__(self, batch: ReplayBatch) -> None:
@@ -76,16 +76,15 @@ class Tails:
         flat = wanted.flatten(1)
         rank = flat.cumsum(1) - 1
         width = int(flat.sum(1).max()) if flat.numel() else 0
-        shape = (len(flat), width)
         where = torch.where(flat, rank, width)
 
         def pack(values: Tensor, fill: int) -> Tensor:
-            out = torch.full((shape[0], width + 1), fill, device=flat.device)
+            out = torch.full((len(flat), width + 1), fill, device=flat.device)
             return out.scatter(1, where, values.expand(wanted.shape).flatten(1))[:, :width]
 
         self.tokens = pack(batch.drafts, 0)
         self.positions = pack(batch.anchors[..., None] + slots, 0)
         self.block = pack(torch.arange(wanted.shape[1], device=flat.device)[:, None], -1)
-        # slot k (1-based) is judged by the row of draft k - 1
+        # draft k (1-based) is verified by the row of draft k - 1
         before = F.pad(rank.unflatten(1, wanted.shape[1:]), (1, 0))[..., :-1]
         self.row_of = before.clamp(min=0, max=max(width - 1, 0))

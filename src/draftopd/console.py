@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: bars for long work, and nothing that would drown them."""
+"""What a run shows in the terminal: progress bars for long work, and little else."""
 
 import logging
 import warnings
@@ -11,7 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemai
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for long work; yields the function that moves it on."""
+    """A progress bar; yields the function that advances it by a number of items."""
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=get_console(), transient=True) as bar:
         task = bar.add_task(title, total=total)
@@ -19,7 +19,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def quiet() -> None:
-    """Silences what would drown the progress bars and is of no use to a reader; warnings of our own stay."""
+    """Silences log lines and warnings of other packages that would bury the progress bars; our own warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic", "transformers", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for words in (
@@ -27,8 +27,8 @@ def quiet() -> None:
         ".*treespec, LeafSpec.*",
         ".*log_every_n_steps.*",
         ".*in eval mode at the start.*",
-        ".*recommended to use .self.log.*sync_dist=True.*",  # what is logged is of all processes already
-        ".*ended before the epoch ended.*",  # such an epoch is drawn again from its start
-        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
+        ".*recommended to use .self.log.*sync_dist=True.*",  # values are summed over processes before they are logged
+        ".*ended before the epoch ended.*",  # such an epoch starts again from its beginning
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is modified in place
     ):
         warnings.filterwarnings("ignore", words)

@@ -1,4 +1,4 @@
-"""What one rollout did, and the batch that replays it.
+"""The record of one rollout, and the batch for its replay.
 
 Shape legend of the whole package: B batch, T committed tokens, N blocks, K drafts of a block, W = K + 1 (anchor and
 drafts), F features, D hidden, V vocabulary, M rows (flattened valid draft positions).
@@ -6,6 +6,7 @@ drafts), F features, D hidden, V vocabulary, M rows (flattened valid draft posit
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.text import Text
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trace:
-    """One response and the blocks that were drafted on the way. Token ids and nothing else.
+    """One response and the blocks that were drafted for it, as token ids.
 
     A text that was decoded without a drafter is a trace with N = 0.
     """
@@ -27,9 +28,9 @@ class Trace:
     drafts: Tensor
     """[N, K] what the drafter proposed for the positions after the anchor"""
     accepted: Tensor
-    """[N] how many leading drafts were kept, 0..K"""
+    """[N] how many leading drafts were accepted, 0..K"""
     drafter_step: int = 0
-    """optimizer step of the weights that drafted; -1 = no drafter was there"""
+    """optimizer step of the weights that drafted; -1 = there was no drafter"""
 
     @property
     def response_length(self) -> int:
@@ -37,7 +38,7 @@ class Trace:
 
     @property
     def drafted(self) -> Tensor:
-        """[N] drafts that the target judged: K, or fewer in a last block that a stop token or the length limit cut."""
+        """[N] verified drafts: K, or fewer in a last block that a stop token or the length limit has cut."""
         drafted = torch.full_like(self.accepted, self.drafts.shape[1])
         if len(drafted) and int(self.anchors[-1] + self.accepted[-1]) + 1 == len(self.tokens):
             drafted[-1] = self.accepted[-1]
@@ -55,49 +56,49 @@ class Trace:
         return float(self.committed.double().mean())
 
     def check(self) -> "Trace":
-        """Asserts the two invariants: blocks chain, and the text after an anchor opens with its accepted drafts."""
+        """Asserts the two invariants: blocks form a chain, and accepted drafts are the text after their anchor."""
         assert len(self.anchors) == len(self.drafts) == len(self.accepted), "one row per block"
         if len(self.anchors):
             steps = self.anchors[:-1] + self.accepted[:-1] + 1
             assert torch.equal(self.anchors[1:], steps), "the next anchor is the bonus token"
             end = int(self.anchors[-1] + self.accepted[-1])
             assert end < len(self.tokens) <= end + 2, "the last block ends the text"
-        for anchor, drafts, kept in zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), strict=True):
-            text = self.tokens[anchor + 1 : anchor + 1 + kept]
-            assert torch.equal(text, drafts[:kept]), f"accepted drafts after {anchor} are the text"
+        for anchor, drafts, accepted in zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), strict=True):
+            text = self.tokens[anchor + 1 : anchor + 1 + accepted]
+            assert torch.equal(text, drafts[:accepted]), f"accepted drafts after {anchor} are the text"
         return self
 
-    def render(self, tokenizer, prompt: bool = False) -> Text:
-        """The response: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
+    def render(self, tokenizer: Any, prompt: bool = False) -> Text:
+        """The response: accepted drafts green, rejected ones red and struck out, the target's own tokens bold blue."""
 
         def words(ids: Tensor) -> str:
-            return tokenizer.decode(ids.tolist())
+            return str(tokenizer.decode(ids.tolist()))
 
         out = Text(words(self.tokens[: self.prompt_length]), style="dim") if prompt else Text()
         first = int(self.anchors[0]) if len(self.anchors) else len(self.tokens) - 1
         out.append(words(self.tokens[self.prompt_length : first + 1]), style="bold blue")
         blocks = zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), self.drafted.tolist(), strict=True)
-        for anchor, drafts, kept, judged in blocks:
-            out.append(words(drafts[:kept]), style="green")
-            out.append(words(drafts[kept:judged]), style="red strike")
-            out.append(words(self.tokens[anchor + kept + 1 : anchor + kept + 2]), style="bold blue")
+        for anchor, drafts, accepted, drafted in blocks:
+            out.append(words(drafts[:accepted]), style="green")
+            out.append(words(drafts[accepted:drafted]), style="red strike")
+            out.append(words(self.tokens[anchor + accepted + 1 : anchor + accepted + 2]), style="bold blue")
         return out
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A trace and what the verifications computed on the way, when it was asked for."""
+    """A trace and, if asked for, the states that its verifications computed."""
 
     trace: Trace
     features: Tensor | None = None
-    """[T, F] features of the committed tokens; the last token's were never computed and are zero"""
+    """[T, F] features of the committed tokens; those of the last token are never computed and are zero"""
     target_hidden: Tensor | None = None
-    """[N, K, D] the hidden state that judged each draft: what `Target.replay` would compute again"""
+    """[N, K, D] the target's last hidden state for each draft, the same that `Target.replay` computes"""
 
 
 @dataclass  # not frozen: Lightning converts its tensors where trainer.precision asks for it
 class ReplayBatch:
-    """Texts with blocks at given anchors, padded. SFT is the case in which every draft was right."""
+    """Texts with blocks at given anchors, padded. SFT is the case where every draft is accepted."""
 
     tokens: Tensor
     """[B, T] prompt and committed tokens"""
@@ -108,17 +109,17 @@ class ReplayBatch:
     accepted: Tensor
     """[B, N]"""
     drafted: Tensor
-    """[B, N] where a block's supervised drafts end, 0..K; 0 marks a padding block"""
+    """[B, N] end of a block's supervised drafts, 0..K; 0 marks a padding block"""
     lengths: Tensor
     """[B] committed tokens"""
     drafter_step: Tensor
     """[B] optimizer step of the weights that drafted"""
     features: Tensor | None = None
-    """[B, T, F] the target's features of the committed tokens, when they are at hand"""
+    """[B, T, F] the target's features of the committed tokens, if known"""
     target_hidden: Tensor | None = None
-    """[B, N, K, D] the target's last hidden state that judges each draft, when it is at hand"""
+    """[B, N, K, D] the target's last hidden state for each draft, if known"""
     skipped: Tensor | None = None
-    """[B, N] leading drafts of a block that are not supervised; None = supervised from the first on"""
+    """[B, N] leading drafts of a block that are not supervised; None = all are supervised"""
 
     @property
     def valid(self) -> Tensor:
@@ -128,7 +129,7 @@ class ReplayBatch:
         return valid if self.skipped is None else valid & (slots >= self.skipped[..., None])
 
     def without_tails(self) -> "ReplayBatch":
-        """Supervised up to the first rejected draft of every block: up to there the prefix is the text."""
+        """Supervised up to the first rejected draft of every block: for these drafts the prefix is the text."""
         return replace(self, drafted=torch.minimum(self.drafted, self.accepted + 1))
 
     def to(self, device: torch.device | str) -> "ReplayBatch":
@@ -141,7 +142,7 @@ def collate(
     features: Sequence[Tensor] | None = None,
     target_hidden: Sequence[Tensor] | None = None,
 ) -> ReplayBatch:
-    """Pads traces, and what the target said of them where it was kept, to one batch."""
+    """Pads traces, and the target's states where they are stored, to one batch."""
 
     def pad(rows: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
@@ -160,7 +161,7 @@ def collate(
 
 
 def no_blocks(num_draft_tokens: int, feature_size: int, hidden_size: int) -> ReplayBatch:
-    """A batch that supervises nothing, for a process whose share is empty: its gradients are zeros."""
+    """A batch without supervised drafts, for a process whose share is empty: its gradients are zeros."""
     nothing = torch.zeros(1, 1, dtype=torch.long)
     return ReplayBatch(
         tokens=nothing,
@@ -176,7 +177,7 @@ def no_blocks(num_draft_tokens: int, feature_size: int, hidden_size: int) -> Rep
 
 
 def collate_rollouts(rollouts: Sequence[Rollout]) -> ReplayBatch:
-    """Pads rollouts to one batch, with what every one of them brings."""
+    """Pads rollouts to one batch, with the states that all of them have."""
     features = [r.features for r in rollouts if r.features is not None]
     hidden = [r.target_hidden for r in rollouts if r.target_hidden is not None]
     whole = len(rollouts)
@@ -197,16 +198,16 @@ def text_blocks(
     """SFT's batch: at each anchor the drafts are the tokens that follow in the text, all accepted.
 
     Args:
-        anchors: for each text, [N] indices with at least one token behind them.
-        hidden: [T, D] the target's last hidden states of each text: the row before a token judges it.
+        anchors: for each text, [N] indices with at least one token after them.
+        hidden: for each text, [T, D] the target's last hidden states; the row before a token verifies it.
     """
-    traces, judged = [], []
+    traces, verifying = [], []
     for i, (text, at) in enumerate(zip(texts, anchors, strict=True)):
         index = at[:, None] + torch.arange(1, num_draft_tokens + 1)
         drafts = text.tokens[index.clamp(max=len(text.tokens) - 1)]
-        kept = (len(text.tokens) - 1 - at).clamp(max=num_draft_tokens)
-        traces.append(replace(text, anchors=at, drafts=drafts, accepted=kept))
+        accepted = (len(text.tokens) - 1 - at).clamp(max=num_draft_tokens)
+        traces.append(replace(text, anchors=at, drafts=drafts, accepted=accepted))
         if hidden is not None:
-            judged.append(hidden[i][(index - 1).clamp(max=len(text.tokens) - 1)])
-    batch = collate(traces, features, judged or None)
+            verifying.append(hidden[i][(index - 1).clamp(max=len(text.tokens) - 1)])
+    batch = collate(traces, features, verifying or None)
     return replace(batch, drafted=batch.accepted)

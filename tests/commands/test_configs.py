@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.bench import blank
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from draftopd.command import CONFIG_DIR
-from draftopd.target import load
 from draftopd.training.run import drafter_group
 
 EXPERIMENTS = sorted(
@@ -72,7 +72,7 @@ PUBLISHED = {  # target sizes and parameters of the drafter: METHOD 5.1
 def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str):
     sizes, parameters = PUBLISHED[model]
     config = composed(f"experiment={model}_{kind}", "output_dir=out")
-    target = load.blank({**QWEN3, **sizes}, config.target.mask_token_id)
+    target = blank({**QWEN3, **sizes}, config.target.mask_token_id)
     with torch.device("meta"):
         drafter = instantiate(drafter_group(config, target))(target=target.shape)
     assert sum(p.numel() for p in drafter.parameters()) == parameters

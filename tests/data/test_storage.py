@@ -38,7 +38,7 @@ def test_memory_is_taken_up_to_the_budget(tmp_path: Path):
 def test_gradients_do_not_depend_on_where_a_phase_is_kept(target: Target, eager_drafter: DFlash, tmp_path: Path):
     gradients = []
     for store in (torch.Tensor.cpu, Kept(0.0, tmp_path), Kept(1e-5, tmp_path)):
-        results = rollout(target, eager_drafter, PROMPTS, Decoding(24), keep=True, store=store)
+        results = rollout(target, eager_drafter, PROMPTS, Decoding(24), keep_states=True, store=store)
         batch = collate_rollouts(results)
         assert batch.target_hidden is not None
         drafted = eager_drafter(batch, target.embed)[batch.valid]

@@ -22,7 +22,7 @@ def cache(folder, dtype: str | None = "float32") -> TextCache:
 
 def test_texts_are_the_targets_own_and_bring_its_features(target: Target, tmp_path):
     texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1, 3))
-    expected = rollout(target, None, PROMPTS, DECODING, keep=True, layer_ids=(1, 3))
+    expected = rollout(target, None, PROMPTS, DECODING, keep_states=True, layer_ids=(1, 3))
     for i, result in enumerate(expected):
         assert torch.equal(texts[i].tokens, result.trace.tokens)
         torch.testing.assert_close(texts.features(i), result.features, atol=1e-4, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Several processes: how work is shared out, and that a run of two ends with the weights of a run of one."""
+"""Several processes: how work is divided, and that a run of two ends with the weights of a run of one."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("numbers: ") == 1  # the first process alone reports
+    assert run.stdout.count("numbers: ") == 1  # only the first process reports
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     runs = client.search_runs([client.get_experiment_by_name("draftopd").experiment_id])
     assert sorted(r.info.run_name for r in runs) == sorted(["smoke", "sft", "draft_opd"] * 2)

@@ -1,4 +1,4 @@
-"""Text that the drafter writes alone, and the measures of how it degenerates."""
+"""Text that the drafter writes by itself, and the measures of how it degenerates."""
 
 import math
 
@@ -21,10 +21,10 @@ DECODING = Decoding(max_new_tokens=18, batch_size=3)
 
 @pytest.fixture(scope="module")
 def written(target: Target, eager_drafter: DFlash) -> list[Rollout]:
-    return free_running(target, eager_drafter, PROMPTS, DECODING, keep=True, drafter_step=7)
+    return free_running(target, eager_drafter, PROMPTS, DECODING, keep_states=True, drafter_step=7)
 
 
-def test_every_token_behind_the_first_is_the_drafters(target: Target, eager_drafter: DFlash, written: list[Rollout]):
+def test_every_token_after_the_first_is_the_drafters(target: Target, eager_drafter: DFlash, written: list[Rollout]):
     """Drafting again along the finished text, in one masked forward, gives the same blocks."""
     for result, prompt in zip(written, PROMPTS, strict=True):
         trace, width = result.trace, eager_drafter.num_draft_tokens
@@ -49,9 +49,7 @@ def test_it_is_not_the_targets_text(target: Target, eager_drafter: DFlash, writt
         assert a.trace.tokens[a.trace.prompt_length] == b.trace.tokens[b.trace.prompt_length]
 
 
-def test_what_the_target_said_on_the_way_is_what_replay_says(
-    target: Target, eager_drafter: DFlash, written: list[Rollout]
-):
+def test_recorded_states_are_those_of_replay(target: Target, eager_drafter: DFlash, written: list[Rollout]):
     for result in written:
         batch = target.replay(collate([result.trace]), eager_drafter.layer_ids)
         assert batch.features is not None
@@ -72,13 +70,13 @@ def test_a_stop_token_ends_the_text(target: Target, eager_drafter: DFlash, writt
 
 
 def test_the_ledger_has_no_head_of_the_target(target: Target, eager_drafter: DFlash):
-    alone, verified = Ledger(), Ledger()
+    unverified, verified = Ledger(), Ledger()
     one_block = Decoding(max_new_tokens=2)
-    free_running(target, eager_drafter, PROMPTS[:1], one_block, ledger=alone)
+    free_running(target, eager_drafter, PROMPTS[:1], one_block, ledger=unverified)
     rollout(target, eager_drafter, PROMPTS[:1], one_block, ledger=verified)
     head = 2 * target.head().weight.numel() * eager_drafter.block_size
-    assert verified.flops["verify"] - alone.flops["verify"] == head
-    assert verified.tokens["verify"] == alone.tokens["verify"] == eager_drafter.block_size
+    assert verified.flops["verify"] - unverified.flops["verify"] == head
+    assert verified.tokens["verify"] == unverified.tokens["verify"] == eager_drafter.block_size
 
 
 def test_repeated_ngrams_by_hand():

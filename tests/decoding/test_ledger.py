@@ -3,8 +3,8 @@
 Matrix products of linear layers are those that torch's FlopCounterMode counts as `mm`. It counts attention with the
 pairs that a mask hides; the ledger does not, so the visible pairs are counted here from the masks of every call. The
 angles of rotary positions (`bmm` in transformers) are in neither. What remains is equal to the last operation wherever
-no row is padding: blocks that were cut, rows that idle and prompts of unlike lengths are counted as if they were longer
-or not there.
+no row is padding: blocks that were cut, idle rows and prompts of different lengths are counted as longer than they are
+or not at all.
 """
 
 import pytest
@@ -40,7 +40,7 @@ OTHERS = {
     OneDNN: [torch.ops.mkldnn._linear_pointwise] if torch.backends.mkldnn.is_available() else [],
     type(None): [],
 }[type(LIBRARY)]
-"""what multiplies beside torch's own product on this processor"""
+"""products on this processor besides torch's own"""
 
 
 @pytest.fixture(params=["dflash", "eagle3"])
@@ -100,7 +100,7 @@ def test_a_speculative_rollout(target: Target, drafter: Drafter, measure):
     assert 0 < ledger.seconds["draft"] + ledger.seconds["verify"] < ledger.seconds["decode"]
 
 
-def test_a_batch_with_a_shared_opening_and_rows_of_unlike_lengths(target: Target, drafter: Drafter, measure):
+def test_a_batch_with_a_shared_opening_and_rows_of_different_lengths(target: Target, drafter: Drafter, measure):
     """Linear layers remain exact; attention is counted up to the longest row: 5 % in all."""
     prompts = [[7, 8, 9, *prompt] for prompt in PROMPTS]
     ledger = Ledger()
@@ -110,14 +110,14 @@ def test_a_batch_with_a_shared_opening_and_rows_of_unlike_lengths(target: Target
 
 
 def texts(target: Target, drafter: Drafter) -> list[Rollout]:
-    return rollout(target, None, PROMPT, Decoding(12), keep=True, layer_ids=drafter.layer_ids)
+    return rollout(target, None, PROMPT, Decoding(12), keep_states=True, layer_ids=drafter.layer_ids)
 
 
 def test_redrafting(target: Target, drafter: Drafter, measure):
     given, ledger = texts(target, drafter), Ledger()
     _, products, attention = measure(lambda: redraft(target, drafter, given, Decoding(12), ledger=ledger))
     assert dict(ledger.flops) == {"draft": pytest.approx(products + attention, rel=EXACT)}
-    assert ledger.tokens["redraft"] == 11  # positions with a token behind them
+    assert ledger.tokens["redraft"] == 11  # positions with a token after them
     assert ledger.metrics()["ledger/tokens_per_second/draft"] > 0
 
 

@@ -1,4 +1,4 @@
-"""A text drafted along again gives the traces of a fresh rollout with the same weights."""
+"""A text drafted again gives the traces of a fresh rollout with the same weights."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def trained(request, eager_drafter: DFlash, eager_eagle: Eagle3) -> Drafter:
 
 def compare(target: Target, drafter: Drafter, decoding: Decoding, prompts: list[list[int]] = PROMPTS) -> list[Trace]:
     """Asserts that both ways give the same traces."""
-    texts = rollout(target, None, prompts, decoding, keep=True, layer_ids=drafter.layer_ids)
+    texts = rollout(target, None, prompts, decoding, keep_states=True, layer_ids=drafter.layer_ids)
     wanted = rollout(target, drafter, prompts, decoding, drafter_step=7)
     assert_same(redraft(target, drafter, texts, decoding, drafter_step=7), wanted)
     return [r.trace for r in wanted]
@@ -86,7 +86,7 @@ def test_sampled_texts_are_drafted_along_alike_under_token_matching(target: Targ
 
 
 def test_sampled_drafts_are_refused(target: Target, drafter: DFlash):
-    with pytest.raises(DraftError, match=r"decoding\.rule=rejection.*data\.refresh=rollout"):
+    with pytest.raises(DraftError, match=r"decoding\.rule=rejection.*traces=rollouts"):
         redraft(target, drafter, [], Decoding(8, temperature=1.0, rule="rejection"))
 
 
@@ -104,7 +104,7 @@ def test_a_reduced_vocabulary_drafts_its_own_tokens(target: Target, kind: str):
 def test_texts_of_an_older_drafter_are_drafted_along_by_a_newer_one(target: Target, trained: Drafter):
     torch.manual_seed(9)
     older = DFlash(target.shape, 1, 3, layer_ids=list(trained.layer_ids))
-    texts = rollout(target, older, PROMPTS, Decoding(24), keep=True)
+    texts = rollout(target, older, PROMPTS, Decoding(24), keep_states=True)
     assert_same(redraft(target, trained, texts, Decoding(24)), rollout(target, trained, PROMPTS, Decoding(24)))
 
 
@@ -113,7 +113,7 @@ def test_the_memory_bound_changes_no_trace(target: Target, trained: Drafter):
     small = replace(decoding, memory_gib=1e-5)
     blocks = [affordable_blocks(target, trained, 30, 100, d) for d in (decoding, small)]
     assert blocks[0] > 24 > blocks[1] == 1
-    texts = rollout(target, None, PROMPTS, decoding, keep=True, layer_ids=trained.layer_ids)
+    texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=trained.layer_ids)
     assert_same(redraft(target, trained, texts, small), redraft(target, trained, texts, decoding))
 
 
@@ -132,23 +132,25 @@ def test_texts_without_features_are_read_and_counted(target: Target, trained: Dr
 
 
 def test_replay_adds_what_the_verifications_of_a_rollout_saw(target: Target, trained: Drafter):
-    texts = rollout(target, None, PROMPTS, Decoding(24), keep=True, layer_ids=trained.layer_ids)
+    texts = rollout(target, None, PROMPTS, Decoding(24), keep_states=True, layer_ids=trained.layer_ids)
     rolled, ledger = Ledger(), Ledger()
     # one by one: prompts of one rollout share the reading of their common prefix
-    results = [rollout(target, trained, [p], Decoding(24), keep=True, ledger=rolled)[0] for p in PROMPTS]
-    kept = collate_rollouts(results)
+    results = [rollout(target, trained, [p], Decoding(24), keep_states=True, ledger=rolled)[0] for p in PROMPTS]
+    rolled_out = collate_rollouts(results)
     again = collate_rollouts(redraft(target, trained, texts, Decoding(24)))
     assert again.target_hidden is None
     ledger.replay(target, again)
     again = target.replay(again, trained.layer_ids)
-    torch.testing.assert_close(again.target_hidden[kept.valid], kept.target_hidden[kept.valid], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        again.target_hidden[rolled_out.valid], rolled_out.target_hidden[rolled_out.valid], atol=1e-4, rtol=1e-3
+    )
     # verifications read one token more for each rejection, and what the end of a text cut off; never its last token
     more = [torch.where(t.accepted < t.drafted, 1, 5 - t.committed).sum() - 1 for t in (r.trace for r in results)]
     assert rolled.target_tokens - ledger.target_tokens == sum(more)
 
 
 def test_modes_are_restored(target: Target, drafter: DFlash):
-    texts = rollout(target, None, PROMPTS[:1], Decoding(4), keep=True, layer_ids=drafter.layer_ids)
+    texts = rollout(target, None, PROMPTS[:1], Decoding(4), keep_states=True, layer_ids=drafter.layer_ids)
     drafter.train()
     redraft(target, drafter, texts, Decoding(4))
     assert drafter.training

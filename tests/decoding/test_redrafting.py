@@ -1,4 +1,4 @@
-"""Epochs of the command that draft along stored texts instead of rolling out."""
+"""Epochs of the command that draft again along stored texts instead of rolling out."""
 
 import pytest
 import torch
@@ -70,5 +70,5 @@ def test_rewriting_what_cannot_change_is_refused(command, capsys, word: str):
 def test_redrafting_sampled_drafts_is_refused_before_any_text_is_written(command, tmp_path, capsys):
     words = ("data.decoding.temperature=1.0", "data.decoding.rule=rejection", "logger=none")
     assert command("experiment=smoke/redraft", *words) == 2
-    assert "data.refresh=rollout" in capsys.readouterr().err
+    assert "traces=rollouts" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""Lossless, and honest about what happened on the way."""
+"""Rollouts are lossless and record what happened."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from draftopd.decoding.batch import DecodingBatch
+from draftopd.decoding.batch import DecodingBatch, RolloutOptions
+from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import affordable_rows, decode, rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -90,11 +91,11 @@ def test_a_reduced_vocabulary_drafts_its_own_tokens_and_stays_lossless(target: T
 
 
 @pytest.mark.parametrize("limit", [5, 6, 7, 8, 9])
-def test_rows_that_idle_beside_waiting_prompts_stay_inside_the_cache(target: Target, eager_drafter: DFlash, limit: int):
+def test_idle_rows_stay_inside_the_cache_while_prompts_wait(target: Target, eager_drafter: DFlash, limit: int):
     """More prompts than rows, all of the longest length: finished rows idle until enough of them are free."""
     prompts = [[5 + (i * 7 + j * 3) % 80 for j in range(9)] for i in range(20)] + [PROMPTS[3]] * 20
     decoding = Decoding(max_new_tokens=limit, batch_size=16)
-    results = rollout(target, eager_drafter, prompts, decoding, keep=True)
+    results = rollout(target, eager_drafter, prompts, decoding, keep_states=True)
     assert texts(results) == texts(rollout(target, None, prompts, decoding))
     batch = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
     again = target.replay(batch, eager_drafter.layer_ids)
@@ -102,7 +103,7 @@ def test_rows_that_idle_beside_waiting_prompts_stay_inside_the_cache(target: Tar
 
 
 class Watched(DecodingBatch):
-    """Notes the rows and the bytes of what it holds, and of what reading prompts adds, while it runs."""
+    """Records its rows, the bytes that it holds, and the bytes that reading prompts adds, at every step."""
 
     seen: ClassVar[list[tuple[int, int, int]]] = []
 
@@ -111,15 +112,15 @@ class Watched(DecodingBatch):
         self.note(stored(result[0]))
         return result
 
-    def _step(self) -> None:
-        super()._step()
+    def step(self) -> None:
+        super().step()
         self.note(0)
 
     def note(self, joining: int) -> None:
         assert self.state is not None
         hidden = sum(h.nbytes for row in self.rows if row is not None for h in row.hidden)
-        kept = 0 if self.kept is None else self.kept.nbytes
-        self.seen.append((len(self.rows), stored(self.cache) + stored(self.state) + kept + hidden, joining))
+        features = 0 if self.features is None else self.features.nbytes
+        self.seen.append((len(self.rows), stored(self.cache) + stored(self.state) + features + hidden, joining))
 
 
 def stored(cache: RaggedCache) -> int:
@@ -135,13 +136,17 @@ def test_rows_and_what_they_hold_stay_within_memory_gib(
     prompts, limit = PROMPTS * 3, 24
     capacity = max(map(len, prompts)) + limit + drafter.num_draft_tokens + 1
     wide = Decoding(limit, batch_size=10**6, memory_gib=1.0)
-    shapes = (target, drafter, capacity)
-    bound = 1.01 * rows / affordable_rows(*shapes, wide, drafter.layer_ids, True)
-    assert affordable_rows(*shapes, replace(wide, memory_gib=bound), drafter.layer_ids, True) == rows
-    assert affordable_rows(*shapes, replace(wide, batch_size=2, memory_gib=1.0), drafter.layer_ids, True) == 2
+    options = RolloutOptions(True, drafter.layer_ids, None, 0, Ledger(), lambda finished: None, torch.Tensor.cpu)
+
+    def affordable(decoding: Decoding) -> int:
+        states = len(options.layer_ids) + drafter.num_draft_tokens
+        return affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
+
+    bound = 1.01 * rows / affordable(wide)
+    assert affordable(replace(wide, memory_gib=bound)) == rows
+    assert affordable(replace(wide, batch_size=2, memory_gib=1.0)) == 2
     Watched.seen.clear()
-    extras = (True, drafter.layer_ids, None, 0, None, lambda finished: None, torch.Tensor.cpu)
-    results = decode(Watched, target, drafter, prompts, replace(wide, memory_gib=bound), *extras)
+    results = decode(Watched, target, drafter, prompts, replace(wide, memory_gib=bound), options)
     assert texts(results) == texts(rollout(target, drafter, prompts, Decoding(limit, batch_size=5)))
     assert max(seen[0] for seen in Watched.seen) == rows
     assert 0.5 * bound < max(seen[1] for seen in Watched.seen) / 2**30 <= bound

@@ -35,7 +35,7 @@ def test_token_matching_commits_what_plain_sampling_writes(target: Target, eager
 
 @pytest.mark.parametrize("rule", ["token_matching", "rejection"])
 def test_the_batch_size_changes_neither_texts_nor_traces(target: Target, eager_drafter: DFlash, rule: str):
-    # in float64, where no draw lies so near to a boundary that the order of additions decides it
+    # in float64, where no draw is so close to a boundary that the order of additions decides it
     target, eager_drafter = copy.deepcopy(target).double(), copy.deepcopy(eager_drafter).double()
     one, many = (
         rollout(target, eager_drafter, PROMPTS, Decoding(24, size, temperature=1.0, rule=rule)) for size in (1, 4)
@@ -61,25 +61,25 @@ def test_the_same_key_draws_the_same_text_and_another_draws_another(target: Targ
 def test_the_measured_acceptance_agrees_with_the_overlap_of_the_distributions(
     target: Target, eager_drafter: DFlash, rule: str
 ):
-    """A draft that is reached is kept with probability sum_v min(p, q); token matching's q is one-hot."""
+    """A draft that is reached is accepted with probability sum_v min(p, q); token matching's q is one-hot."""
     decoding = Decoding(24, batch_size=100, temperature=0.2, rule=rule)
     traces = [r.trace for r in rollout(target, eager_drafter, PROMPTS * 40, decoding)]
     batch = target.replay(collate(traces), eager_drafter.layer_ids)
     slots = torch.arange(1, batch.drafts.shape[2] + 1)
     reached = batch.valid & (slots <= batch.accepted[..., None] + 1)
-    kept = (slots <= batch.accepted[..., None])[reached]
+    accepted = (slots <= batch.accepted[..., None])[reached]
     with torch.no_grad():
         p = probabilities(target.head()(batch.target_hidden[reached]), decoding)
         logits = target.head()(eager_drafter(batch, target.embed)[reached])
     q = probabilities(logits, decoding if rule == "rejection" else Decoding())
     overlap = torch.minimum(p, q).sum(-1)
     error = (overlap * (1 - overlap)).sum().sqrt()
-    assert abs(kept.sum() - overlap.sum()) < 4 * error
-    # the same as acceptance lengths: 1 + what is kept of a block, and its 95 % interval over responses
+    assert abs(accepted.sum() - overlap.sum()) < 4 * error
+    # the same as acceptance lengths: 1 + accepted drafts of a block, and its 95 % interval over responses
     blocks = [len(t.anchors) for t in traces]
     length = ratio([int(t.accepted.sum()) + len(t.anchors) for t in traces], blocks).estimate()
     assert length.low < 1 + float(overlap.sum()) / sum(blocks) < length.high
-    assert 0.05 < kept.float().mean() < 0.95
+    assert 0.05 < accepted.float().mean() < 0.95
 
 
 def test_the_memory_budget_bounds_the_batch(target: Target, eager_drafter: DFlash):

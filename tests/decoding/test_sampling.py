@@ -92,18 +92,23 @@ def grid(n: int) -> torch.Tensor:
 def test_rejection_sampling_gives_the_targets_distribution_by_exact_enumeration():
     """Every draft and a grid of uniform numbers fine enough that all counts are whole: no statistics."""
     p = T([[1, 2, 3, 6], [4, 4, 1, 3], [3, 3, 3, 3]]).double() / 12
-    q = T([[6, 3, 3], [2, 4, 6]]).double() / 12  # the drafter knows the tokens 0, 1 and 3 alone
+    q = T([[6, 3, 3], [2, 4, 6]]).double() / 12  # the drafter knows only the tokens 0, 1 and 3
     vocabulary = T([0, 1, 3])
     drafts = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-    judges = torch.cartesian_prod(grid(12), grid(12))
-    size = len(drafts), len(judges), 60
+    marks = torch.cartesian_prod(grid(12), grid(12))
+    size = len(drafts), len(marks), 60
     index = drafts[:, None, None].expand(*size, 2).flatten(0, 2)
-    judge = judges[None, :, None].expand(*size, 2).flatten(0, 2)
-    choice = grid(60)[None, None, :, None].expand(*size, 3).flatten(0, 2)
-    weight = q[0, index[:, 0]] * q[1, index[:, 1]] / (len(judges) * 60)
+    accept_at = marks[None, :, None].expand(*size, 2).flatten(0, 2)
+    choose_at = grid(60)[None, None, :, None].expand(*size, 3).flatten(0, 2)
+    weight = q[0, index[:, 0]] * q[1, index[:, 1]] / (len(marks) * 60)
     many = len(index)
     accepted, bonus = reject(
-        vocabulary[index], p.expand(many, -1, -1), index, q.expand(many, -1, -1), judge, choice, vocabulary
+        vocabulary[index],
+        p.expand(many, -1, -1),
+        index,
+        q.expand(many, -1, -1),
+        uniforms=(accept_at, choose_at),
+        vocabulary=vocabulary,
     )
     first = torch.where(accepted > 0, vocabulary[index[:, 0]], bonus)
     law = torch.zeros(4, dtype=torch.float64).index_add(0, first, weight)
@@ -124,7 +129,7 @@ FILTERS = ({}, {"top_p": 0.8}, {"top_k": 5})
 def committed(target_logits, draft_logits, decoding: Decoding, keys: torch.Tensor, rule=accept) -> torch.Tensor:
     """First two tokens [M, 2] that one block of two drafts commits, -1 where it ends after one.
 
-    target_logits [V + 1, V]: the anchor's row, then the row behind each possible first draft.
+    target_logits [V + 1, V]: the anchor's row, then the row after each possible first draft.
     """
     places = Places(decoding, keys, torch.full_like(keys, 5))
     proposal = Proposal(places)
@@ -208,7 +213,7 @@ def test_a_broken_rule_is_caught(rule, broken, temperature):
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_the_rate_of_acceptance_is_the_overlap(temperature):
-    """P(first draft kept) = sum_v min(p, q) for both rules; token matching's q is one-hot."""
+    """P(first draft accepted) = sum_v min(p, q) for both rules; token matching's q is one-hot."""
     generator = torch.Generator().manual_seed(1)
     target_logits = torch.randn(9, 8, generator=generator)
     draft_logits = target_logits[:2] + 0.7 * torch.randn(2, 8, generator=generator)

@@ -51,7 +51,7 @@ def test_a_trained_drafter_exercises_every_length_of_acceptance(target: Target, 
 
 
 def test_replay_of_unchanged_weights_gives_back_the_drafts(target: Target, eager_eagle: Eagle3):
-    results = rollout(target, eager_eagle, PROMPTS, Decoding(24, 2), keep=True)
+    results = rollout(target, eager_eagle, PROMPTS, Decoding(24, 2), keep_states=True)
     stored = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
     again = target.replay(stored, eager_eagle.layer_ids)
     head = eager_eagle.head(target.head)

@@ -18,7 +18,7 @@ SIZES = {"texts": 8, "rows": 10_000, "step": 3}
 
 @pytest.fixture(scope="module")
 def results(target: Target, eager_drafter: DFlash) -> list[Rollout]:
-    return rollout(target, eager_drafter, PROMPTS, Decoding(max_new_tokens=24), keep=True)
+    return rollout(target, eager_drafter, PROMPTS, Decoding(max_new_tokens=24), keep_states=True)
 
 
 def trace(accepted: list[int], tail: int = 0) -> Trace:

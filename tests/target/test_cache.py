@@ -24,14 +24,14 @@ def test_random_steps_crops_joins_and_selections(family: str):
         width = int(torch.randint(1, 7, (1,), generator=draw))
         block = tokens(len(texts), width)
         hidden, _ = target.step(block, cache)
-        kept = torch.randint(0, width + 1, (len(texts),), generator=draw)  # the crop: a rejected tail
-        for i, count in enumerate(kept.tolist()):
+        accepted = torch.randint(0, width + 1, (len(texts),), generator=draw)  # the crop: a rejected tail
+        for i, count in enumerate(accepted.tolist()):
             whole = [*texts[i], *block[i].tolist()]
             fresh, _ = target.read(torch.tensor([whole]))
             torch.testing.assert_close(target.head()(hidden[i]), target.head()(fresh[0, -width:]), atol=1e-4, rtol=1e-4)
             texts[i] += block[i, :count].tolist()
-        cache.lengths = cache.lengths + kept
-        if turn in (4, 9):  # two rows are taken over by new prompts of unlike lengths
+        cache.lengths = cache.lengths + accepted
+        if turn in (4, 9):  # new prompts of different lengths take over two rows
             new, lengths = tokens(2, 9), torch.tensor([9, 4])
             joining = RaggedCache(2, 9)  # no larger than its prompts
             target.step(new, joining)

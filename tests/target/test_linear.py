@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from draftopd.target.cpu.linear import LIBRARY, MKL, Library, Linear, OneDNN, Packed, linear
+from draftopd.target.cpu.linear import LIBRARY, MKL, Library, Linear, OneDNN, accelerate, linear
 
 LIBRARIES = [
     None,
     *([OneDNN()] if LIBRARY is not None and torch.backends.mkldnn.is_available() else []),
     *([MKL()] if torch.backends.mkl.is_available() else []),
 ]
-"""What this machine's torch carries, whatever its processor takes; None = torch's own, all there is beside x86."""
+"""What this machine's torch carries, whatever library its processor takes; None = torch's own product."""
 
 
 @pytest.fixture(autouse=True, params=LIBRARIES, ids=lambda library: type(library).__name__)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library | None:
-    """Each library is right on every processor; this one's own is chosen for its speed."""
+    """Each library is correct on every processor; only its speed decides which is taken."""
     monkeypatch.setattr("draftopd.target.cpu.linear.LIBRARY", request.param)
     return request.param
 
@@ -29,8 +29,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_gradients_are_those_of_torch(rows: tuple[int, ...], bias: bool):
     torch.manual_seed(0)
-    ours, theirs = Linear(7, 11, bias), nn.Linear(7, 11, bias)
-    theirs.load_state_dict(ours.state_dict())
+    theirs = nn.Linear(7, 11, bias)
+    ours = Linear(7, 11, bias)
+    ours.load_state_dict(theirs.state_dict())
     x = torch.randn(rows, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     direction = torch.randn(*rows[:-1], 11)
@@ -50,22 +51,32 @@ def test_float32_is_not_rounded_to_a_shorter_type():
 
 
 def test_bfloat16_autocast_reaches_it():
-    layer = Linear(7, 11)
+    layer = Linear(7, 11, bias=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 7)).dtype == torch.bfloat16
 
 
 def frozen(bias: bool) -> nn.Module:
     torch.manual_seed(0)
-    layers = [Linear(70, 110, bias, Packed()), nn.ReLU(), Linear(110, 3, bias, Packed())]
-    return nn.Sequential(*layers).requires_grad_(False)
+    layers = [nn.Linear(70, 110, bias), nn.ReLU(), nn.Linear(110, 3, bias)]
+    return accelerate(nn.Sequential(*layers).requires_grad_(False), frozen=True)
+
+
+def test_accelerated_modules_share_parameters_and_draw_no_random_numbers():
+    plain = nn.Sequential(nn.Linear(7, 11), nn.Sequential(nn.Linear(11, 3, bias=False)))
+    before, state = dict(plain.named_parameters()), torch.get_rng_state()
+    ours = accelerate(plain)
+    assert isinstance(ours[0], Linear)
+    assert isinstance(ours[1][0], Linear)
+    assert {name: id(p) for name, p in ours.named_parameters()} == {name: id(p) for name, p in before.items()}
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_packed_weights_can_be_replaced_and_copied():
     model, x = frozen(False), torch.randn(4, 70)
     before = model(x)
     with torch.no_grad():
-        model[2].weight.mul_(2)  # packed weights must not outlive what they were made of
+        model[2].weight.mul_(2)  # packed weights must not outlive the weights they were made of
         torch.testing.assert_close(model(x), 2 * before)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(twin(x), 2 * before)

@@ -38,10 +38,10 @@ def prompts(smollm2: Target) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def trained(smollm2: Target, prompts: list[list[int]]) -> DFlash:
-    """A drafter that knows these texts a little, so that some drafts are kept."""
+    """A drafter that knows these texts a little, so that some drafts are accepted."""
     torch.manual_seed(0)
     drafter = DFlash(smollm2.shape, num_layers=1, block_size=6, num_taps=3, draft_vocab_size=2048)
-    results = rollout(smollm2, None, prompts, DECODING, keep=True, layer_ids=drafter.layer_ids)
+    results = rollout(smollm2, None, prompts, DECODING, keep_states=True, layer_ids=drafter.layer_ids)
     counts = torch.bincount(torch.cat([r.trace.tokens for r in results]), minlength=smollm2.vocab_size)
     drafter.set_vocabulary(counts.sort(descending=True, stable=True).indices[:2048].sort().values)
     texts = [r.trace for r in results]
@@ -84,7 +84,7 @@ def test_replay_with_unchanged_weights_gives_back_the_drafts(smollm2, trained, p
 
 @pytest.mark.parametrize("rule", ["token_matching", "rejection"])
 def test_above_temperature_0_acceptance_agrees_with_the_overlap(smollm2, trained, prompts, rule):
-    """A draft that is reached is kept with probability sum_v min(p, q); token matching's q is one-hot."""
+    """A draft that is reached is accepted with probability sum_v min(p, q); token matching's q is one-hot."""
     decoding = Decoding(32, batch_size=12, temperature=0.6, top_p=0.95, top_k=20, rule=rule, seed=3)
     traces = [r.trace for r in rollout(smollm2, trained, prompts * 4, decoding)]
     if rule == "token_matching":
@@ -93,14 +93,14 @@ def test_above_temperature_0_acceptance_agrees_with_the_overlap(smollm2, trained
     batch = smollm2.replay(collate(traces), trained.layer_ids)
     slots = torch.arange(1, batch.drafts.shape[2] + 1)
     reached = batch.valid & (slots <= batch.accepted[..., None] + 1)
-    kept = (slots <= batch.accepted[..., None])[reached]
+    accepted = (slots <= batch.accepted[..., None])[reached]
     head = smollm2.head(trained.vocabulary)
     with torch.no_grad():
         p = probabilities(smollm2.head()(batch.target_hidden[reached]), decoding)[:, trained.vocabulary]
         q = probabilities(head(trained(batch, smollm2.embed)[reached]), decoding if rule == "rejection" else Decoding())
     overlap = torch.minimum(p, q).sum(-1)
-    assert abs(kept.sum() - overlap.sum()) < 4 * (overlap * (1 - overlap)).sum().sqrt()
-    assert 0.02 < kept.float().mean() < 0.98
+    assert abs(accepted.sum() - overlap.sum()) < 4 * (overlap * (1 - overlap)).sum().sqrt()
+    assert 0.02 < accepted.float().mean() < 0.98
 
 
 def test_after_crops_and_joins_the_next_logits_are_those_of_a_fresh_forward(smollm2, prompts):

@@ -124,6 +124,6 @@ def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, D
     if target is None:
         target = instantiate(config.target)
     assert target is not None
-    drafter: Drafter = instantiate(config.drafter)(target=target.shape)
+    drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
     load_drafter(drafter, path, target)
     return target, drafter.eval(), config

@@ -66,7 +66,7 @@ def published(path: str | Path, target: Target) -> DFlash | Eagle3:
     """
     found = read(path, target)
     _log(path, found.warnings)
-    return found.drafter.to(target.device).eval()
+    return target.adopt(found.drafter).to(target.device).eval()
 
 
 def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:

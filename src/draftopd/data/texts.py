@@ -179,7 +179,7 @@ class Texts:
             None,
             prompts,
             self.decoding,
-            keep=keep,
+            keep_states=keep,
             layer_ids=self.layer_ids,
             keys=range(first, first + len(prompts)),
             ledger=self.ledger,

@@ -17,18 +17,31 @@ from draftopd.trace import Rollout, Trace
 
 
 @dataclass(frozen=True)
+class RolloutOptions:
+    """The keyword arguments of `rollout.rollout`."""
+
+    keep_states: bool
+    layer_ids: tuple[int, ...]
+    keys: Sequence[int] | None
+    drafter_step: int
+    ledger: Ledger
+    on_done: Callable[[int], None]
+    store: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Waiting:
-    """A prompt before its response."""
+    """A prompt whose response has not begun."""
 
     index: int
     tokens: Sequence[int]
     key: int
-    """of its random numbers"""
+    """of the response's random numbers"""
 
 
 @dataclass
 class _Row:
-    """What one response has gathered so far."""
+    """One response so far."""
 
     index: int
     prompt_length: int
@@ -40,57 +53,49 @@ class _Row:
 
 
 class DecodingBatch:
-    """Responses that are decoded together, in a fixed number of rows; `cache.lengths` are their anchors' positions.
+    """Responses that are decoded together; `cache.lengths` are the positions of their anchors.
 
-    A row whose response is complete idles until a waiting prompt takes it, or until the batch is made smaller.
+    A row whose response is complete idles until a waiting prompt takes it or the batch is made smaller.
 
     Args:
-        width, capacity: rows, and positions of each.
-        prefix: tokens with which every prompt begins, and behind which each has more; they are read once.
-        store: gives what is kept of a response its place on the CPU.
+        rows, capacity: how many rows, and positions of each.
+        prefix: tokens with which every prompt begins, with at least one more after them; they are read once.
     """
 
     def __init__(
         self,
         target: Target,
         drafter: Drafter | None,
-        width: int,
+        decoding: Decoding,
+        options: RolloutOptions,
+        *,
+        rows: int,
         capacity: int,
         prefix: Sequence[int],
-        decoding: Decoding,
-        layer_ids: tuple[int, ...],
-        keep: bool,
-        drafter_step: int,
-        ledger: Ledger,
-        store: Callable[[Tensor], Tensor],
     ) -> None:
-        self.target, self.drafter, self.layer_ids, self.ledger = target, drafter, layer_ids, ledger
-        self.decoding, self.keep, self.drafter_step, self.store = decoding, keep, drafter_step, store
+        self.target, self.drafter, self.decoding, self.options = target, drafter, decoding, options
+        self.ledger = options.ledger
         self.num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
         self.capacity, self.prefix = capacity, list(prefix)
         device = target.device
         self.head = target.head()
         self.draft_head = None if drafter is None else drafter.head(target.head)
         self.stop = target.stop_tokens.to(device)
-        self.rows: list[_Row | None] = [None] * width
-        self.cache = RaggedCache(width, self.capacity, device)
-        self.state = None if drafter is None else drafter.start(width, self.capacity, device)
-        self.opening: tuple[RaggedCache, Tensor, Tensor] | None = None  # what reading the prefix gave
-        self.kept: Tensor | None = None  # features by position
-        self.keys = torch.zeros(width, dtype=torch.long, device=device)  # of the responses' random numbers
-        self.tokens = torch.zeros(width, dtype=torch.long, device=device)  # of the anchors
-        self.room = torch.zeros(width, dtype=torch.long, device=device)  # tokens still allowed
-        self.done = torch.ones(width, dtype=torch.bool, device=device)
+        self.rows: list[_Row | None] = [None] * rows
+        self.cache = RaggedCache(rows, self.capacity, device)
+        self.state = None if drafter is None else drafter.start(rows, self.capacity, device)
+        self.opening: tuple[RaggedCache, Tensor, Tensor] | None = None  # the prefix, read
+        self.features: Tensor | None = None  # [rows, capacity, F]
+        self.keys = torch.zeros(rows, dtype=torch.long, device=device)  # of the responses' random numbers
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=device)  # the anchors
+        self.room = torch.zeros(rows, dtype=torch.long, device=device)  # tokens still allowed
+        self.done = torch.ones(rows, dtype=torch.bool, device=device)
 
     def free(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row is None]
 
     def join(self, prompts: Sequence[Waiting]) -> None:
-        """Reads new prompts into free rows and commits each response's first token, which the target writes alone."""
-        with self.ledger.timed("prefill"):
-            self._join(prompts)
-
-    def _join(self, prompts: Sequence[Waiting]) -> None:
+        """Reads new prompts into free rows and commits each response's first token, which is the target's own."""
         device = self.target.device
         lengths = torch.tensor([len(p.tokens) for p in prompts], device=device)
         keys = torch.tensor([p.key for p in prompts], device=device)
@@ -109,10 +114,10 @@ class DecodingBatch:
             state.lengths = lengths
             self.state.put(rows, state)
         self.ledger.join(self.target, self.drafter, *padded.shape)
-        if self.keep:
-            if self.kept is None:
-                self.kept = features.new_zeros(len(self.rows), self.capacity, features.shape[-1])
-            self.kept[rows, : features.shape[1]] = features
+        if self.options.keep_states:
+            if self.features is None:
+                self.features = features.new_zeros(len(self.rows), self.capacity, features.shape[-1])
+            self.features[rows, : features.shape[1]] = features
         limit = self.decoding.max_new_tokens
         self.keys[rows], self.tokens[rows], self.room[rows] = keys, tokens, limit - 1
         self.done[rows] = torch.isin(tokens, self.stop) | (limit <= 1)
@@ -125,28 +130,22 @@ class DecodingBatch:
         if not self.prefix:
             return cache, *self._read(tokens, cache)
         if self.opening is None:
-            shared = RaggedCache(1, len(self.prefix), tokens.device)
-            self.opening = (shared, *self._read(tokens[:1, : len(self.prefix)], shared))
-            shared.lengths += len(self.prefix)
-        shared, *opening = self.opening
-        cache.open_with(shared)
-        rest = self._read(tokens[:, len(self.prefix) :], cache)
-        hidden, features = (
-            torch.cat([a.expand(len(tokens), -1, -1), b], 1) for a, b in zip(opening, rest, strict=True)
-        )
+            first = RaggedCache(1, len(self.prefix), tokens.device)
+            self.opening = (first, *self._read(tokens[:1, : len(self.prefix)], first))
+            first.lengths += len(self.prefix)
+        first, *opening = self.opening
+        cache.open_with(first)
+        parts = zip(opening, self._read(tokens[:, len(self.prefix) :], cache), strict=True)
+        hidden, features = (torch.cat([shared.expand(len(tokens), -1, -1), own], 1) for shared, own in parts)
         return cache, hidden, features
 
     def _read(self, tokens: Tensor, cache: RaggedCache) -> tuple[Tensor, Tensor]:
-        result = self.target.step(tokens, cache, self.layer_ids)
+        result = self.target.step(tokens, cache, self.options.layer_ids)
         self.ledger.prefill(self.target, tokens.shape[0], tokens.shape[1], cache.end)
         return result
 
     def step(self) -> None:
         """One block for every row: draft, verify, accept, commit."""
-        with self.ledger.timed("decode"):
-            self._step()
-
-    def _step(self) -> None:
         places = Places(self.decoding, self.keys, self.cache.lengths)
         proposal = Proposal(places)
         drafts = self.tokens[:, None][:, :0]
@@ -157,62 +156,61 @@ class DecodingBatch:
                 drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
         block = torch.cat([self.tokens[:, None], drafts], 1)
         with self.ledger.timed("verify"):
-            hidden, features = self.target.step(block, self.cache, self.layer_ids)
-            kept, bonus = self._judge(drafts, hidden, places, proposal)
+            hidden, features = self.target.step(block, self.cache, self.options.layer_ids)
+            accepted, bonus = self._accept(drafts, hidden, places, proposal)
         self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
-        if self.kept is not None:
-            self.kept[self.cache.where] = features
-        committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, kept[:, None], bonus[:, None])
+        if self.features is not None:
+            self.features[self.cache.where] = features
+        committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, accepted[:, None], bonus[:, None])
         if self.drafter is not None and self.state is not None:
             self.drafter.extend(self.state, features, committed, self.target.embed)
-        counts, ended = cut_at_stop(committed, kept + 1, self.stop, self.room)
-        self._record(drafts, torch.minimum(kept, counts), committed, counts, hidden[:, :-1])
+        counts, ended = cut_at_stop(committed, accepted + 1, self.stop, self.room)
+        self._record(drafts, torch.minimum(accepted, counts), committed, counts, hidden[:, :-1])
         self.room = self.room - counts
         self.tokens = bonus
         self.done = self.done | ended
-        self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + kept + 1)
+        self.cache.lengths = torch.where(self.done, self.cache.lengths, self.cache.lengths + accepted + 1)
         if self.state is not None:
             self.state.lengths = self.cache.lengths
 
-    def _judge(self, drafts: Tensor, hidden: Tensor, places: Places, proposal: Proposal) -> tuple[Tensor, Tensor]:
-        """Drafts kept [B], and the token [B] committed behind them."""
-        self.ledger.judge(self.target, hidden.shape[0] * hidden.shape[1])
+    def _accept(self, drafts: Tensor, hidden: Tensor, places: Places, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """The number of leading drafts to commit [B], and the token [B] to commit after them."""
+        self.ledger.verify_head(self.target, hidden.shape[0] * hidden.shape[1])
         vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
         return accept(drafts, self.head(hidden), places, proposal, vocabulary)
 
-    def _record(self, drafts: Tensor, kept: Tensor, committed: Tensor, counts: Tensor, hidden: Tensor) -> None:
-        """Bookkeeping in ids only; no model runs here."""
-        drafts, committed = drafts.cpu(), committed.cpu()
-        for i, (row, accepted, count) in enumerate(zip(self.rows, kept.tolist(), counts.tolist(), strict=True)):
+    def _record(self, drafts: Tensor, accepted: Tensor, committed: Tensor, counts: Tensor, hidden: Tensor) -> None:
+        """Adds a step's ids, of which `counts` [B] are committed, and its hidden states to the rows."""
+        values = (drafts.cpu(), accepted.tolist(), hidden, committed.tolist(), counts.tolist())
+        for row, proposed, num_accepted, states, tokens, count in zip(self.rows, *values, strict=True):
             if row is None:
                 continue
             if self.num_draft_tokens:
                 row.anchors.append(len(row.tokens) - 1)
-                row.drafts.append(drafts[i])
-                row.accepted.append(accepted)
-                if self.keep:
-                    row.hidden.append(hidden[i].clone())
-            row.tokens += committed[i, :count].tolist()
+                row.drafts.append(proposed)
+                row.accepted.append(num_accepted)
+                if self.options.keep_states:
+                    row.hidden.append(states.clone())
+            row.tokens += tokens[:count]
             self.ledger.tokens["decode"] += count
 
     def finished(self) -> dict[int, Rollout]:
-        """The responses that are complete; their rows are free from now on."""
+        """The complete responses by the index of their prompts; frees their rows."""
         results = {}
-        for i, done in enumerate(self.done.tolist()):
-            row = self.rows[i]
+        for i, (row, done) in enumerate(zip(self.rows, self.done.tolist(), strict=True)):
             if done and row is not None:
                 results[row.index] = self._result(i, row)
                 self.rows[i] = None
         return results
 
     def compact(self) -> None:
-        """Drops the free rows: nobody waits for them."""
+        """Drops the free rows, which no prompt waits for."""
         stay = (~self.done).nonzero()[:, 0]
         self.rows = [row for row in self.rows if row is not None]
         self.keys, self.tokens, self.room = self.keys[stay], self.tokens[stay], self.room[stay]
         self.done = self.done[stay]
         self.cache.select(stay)
-        self.kept = None if self.kept is None else self.kept[stay]
+        self.features = None if self.features is None else self.features[stay]
         if self.state is not None:
             self.state.select(stay)
             self.state.lengths = self.cache.lengths
@@ -225,15 +223,12 @@ class DecodingBatch:
             anchors=torch.tensor(row.anchors, dtype=torch.long),
             drafts=torch.stack(row.drafts) if row.drafts else empty,
             accepted=torch.tensor(row.accepted, dtype=torch.long),
-            drafter_step=self.drafter_step,
+            drafter_step=self.options.drafter_step,
         )
-        if self.kept is None:
+        if self.features is None:
             return Rollout(trace)
-        features = self.kept[index, : len(row.tokens)].clone()
+        features = self.features[index, : len(row.tokens)].clone()
         features[-1] = 0
-        hidden = (
-            torch.stack(row.hidden)
-            if row.hidden
-            else features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
-        )
-        return Rollout(trace, self.store(features), self.store(hidden))
+        nothing = features.new_zeros(0, self.num_draft_tokens, self.target.config.hidden_size)
+        hidden = torch.stack(row.hidden) if row.hidden else nothing
+        return Rollout(trace, self.options.store(features), self.options.store(hidden))

@@ -1,4 +1,4 @@
-"""Work shared out over the processes of one run (torch.distributed); with one process all of it is this process's.
+"""Work divided over the processes of one run (torch.distributed); a single process has all of it.
 
 Process r of R takes items r, r + R, r + 2R, ...: shares differ by one item at most, and some may be empty.
 """
@@ -28,7 +28,7 @@ def own(items: Sequence[T]) -> Sequence[T]:
 
 
 def gather(mine: Sequence[T]) -> list[T]:
-    """All processes' shares, in the order that they were shared out from; every process calls it."""
+    """All processes' shares in the order of the items; every process calls it."""
     if count() == 1:
         return list(mine)
     shares: list[Sequence[T]] = [[] for _ in range(count())]
@@ -40,7 +40,7 @@ def gather(mine: Sequence[T]) -> list[T]:
 
 
 def first(value: float) -> float:
-    """The first process's; every process calls it."""
+    """The first process's value; every process calls it."""
     if count() == 1:
         return value
     values = [value]
@@ -49,14 +49,14 @@ def first(value: float) -> float:
 
 
 def wait() -> None:
-    """Until every process has come here."""
+    """Waits until every process calls it."""
     if count() > 1:
         dist.barrier()
 
 
 @contextmanager
 def whole(module: nn.Module) -> Iterator[None]:
-    """Parameters that FSDP keeps in shards are whole inside; every process enters it."""
+    """Parameters that FSDP splits over processes are whole inside; every process enters it."""
     if not isinstance(module, FSDPModule):
         yield
         return

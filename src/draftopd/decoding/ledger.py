@@ -2,8 +2,8 @@
 
 FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for linear layers, 4 · heads · head_dim for
 each visible (query, key) pair of attention, full attention in every layer. A backward pass counts twice its forward.
-They are those of the method: layers that run a second time to save memory, pairs that a kernel computes and hides, and
-padding are not in them. tests/test_ledger.py counts the operations that really ran and says what remains.
+They are those of the method: they leave out layers that run twice to save memory, pairs that a kernel computes and
+hides, and padding. tests/decoding/test_ledger.py compares them with the operations that really ran.
 """
 
 import time
@@ -22,17 +22,17 @@ PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
 
 
 def _causal(rows: int, width: int, length: int) -> float:
-    """Visible pairs of `width` queries in each row, the last of which sees `length` keys."""
+    """Visible pairs of `width` queries in each row; the last query sees `length` keys."""
     return rows * width * (length - (width - 1) / 2)
 
 
 class Ledger:
     """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter.
 
-    Tokens are those that a model reads in a phase, besides `decode` (committed by verifications) and `redraft`
-    (response tokens drafted along again). Seconds nest: `rollout` holds `prefill` and `decode`, `decode` and `redraft`
-    hold `draft`, `decode` holds `verify`, `train` holds `replay`. On a GPU those of `draft` and `verify` are the time
-    in which work is handed over; a step waits for it before its `decode` ends.
+    Tokens are those that a model reads in a phase; but `decode` counts tokens that verifications commit, and `redraft`
+    response tokens that are drafted again. Seconds nest: `rollout` holds `prefill` and `decode`, `decode` and `redraft`
+    hold `draft`, `decode` holds `verify`, `train` holds `replay`. On a GPU `draft` and `verify` are the time to launch
+    the work; a step waits for its end before its `decode` ends.
     """
 
     def __init__(self) -> None:
@@ -44,23 +44,23 @@ class Ledger:
 
     @property
     def training_flops(self) -> float:
-        """Everything but writing the target's own texts, which is done once for all runs that read them."""
+        """All phases. Writing the target's own texts, once for all runs that read them, has a ledger of its own."""
         return sum(self.flops.values())
 
     @property
     def target_tokens(self) -> float:
-        """Tokens that the target has read, its own texts' writing not included."""
+        """Tokens that the target has read, without those of writing its own texts."""
         return sum(self.tokens[phase] for phase in ("prefill", "verify", "replay") if phase in self.tokens)
 
     def metrics(self) -> dict[str, float]:
-        """Costs by phase, tokens per second where both are known, and what writing texts has cost in this process."""
+        """Costs by phase, tokens per second where both are known, and FLOPs of writing texts in this process."""
         rates = {name: self.tokens[name] / t for name, t in self.seconds.items() if t and name in self.tokens}
         phases = {"flops": self.flops, "tokens": self.tokens, "seconds": self.seconds, "tokens_per_second": rates}
         out = {f"ledger/{kind}/{phase}": v for kind, values in phases.items() for phase, v in values.items()}
         return {**out, "ledger/flops/texts": sum(ledger.training_flops for ledger in self._texts)}
 
     def watch(self, texts: "Ledger") -> None:
-        """The ledger of a set of texts, reported beside this one."""
+        """Reports the ledger of a set of texts beside this one."""
         self._texts.append(texts)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
@@ -73,15 +73,14 @@ class Ledger:
 
     def _counts(self) -> Tensor:
         """[2, phases] FLOPs and tokens."""
-        return torch.tensor(
-            [[kind.get(p, 0.0) for p in PHASES] for kind in (self.flops, self.tokens)], dtype=torch.float64
-        )
+        counts = [[kind.get(p, 0.0) for p in PHASES] for kind in (self.flops, self.tokens)]
+        return torch.tensor(counts, dtype=torch.float64)
 
     def share(self, add: Callable[[Tensor], Tensor]) -> None:
-        """Adds what the other processes have counted since the last call: all call it and hold the same afterwards.
+        """Adds the other processes' counts since the last call: every process calls it and has the same sums after it.
 
         Args:
-            add: the sum of a tensor over processes.
+            add: sums a tensor over processes.
         """
         self._shared = self._shared + add(self._counts() - self._shared)
         for kind, values in zip((self.flops, self.tokens), self._shared.tolist(), strict=True):
@@ -96,15 +95,14 @@ class Ledger:
             self.seconds[phase] += time.perf_counter() - start
 
     def _target(self, phase: str, target: Target, tokens: float, pairs: float, heads: float) -> None:
-        config = target.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * pairs
+        shape = target.shape
+        attention = 4 * shape.num_layers * shape.num_attention_heads * shape.head_dim * pairs
         head = 2 * target.head().weight.numel() * heads
         self.flops[phase] += 2 * target.linear_weights * tokens + attention + head
         self.tokens[phase] += tokens
 
     def _draft(self, target: Target, drafter: Drafter, context: float, blocks: float, length: float) -> None:
-        """Taking in so many committed tokens, and so many blocks behind texts of this mean length."""
+        """Taking in `context` committed tokens, and drafting `blocks` after texts of this mean length."""
         drafts = blocks * drafter.num_draft_tokens
         self.flops["draft"] += drafter.context_flops(context) + drafter.block_flops(blocks, length)
         self.flops["draft"] += 2 * drafter.head_weights(target.vocab_size) * drafts
@@ -115,7 +113,7 @@ class Ledger:
         self._target("prefill", target, rows * width, _causal(rows, width, length), 0)
 
     def join(self, target: Target, drafter: Drafter | None, rows: int, width: int) -> None:
-        """The first tokens of `rows` responses, and the drafter taking in their prompts of `width` tokens."""
+        """The first tokens of `rows` responses; the drafter takes in their prompts of `width` tokens."""
         self._target("prefill", target, 0, 0, rows)
         if drafter is not None:
             self.flops["draft"] += drafter.context_flops(rows * width)
@@ -127,7 +125,7 @@ class Ledger:
             self._draft(target, drafter, rows * width, rows, length - width)
 
     def redraft(self, target: Target, drafter: Drafter, length: int, blocks: int) -> None:
-        """A block behind each of the last `blocks` tokens of a text of `length` that have one behind them."""
+        """A block after each of the last `blocks` tokens, the very last one aside, of a text of `length`."""
         self._draft(target, drafter, length, blocks, length - 1 - (blocks + 1) / 2)
         self.tokens["redraft"] += blocks
 
@@ -135,7 +133,7 @@ class Ledger:
         """Reading a text for its features."""
         self._target("replay", target, length, _causal(1, length, length), 0)
 
-    def judge(self, target: Target, rows: int) -> None:
+    def verify_head(self, target: Target, rows: int) -> None:
         """The target's head over the rows of a verification."""
         self.flops["verify"] += 2 * target.head().weight.numel() * rows
 
@@ -149,10 +147,11 @@ class Ledger:
     def train(
         self, target: Target, drafter: Drafter, batch: ReplayBatch, target_rows: bool, whole_head: bool = False
     ) -> None:
-        """One forward and backward of the drafter over a batch, and the target's head where its logits are read.
+        """One forward and backward of the drafter over a batch.
 
         Args:
-            whole_head: the target's logits of all tokens are read beside those of a reduced draft vocabulary.
+            target_rows: the target's logits are computed too.
+            whole_head: so are those of its whole vocabulary, beside those of a reduced draft vocabulary.
         """
         blocks = float((batch.drafted > 0).sum())
         rows = float(batch.valid.sum())
@@ -160,7 +159,7 @@ class Ledger:
         head = 2 * drafter.head_weights(target.vocab_size) * rows
         tokens = float(batch.lengths.sum())
         forward = drafter.context_flops(tokens) + drafter.block_flops(blocks, mean_length)
-        # a lent head is frozen: backward goes through it once, into the hidden states
+        # a lent head is frozen: backward goes through it only once, to the hidden states
         passes = 3 if drafter.owns_head else 2
         self.flops["train"] += 3 * forward - 2 * drafter.fc.weight.numel() * tokens
         self.flops["train"] += passes * head + (head if target_rows else 0)

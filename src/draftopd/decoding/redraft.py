@@ -1,9 +1,9 @@
-"""Traces of texts that are there already, drafted along again by other weights.
+"""Traces of existing texts, drafted again by other weights.
 
 What the target writes does not depend on the drafter: at temperature 0 it is the target's greedy text, and with token
 matching above 0 the random numbers belong to (seed, response, position). So the blocks that a rollout would draft along
-a committed text follow from the text and the drafter alone. A block is drafted behind every position of the response at
-once, compared with the text, and the chain anchor -> anchor + accepted + 1 walked as the rollout would walk it.
+a committed text follow from the text and the drafter. A block is drafted after every position of the response at once
+and compared with the text, and the chain anchor -> anchor + accepted + 1 is followed as in a rollout.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import Rollout, Trace
 
-ROWS = 512  # a forward may have as many, however short the text is
+ROWS = 512  # a forward may have that many, however short the text is
 
 
 def require_greedy_drafts(decoding: Decoding) -> None:
-    """Raises DraftError where drafts are sampled: whether one is kept is then not a matter of the text alone."""
+    """Raises DraftError if drafts are sampled: the text then does not tell whether a draft is accepted."""
     if decoding.samples_drafts:
         raise DraftError(
             "decoding.rule=rejection samples drafts, whose text cannot be drafted again: roll out "
-            "(data.refresh=rollout), or set decoding.rule=token_matching"
+            "(traces=rollouts), or set decoding.rule=token_matching"
         )
 
 
@@ -46,20 +46,20 @@ def redraft(
 ) -> list[Rollout]:
     """The traces that `rollout` of the same prompts would give with this drafter, float ties aside.
 
-    The target runs only where a text brings no features. Gradients are off and the drafter is in eval mode while it
-    runs, and its mode is restored.
+    The target runs only for texts without features. It runs without gradients and with the drafter in eval mode, and
+    restores its mode.
 
     Args:
-        texts: complete responses that the target has written under `decoding`, by whatever drafter or none, and their
-            features [T, F]; earlier blocks do not count.
+        texts: complete responses that the target has written under `decoding`, with any drafter or none, and their
+            features [T, F]; their blocks are not read.
         decoding: its `memory_gib` bounds the memory of one forward.
         drafter_step: recorded in the traces.
-        ledger: counts tokens and FLOPs of `draft`, and of `replay` where features are missing.
+        ledger: counts tokens and FLOPs of `draft`, and of `replay` for texts without features.
         on_done: called with the number of responses just finished.
-        store: gives features that a text did not bring their place on the CPU (`kept.Kept`).
+        store: moves features of texts that came without to the CPU (`data.storage.SpillStore`).
 
     Returns:
-        new traces with the texts' features; what judges the drafts is left to `Target.replay`.
+        new traces with the texts' features; the target's hidden states are left to `Target.replay`.
 
     Raises:
         DraftError: drafts would be sampled.
@@ -87,12 +87,12 @@ def redraft(
 
 
 def walk(text: Trace, drafts: Tensor, drafter_step: int) -> Trace:
-    """The blocks of a rollout, out of drafts [N, K] behind each response position with a token behind it."""
+    """A rollout's blocks, chosen from drafts [N, K] after every response position but the last."""
     anchors = torch.arange(len(drafts)) + text.prompt_length
-    behind = anchors[:, None] + torch.arange(1, drafts.shape[1] + 1)
+    after = anchors[:, None] + torch.arange(1, drafts.shape[1] + 1)
     last = len(text.tokens) - 1
     # a text ends with a stop token or at the length limit, where `cut_at_stop` ends its last block too
-    held = (drafts == text.tokens[behind.clamp(max=last)]) & (behind <= last)
+    held = (drafts == text.tokens[after.clamp(max=last)]) & (after <= last)
     accepted = held.long().cumprod(1).sum(1)
     chosen, place = [], 0
     while place < len(drafts):
@@ -104,10 +104,10 @@ def walk(text: Trace, drafts: Tensor, drafter_step: int) -> Trace:
 
 
 def _drafts(target: Target, drafter: Drafter, text: Rollout, head: Head, decoding: Decoding) -> Tensor:
-    """[N, K] behind each response position with a token behind it."""
+    """[N, K] after every response position but the last."""
     trace = text.trace
     anchors = torch.arange(trace.prompt_length, len(trace.tokens) - 1)
-    if not len(anchors):  # the first token, which the target writes alone, was the last
+    if not len(anchors):  # the first token, which is the target's own, was the last
         return torch.zeros(0, drafter.num_draft_tokens, dtype=torch.long)
     assert text.features is not None
     tokens, features, at = (t[None].to(target.device) for t in (trace.tokens, text.features, anchors))
@@ -116,10 +116,10 @@ def _drafts(target: Target, drafter: Drafter, text: Rollout, head: Head, decodin
 
 
 def affordable_blocks(target: Target, drafter: Drafter, length: int, vocab_size: int, decoding: Decoding) -> int:
-    """Blocks of one forward along a text of `length` tokens: what fits into `decoding.memory_gib`, at least one.
+    """Blocks of one forward along a text of `length` tokens: as many as fit into `decoding.memory_gib`, at least one.
 
-    Rows of a forward hide from each other's blocks; there are no more of them than tokens, so that what is computed and
-    hidden stays below what is seen.
+    Blocks do not see each other. A forward has no more rows than the text has tokens (or ROWS), so that fewer pairs are
+    computed and hidden than are seen.
     """
     rows = max(ROWS, length)
     scores = 4 * target.shape.num_attention_heads * drafter.block_size * (length + rows)

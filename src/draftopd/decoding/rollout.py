@@ -7,7 +7,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from draftopd.decoding.batch import DecodingBatch, Waiting
+from draftopd.decoding.batch import DecodingBatch, RolloutOptions, Waiting
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -22,7 +22,7 @@ def rollout(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
-    keep: bool = False,
+    keep_states: bool = False,
     layer_ids: Sequence[int] = (),
     keys: Sequence[int] | None = None,
     drafter_step: int = 0,
@@ -30,27 +30,28 @@ def rollout(
     on_done: Callable[[int], None] = lambda finished: None,
     store: Callable[[Tensor], Tensor] = Tensor.cpu,
 ) -> list[Rollout]:
-    """Writes one response per prompt, in batches; results stand in the order of the prompts.
+    """Writes one response per prompt, in batches; results are in the order of the prompts.
 
     The text follows the target whatever the drafter is: greedy text at temperature 0, a sample of its distribution
-    above. Gradients are off and the drafter is in eval mode while it runs, and both are restored.
+    above. It runs without gradients and with the drafter in eval mode, and restores both.
 
     Args:
-        drafter: None decodes plainly (K = 0, traces without blocks).
+        drafter: None = plain decoding (K = 0, traces without blocks).
         prompts: token ids, at least one each.
-        keep: also return features and target hidden states of the verifications.
-        layer_ids: features to keep where there is no drafter.
-        keys: of each response's random numbers; default 0, 1, 2, ... The same key, seed and prompt draw the same text.
+        keep_states: also return features and the target's hidden states of the verifications.
+        layer_ids: which features to return if there is no drafter.
+        keys: of each response's random numbers; default 0, 1, 2, ... The same key, seed and prompt give the same text.
         drafter_step: recorded in the traces.
         ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`, and seconds of `prefill` and `decode`.
         on_done: called with the number of responses just finished.
-        store: gives what is kept its place on the CPU (`kept.Kept`).
+        store: moves returned states to the CPU (`data.storage.SpillStore`).
 
     Raises:
-        DraftError: `decoding.memory_gib` does not hold one response.
+        DraftError: `decoding.memory_gib` is too small for one response.
     """
-    extras = (keep, layer_ids, keys, drafter_step, ledger, on_done, store)
-    return decode(DecodingBatch, target, drafter, prompts, decoding, *extras)
+    features = tuple(layer_ids if drafter is None else drafter.layer_ids)
+    options = RolloutOptions(keep_states, features, keys, drafter_step, ledger or Ledger(), on_done, store)
+    return decode(DecodingBatch, target, drafter, prompts, decoding, options)
 
 
 @torch.no_grad()
@@ -60,84 +61,74 @@ def decode(
     drafter: Drafter | None,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    keep: bool,
-    layer_ids: Sequence[int],
-    keys: Sequence[int] | None,
-    drafter_step: int,
-    ledger: Ledger | None,
-    on_done: Callable[[int], None],
-    store: Callable[[Tensor], Tensor],
+    options: RolloutOptions,
 ) -> list[Rollout]:
-    """`rollout` by batches of this kind, which says what is committed."""
+    """`rollout` by batches of this kind, which decides what is committed."""
     if not prompts:
         return []
     was_training = drafter is not None and drafter.training
     if drafter is not None:
         drafter.eval()
-        layer_ids = drafter.layer_ids
-    # prompts of like length are prefilled together: less padding
+    # prompts of similar length are prefilled together: less padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    waiting = deque(Waiting(i, prompts[i], i if keys is None else keys[i]) for i in order)
+    waiting = deque(Waiting(i, prompts[i], i if options.keys is None else options.keys[i]) for i in order)
     num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
     capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
-    width = min(affordable_rows(target, drafter, capacity, decoding, layer_ids, keep), len(prompts))
-    options = (tuple(layer_ids), keep, drafter_step, ledger or Ledger(), store)
-    batch = kind(target, drafter, width, capacity, common_prefix(prompts), decoding, *options)
+    states = len(options.layer_ids) + num_draft_tokens if options.keep_states else 0
+    rows = affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
+    prefix = common_prefix(prompts)
+    batch = kind(target, drafter, decoding, options, rows=min(rows, len(prompts)), capacity=capacity, prefix=prefix)
     try:
-        results = _run(batch, waiting, on_done)
+        results = _run(batch, waiting)
     finally:
         if drafter is not None:
             drafter.train(was_training)
     return [results[i] for i in range(len(prompts))]
 
 
-def _run(batch: DecodingBatch, waiting: deque[Waiting], on_done: Callable[[int], None]) -> dict[int, Rollout]:
-    """Steps until nobody waits and every row is free; finished rows are taken over a few at a time."""
+def _run(batch: DecodingBatch, waiting: deque[Waiting]) -> dict[int, Rollout]:
+    """Steps until no prompt waits and every row is free; several free rows are filled at once."""
     results: dict[int, Rollout] = {}
     width, wanted = len(batch.rows), len(waiting)
     while len(results) < wanted:
         free = batch.free()
         if waiting and len(free) >= width / 8:
-            batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
+            with batch.ledger.timed("prefill"):
+                batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
         else:
             if not waiting and len(free) >= len(batch.rows) / 4:
                 batch.compact()
-            batch.step()
+            with batch.ledger.timed("decode"):
+                batch.step()
         finished = batch.finished()
         results |= finished
-        on_done(len(finished))
+        batch.options.on_done(len(finished))
     return results
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
-    """Tokens with which all prompts begin, each with at least one more behind them; none where there is one prompt."""
+    """Tokens with which all prompts begin, leaving at least one token of each; none for a single prompt."""
     if len(prompts) == 1:
         return []
-    # whatever the first and the last in lexicographic order share, all share
+    # all prompts share what the first and the last in lexicographic order share
     first, last = min(map(list, prompts)), max(map(list, prompts))
     same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return [token for token, _ in same][: min(map(len, prompts)) - 1]
 
 
-def affordable_rows(
-    target: Target,
-    drafter: Drafter | None,
-    capacity: int,
-    decoding: Decoding,
-    layer_ids: Sequence[int],
-    keep: bool,
-) -> int:
-    """Rows of `capacity` positions whose caches and kept states fit into `decoding.memory_gib`.
+def affordable_rows(target: Target, drafter: Drafter | None, decoding: Decoding, *, capacity: int, states: int) -> int:
+    """Rows of `capacity` positions whose caches and stored states fit into `decoding.memory_gib`.
+
+    Args:
+        states: stored states of the target's hidden size per position: features, and one for every draft.
 
     Raises:
-        DraftError: not one does.
+        DraftError: not even one does.
     """
     shape, size = target.shape, target.model.dtype.itemsize
-    position = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim * size
+    position = (2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim + states * shape.hidden_size) * size
     if drafter is not None:
         position += drafter.state_width * drafter.fc.weight.dtype.itemsize
-    if keep:  # features by position, and the hidden state of every draft
-        position += (len(layer_ids) + (drafter.num_draft_tokens if drafter else 0)) * shape.hidden_size * size
     rows = int(decoding.memory_gib * 2**30 / (position * capacity))
     if not rows:
         raise DraftError(

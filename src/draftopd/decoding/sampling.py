@@ -1,8 +1,7 @@
 """How tokens are chosen: distributions, drafts and the target's own tokens.
 
 Random numbers belong to places, not to calls: a uniform number is a function of (seed, response, position, use). So a
-response does not depend on the batch that it was written in, and token matching commits, token for token, what plain
-sampling would have written.
+response does not depend on its batch, and token matching commits, token for token, the text of plain sampling.
 """
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from draftopd.decoding.settings import Decoding
 
-CHOICE, DRAFT, JUDGE = range(3)  # uses of random numbers: the target's token, the drafter's token, keep a draft or not
-SHORT = 256  # most probable tokens that usually hold the nucleus
+CHOICE, DRAFT, ACCEPT = range(3)  # uses of random numbers: target's token, drafter's token, accepting a draft
+SHORT = 256  # that many most probable tokens usually contain the nucleus
 
 
 def probabilities(logits: Tensor, decoding: Decoding) -> Tensor:
@@ -20,15 +19,15 @@ def probabilities(logits: Tensor, decoding: Decoding) -> Tensor:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = logits / decoding.temperature
     if decoding.top_k is not None and decoding.top_k < logits.shape[-1]:
-        logits = _keep(logits, logits.topk(decoding.top_k).values[..., -1:])
+        logits = _at_least(logits, logits.topk(decoding.top_k).values[..., -1:])
     if decoding.top_p is not None and decoding.top_p < 1:
-        logits = _keep(logits, _nucleus_end(logits, decoding.top_p))
+        logits = _at_least(logits, _nucleus_end(logits, decoding.top_p))
     if decoding.min_p is not None:
-        logits = _keep(logits, logits.amax(-1, keepdim=True) + torch.log(logits.new_tensor(decoding.min_p)))
+        logits = _at_least(logits, logits.amax(-1, keepdim=True) + torch.log(logits.new_tensor(decoding.min_p)))
     return logits.softmax(-1)
 
 
-def _keep(logits: Tensor, least: Tensor) -> Tensor:
+def _at_least(logits: Tensor, least: Tensor) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
@@ -46,9 +45,9 @@ def _nucleus_end(logits: Tensor, top_p: float) -> Tensor:
 
 
 def uniforms(seed: int, keys: Tensor, positions: Tensor, use: int) -> Tensor:
-    """Uniform numbers in (0, 1) for places: keys [B] of responses, positions [B, n] -> float64 [B, n].
+    """Uniform numbers in (0, 1) by place: keys [B] of responses, positions [B, n] -> float64 [B, n].
 
-    A counter-based generator (the mixing steps of SplitMix64): the same places give the same numbers on any device.
+    A counter-based generator (the mixing steps of SplitMix64): the same place gives the same number on any device.
     """
     state = _mix(torch.full_like(keys, seed))
     state = _mix(state + keys)[:, None]
@@ -64,7 +63,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right of signed 64-bit numbers."""
+    """Logical right shift of signed 64-bit numbers."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -76,25 +75,25 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 class Places:
-    """Where the tokens of one step stand: responses `keys` [B], whose anchors are at `positions` [B]."""
+    """The places of one step's tokens: keys [B] of the responses and positions [B] of their anchors."""
 
     def __init__(self, decoding: Decoding, keys: Tensor, positions: Tensor) -> None:
         self.decoding, self.keys, self.positions = decoding, keys, positions
 
     def uniforms(self, first: int, count: int, use: int) -> Tensor:
-        """[B, count] for the tokens that stand `first`, `first` + 1, ... behind the anchor."""
+        """[B, count] for the tokens that are `first`, `first` + 1, ... places after the anchor."""
         slots = torch.arange(first, first + count, device=self.positions.device)
         return uniforms(self.decoding.seed, self.keys, self.positions[:, None] + slots, use)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The target's own tokens: logits [B, W, V] of the rows at the anchor and behind it -> [B, W]."""
+        """The target's own tokens: logits [B, W, V] of the anchor's row and the rows after it -> [B, W]."""
         if self.decoding.greedy:
             return logits.argmax(-1)
         return draw(probabilities(logits, self.decoding), self.uniforms(1, logits.shape[1], CHOICE))
 
 
 class Proposal:
-    """Turns draft logits into drafts, slot after slot; remembers the distribution that sampled drafts came from."""
+    """Turns draft logits into drafts, slot after slot; remembers the distributions that drafts are sampled from."""
 
     def __init__(self, places: Places) -> None:
         self.places = places

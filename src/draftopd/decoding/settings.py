@@ -7,20 +7,19 @@ from draftopd.errors import DraftError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is made; for plain and speculative decoding alike.
+    """How text is written, in plain and in speculative decoding.
 
     Args:
         max_new_tokens: longest response.
         batch_size: prompts decoded together; changes speed and memory, not texts.
         temperature: 0 = greedy.
         top_k, top_p, min_p: filters of the target's distribution, applied in this order after the temperature.
-        rule: `token_matching`: greedy drafts, kept while the target's own sample agrees (arXiv 2605.29343);
-            `rejection`: drafts sampled from the drafter, kept with probability min(1, p/q), else a sample of the
-            residual distribution (arXiv 2211.17192, 2302.01318). The same thing at temperature 0.
+        rule: `token_matching`: greedy drafts, accepted while the target's own sample agrees (arXiv 2605.29343);
+            `rejection`: drafts sampled from the drafter, accepted with probability min(1, p/q), else a sample of the
+            residual distribution (arXiv 2211.17192, 2302.01318). Both are the same at temperature 0.
         seed: of the sampling.
-        memory_gib: bound on the memory of a batch's caches and kept states, in GiB; fewer prompts are decoded together
-            where it would be passed. Results that are kept for the caller are not in it, nor what reading prompts and
-            computing a block take for a moment.
+        memory_gib: bound on the memory of a batch's caches and stored states, in GiB; if need be, fewer prompts are
+            decoded together. Finished results and the temporary memory of a forward do not count.
     """
 
     max_new_tokens: int = 128
@@ -52,7 +51,7 @@ class Decoding:
 
     @property
     def words(self) -> str:
-        """How tokens are chosen, for titles."""
+        """How tokens are chosen, as a title says it."""
         filters = {"top-k": self.top_k, "top-p": self.top_p, "min-p": self.min_p}
         set_ones = "".join(f", {name} {value}" for name, value in filters.items() if value is not None)
         rule = self.rule.replace("_", " ")
@@ -64,6 +63,6 @@ class Decoding:
 
     @property
     def recipe(self) -> dict[str, float | int | None]:
-        """What the target's own texts depend on, besides their length; greedy text depends on nothing."""
+        """The settings that the target's own texts depend on, besides their length; none for greedy text."""
         filters = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
         return {} if self.greedy else {"temperature": self.temperature, "seed": self.seed, **filters}

@@ -16,7 +16,6 @@ from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gath
 from draftopd.drafters.base import Drafter, Embed, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.linear import Linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
@@ -85,7 +84,7 @@ class DFlash(Drafter):
         }
         self.sizes = LayerSizes.of(target, own_sizes)
         size, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
-        self.fc = Linear(len(ids) * size, size)
+        self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps)
         self.layers = nn.ModuleList(Layer(self.sizes) for _ in range(num_layers))
         self.norm = nn.RMSNorm(size, eps)

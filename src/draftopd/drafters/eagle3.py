@@ -11,6 +11,7 @@ is its own. Parameter names are those of the published checkpoints, whose `t2d` 
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -19,7 +20,7 @@ from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.linear import Linear
+from draftopd.target.cpu.linear import Linear, linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
@@ -96,10 +97,10 @@ class Eagle3(Drafter):
         }
         self.sizes = LayerSizes.of(target, own_sizes)
         size = self.sizes.hidden_size
-        self.fc = Linear(len(ids) * size, size)
+        self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.midlayer = Layer(self.sizes)
         self.norm = nn.RMSNorm(size, self.sizes.rms_norm_eps)
-        self.lm_head = Linear(size, draft_vocab_size or target.vocab_size)
+        self.lm_head = nn.Linear(size, draft_vocab_size or target.vocab_size, bias=False)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`
 
@@ -111,7 +112,8 @@ class Eagle3(Drafter):
                 self.lm_head.weight.copy_(head.weight * head.scale)
 
     def head(self, lend: LendHead) -> Head:
-        return Head(self.lm_head.weight, vocabulary=self.vocabulary)
+        product = linear if isinstance(self.lm_head, Linear) else F.linear
+        return Head(self.lm_head.weight, vocabulary=self.vocabulary, product=product)
 
     @property
     def state_width(self) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from draftopd.errors import DraftError
-from draftopd.target.cpu.linear import Linear
 from draftopd.target.head import TargetShape
 
 KeysValues = tuple[Tensor, Tensor]
@@ -82,10 +81,10 @@ class Attention(nn.Module):
         heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
         size, self.head_dim = sizes.hidden_size, head_dim
 
-        self.q_proj = Linear(inputs, heads * head_dim)
-        self.k_proj = Linear(inputs, kv_heads * head_dim)
-        self.v_proj = Linear(inputs, kv_heads * head_dim)
-        self.o_proj = Linear(heads * head_dim, size)
+        self.q_proj = nn.Linear(inputs, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(inputs, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(inputs, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, size, bias=False)
 
         self.q_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
@@ -125,9 +124,9 @@ class MLP(nn.Module):
     def __init__(self, sizes: LayerSizes) -> None:
         size, inner = sizes.hidden_size, sizes.intermediate_size
         super().__init__()
-        self.gate_proj = Linear(size, inner)
-        self.up_proj = Linear(size, inner)
-        self.down_proj = Linear(inner, size)
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,9 +1,12 @@
 """A key-value cache whose rows may have different lengths.
 
-A slot's index is its token's position. Every write starts at the row's own length and runs past it; what a shorter
-commit leaves behind is never visible (masks show slots up to the query's position) and is overwritten by the next
-write. So cropping costs nothing: it is a smaller number in `lengths`.
+A slot's index is its token's position. Every write starts at the row's own length. Slots of rejected drafts are never
+visible (masks show slots up to the query's position), and the next write overwrites them. So cropping costs nothing: it
+is a smaller number in `lengths`.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,75 +16,79 @@ Where = tuple[slice | Tensor, slice | Tensor]
 """rows and slots of a buffer [B, S, ...]"""
 
 
-def behind(lengths: Tensor, width: int) -> tuple[Where, int]:
+def slots_after(lengths: Tensor, width: int) -> tuple[Where, int]:
     """The slots lengths[b]..lengths[b] + width of each row b, and the largest of their ends."""
     first, last = (int(value) for value in lengths.aminmax())
-    if first == last:  # a plain slice is written several times as fast
+    if first == last:  # writing to a plain slice is several times faster
         return (slice(None), slice(first, first + width)), last + width
     slots = lengths[:, None] + torch.arange(width, device=lengths.device)
     return (torch.arange(len(lengths), device=lengths.device)[:, None], slots), last + width
 
 
 class RaggedCache(Cache):
-    """What layers keep by position, usually keys and values [B, S, heads, head_dim]. Speaks transformers' `Cache`."""
+    """States by position for each layer, usually keys and values [B, S, heads, head_dim]; a `Cache` of transformers."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
         super().__init__(layers=[])
         self.capacity = capacity
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.end = 0  # slots that the current forward can see
-        self.where: Where = (slice(None), slice(0, 0))  # and those that it writes
+        self.end = 0  # how many slots the current forward can see
+        self.where: Where = (slice(None), slice(0, 0))  # the slots that it writes
         self.stores: dict[int, tuple[Tensor, ...]] = {}
 
     def begin(self, width: int) -> Tensor:
-        """Opens a forward of `width` tokens a row: their positions [B, width]."""
+        """Starts a forward of `width` tokens a row; gives their positions [B, width]."""
         positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
-        self.where, self.end = behind(self.lengths, width)
+        self.where, self.end = slots_after(self.lengths, width)
         if self.end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row, {self.end} are wanted")
+            raise ValueError(f"the cache holds {self.capacity} tokens a row, not {self.end}")
         return positions
 
     @property
     def even(self) -> bool:
-        """The rows of the current forward end at one slot: each sees all slots up to there."""
+        """All rows of the current forward end at the same slot: each sees all slots up to there."""
         return isinstance(self.where[0], slice)
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        """Writes [B, heads, W, head_dim] behind each row's length; gives all slots up to the longest row's end."""
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Writes [B, heads, W, head_dim] after each row's length; gives all slots up to the longest row's end."""
         self.append(layer_idx, key_states.transpose(1, 2), value_states.transpose(1, 2))
-        return tuple(store[:, : self.end].transpose(1, 2) for store in self.stores[layer_idx])
+        keys, values = self.stores[layer_idx]
+        return keys[:, : self.end].transpose(1, 2), values[:, : self.end].transpose(1, 2)
 
     def append(self, layer: int, *states: Tensor) -> None:
-        """Writes states [B, W, ...] behind each row's length; a layer's stores are made on first use."""
-        if layer not in self.stores:
-            self.stores[layer] = tuple(s.new_zeros(len(s), self.capacity, *s.shape[2:]) for s in states)
-        for store, new in zip(self.stores[layer], states, strict=True):
+        """Writes states [B, W, ...] after each row's length."""
+        for store, new in zip(self._stores(layer, states), states, strict=True):
             store[self.where] = new.to(store.dtype)
+
+    def _stores(self, layer: int, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A layer's buffers, made on first use for states [_, _, ...] like these."""
+        if layer not in self.stores:
+            rows = len(self.lengths)
+            self.stores[layer] = tuple(state.new_zeros(rows, self.capacity, *state.shape[2:]) for state in like)
+        return self.stores[layer]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
 
     def open_with(self, prefix: "RaggedCache") -> None:
-        """Lets every row begin with the one row of another cache (a prefix that all prompts share)."""
-        rows, length = len(self.lengths), int(prefix.lengths[0])
+        """Starts every row of an empty cache with the only row of another (a prefix that all prompts share)."""
+        length = int(prefix.lengths[0])
         for layer, stores in prefix.stores.items():
-            new = tuple(store.new_zeros(rows, self.capacity, *store.shape[2:]) for store in stores)
-            for store, source in zip(new, stores, strict=True):
+            for store, source in zip(self._stores(layer, stores), stores, strict=True):
                 store[:, :length] = source[:, :length]
-            self.stores[layer] = new
         self.lengths = torch.full_like(self.lengths, length)
 
     def put(self, rows: Tensor, other: "RaggedCache") -> None:
-        """Begins rows anew with those of a cache of no larger capacity (waiting prompts enter the batch)."""
+        """Replaces rows by those of a cache of no larger capacity (waiting prompts enter the batch)."""
         self.lengths[rows] = other.lengths
         for layer, stores in other.stores.items():
-            if layer not in self.stores:
-                self.stores[layer] = tuple(s.new_zeros(len(self.lengths), self.capacity, *s.shape[2:]) for s in stores)
-            for store, new in zip(self.stores[layer], stores, strict=True):
+            for store, new in zip(self._stores(layer, stores), stores, strict=True):
                 store[rows, : other.capacity] = new
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows."""
         self.lengths = self.lengths[rows]
-        for layer, stores in self.stores.items():  # one layer at a time is there twice
+        for layer, stores in self.stores.items():  # only one layer at a time is in memory twice
             self.stores[layer] = tuple(store[rows] for store in stores)

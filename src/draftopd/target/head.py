@@ -1,11 +1,11 @@
-"""What a target lends to a drafter: its shapes and its output head. A drafter with a head of its own uses the same."""
+"""What a target lends to a drafter: its shapes and its output head. A drafter's own head is a `Head` too."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from draftopd.target.cpu.linear import Packed, linear
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Head:
 
     Args:
         weight: [V', D], and bias [V'].
-        scale, softcap: what some families do to their logits.
+        scale, softcap: factor and soft cap that some families apply to their logits.
         vocabulary: [V'] target ids of the rows; None = row and id are the same.
-        packed: see `linear`.
+        product: (rows [..., D], weight, bias) -> [..., V'].
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class Head:
         scale: float = 1.0,
         softcap: float | None = None,
         vocabulary: Tensor | None = None,
-        packed: Packed | None = None,
+        product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear,
     ) -> None:
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
-        self.vocabulary, self.packed = vocabulary, packed
+        self.vocabulary, self.product = vocabulary, product
 
     @property
     def trained(self) -> tuple[Tensor, ...]:
-        """Its weights that are trained."""
+        """Weights and bias as far as they are trained."""
         return tuple(w for w in (self.weight, self.bias) if w is not None and w.requires_grad)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[..., D] -> logits [..., V'], in float32 at least."""
-        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias, self.packed)
+        logits = self.product(hidden.to(self.weight.dtype), self.weight, self.bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def tokens(self, index: Tensor) -> Tensor:
-        """Token ids of rows of the head."""
+        """Token ids of the head's rows."""
         return index if self.vocabulary is None else self.vocabulary[index]

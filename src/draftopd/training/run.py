@@ -104,7 +104,7 @@ def build(config: DictConfig) -> System:
     OmegaConf.resolve(config)
     OmegaConf.set_readonly(config, True)
     L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
-    drafter: Drafter = instantiate(config.drafter)(target=target.shape)
+    drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
     if config.resume and Path(config.resume).is_dir():
         raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
     for name in (config.init_from, config.resume):

@@ -1,4 +1,4 @@
-"""What makes a frozen target faster on a CPU in float32, and leaves what it computes as it is."""
+"""Faster layers for a frozen float32 target on a CPU; what it computes stays as it is."""
 
 from typing import Any
 
@@ -9,48 +9,46 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from draftopd.target.cpu.linear import Linear, Packed
+from draftopd.errors import DraftError
+from draftopd.target.cpu.linear import accelerate, find_library
 
 GROUPED = "draftopd_grouped_sdpa"
-"""name of `grouped_sdpa` among transformers' kinds of attention"""
-NORMS = (
-    "LlamaRMSNorm",
-    "MistralRMSNorm",
-    "Qwen2RMSNorm",
-    "Qwen3RMSNorm",
-    "GraniteRMSNorm",
-    "Phi3RMSNorm",
-    "SmolLM3RMSNorm",
-)
-"""classes of transformers that compute what `Norm` computes, in more operations"""
+"""name under which transformers knows `grouped_sdpa`"""
+NORMS = {f"{family}RMSNorm" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Granite", "Phi3", "SmolLM3")}
+"""classes of transformers that compute the same as `Norm` in more operations"""
 
 
-def freeze(model: PreTrainedModel) -> str:
-    """Turns off the gradients of a model's weights, and exchanges layers for faster ones over the same weights.
+def layers_fit(model: PreTrainedModel, wanted: bool | None) -> bool:
+    """Whether a model gets these layers; None = wherever they work.
 
-    Returns:
-        The kind of attention that transformers was asked for.
+    Raises:
+        DraftError: they are wanted and do not work here.
     """
-    model.requires_grad_(False)
+    on_cpu = model.dtype == torch.float32 and model.device.type == "cpu"
+    library = find_library() if on_cpu else "float32 weights on the CPU"
+    if wanted and isinstance(library, str):
+        raise DraftError(f"target.cpu_layers=true needs {library}: leave it null")
+    return not isinstance(library, str) if wanted is None else wanted
+
+
+def replace_layers(model: PreTrainedModel) -> None:
+    """Puts faster layers over the same weights into a model; names in its state dict stay."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
-            parameter.data = parameter.data.clone()  # mapped from a file, they are read a few percent slower
+            parameter.data = parameter.data.clone()  # memory-mapped from a file, they are a few percent slower
+    accelerate(model, frozen=True)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, _linear(child))
-            elif type(child).__name__ in NORMS and child.weight.dtype == torch.float32:
+            if type(child).__name__ in NORMS and child.weight.dtype == torch.float32:
                 setattr(parent, name, Norm(child))
-    attention = model.config._attn_implementation
-    if attention == "sdpa":
+    if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(GROUPED)
-    return "sdpa" if attention == GROUPED else attention  # two targets may hold one model
 
 
 class Norm(nn.Module):
     """RMS norm of rows [..., D] in four operations: x / hypot(|x|, sqrt(D eps)) * sqrt(D) w. Frozen: w must not change.
 
-    A single row spends as long on calls as on arithmetic; `nn.RMSNorm` and transformers' own make twice as many.
+    A single row spends as long on calls as on arithmetic; `nn.RMSNorm` and transformers' norms make twice as many.
     """
 
     scaled: Tensor
@@ -70,11 +68,11 @@ class Norm(nn.Module):
 
 def grouped_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-):
-    """transformers' `sdpa`, but on a CPU without copies of the keys for each query head of their group.
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' `sdpa`, but on a CPU it does not copy the keys for each query head of their group.
 
-    Shapes and further options are those of transformers' attention functions; for a few query rows under a mask, what a
-    verification has, the copies cost as much as the attention.
+    Shapes and options are those of transformers' attention functions. For a few query rows under a mask, as in a
+    verification, the copies cost as much as the attention.
     """
     grouped = attention_mask is not None and query.shape[1] > key.shape[1] and query.device.type == "cpu"
     if not grouped or any(options.get(name) is not None for name in ("softcap", "position_bias", "cache")):
@@ -87,10 +85,3 @@ def grouped_sdpa(
 
 AttentionInterface.register(GROUPED, grouped_sdpa)
 AttentionMaskInterface.register(GROUPED, sdpa_mask)
-
-
-def _linear(layer: nn.Linear) -> Linear:
-    with torch.device("meta"):
-        new = Linear(layer.in_features, layer.out_features, layer.bias is not None, Packed())
-    new.weight, new.bias = layer.weight, layer.bias
-    return new.train(layer.training)

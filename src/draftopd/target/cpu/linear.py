@@ -1,34 +1,28 @@
 """Matrix products of float32 on x86 processors, by the library that is fast on this processor.
 
 torch hands them to MKL, which takes narrower instructions on processors of other makers than Intel: there they go
-through oneDNN, which torch carries too and which does not ask for the maker. On Intel's they stay with MKL. Both may
-keep a frozen weight in the layout that they multiply fastest (`benchmarks/linear.py` measures it). Everything else,
-single rows, GPUs and other dtypes, is `torch.nn.functional.linear`.
+through oneDNN, which torch carries too and which does not ask for the maker. On Intel's they stay with MKL. Both can
+store a frozen weight in the layout that they multiply fastest (`benchmarks/linear.py` measures it). Everything else
+(single rows, GPUs, other dtypes) is `torch.nn.functional.linear`.
 """
 
 import platform
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-
-class Library(Protocol):
-    """Products of float32 with weights [O, I] as they are, and with weights in the library's own layout."""
-
-    def pack(self, weight: Tensor) -> Tensor: ...
-
-    def packed(self, x: Tensor, layout: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Rows x [..., I] -> [..., O]; no gradient."""
-        ...
-
-    def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+TORCH = ((2, 7), (2, 15))
+"""torch versions, from the first up to but not including the second: private operators of others are not called"""
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class OneDNN:
+    """Products of float32 with weights [O, I] as they are (`plain`) or in its own layout (`packed`: no gradient)."""
+
     def pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -36,15 +30,17 @@ class OneDNN:
         return _product(x, layout, bias)
 
     def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _Linear.apply(x, weight, bias) if _wanted(x, weight, bias) else _product(x, weight, bias)
+        return _Linear.apply(x, weight, bias) if _wants_gradient(x, weight, bias) else _product(x, weight, bias)
 
 
 class MKL:
+    """The same by MKL."""
+
     rows = 256
-    """as far as packed weights help; more rows hide what packing saves"""
+    """packed weights serve up to so many rows; with more, packing saves next to nothing"""
 
     def pack(self, weight: Tensor) -> Tensor:
-        return torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)  # laid out for that many rows, right for any number
+        return torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)  # fastest at 64 rows, correct for any number
 
     def packed(self, x: Tensor, layout: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.numel() // x.shape[-1]
@@ -56,27 +52,40 @@ class MKL:
         return F.linear(x, weight, bias)
 
 
-def _library() -> Library | None:
+Library = OneDNN | MKL
+
+
+def find_library() -> Library | str:
+    """The library for this processor, or what is missing."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        return None
-    names = Path("/proc/cpuinfo")
-    maker = names.read_text() if names.exists() else platform.processor()
-    if "GenuineIntel" in maker and torch.backends.mkl.is_available():
+        return "an x86 processor"
+    if not TORCH[0] <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH[1]:
+        first, end = (".".join(map(str, version)) for version in TORCH)
+        return f"a torch version that its layers were made for ({first} <= torch < {end}, not {torch.__version__})"
+    cpuinfo = Path("/proc/cpuinfo")
+    maker = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    if "GenuineIntel" in maker and _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight"):
         return MKL()
-    return OneDNN() if torch.backends.mkldnn.is_available() else None
+    found = _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight")
+    return OneDNN() if found else "a torch that carries MKL or oneDNN"
 
 
-LIBRARY = _library()
+def _has(library: str, *operators: str) -> bool:
+    carried = getattr(torch.backends, library).is_available()
+    return carried and all(getattr(getattr(torch.ops, library), name, None) for name in operators)
+
+
+LIBRARY = found if isinstance(found := find_library(), Library) else None
 
 
 class Packed:
-    """A frozen weight in the library's layout: made on first use, and anew for another weight. Copies begin empty."""
+    """A frozen weight in the library's layout: made on first use and again for another weight. Copies start empty."""
 
     def __init__(self) -> None:
         self._made_of: tuple[int, int] | None = None
         self._weight: Tensor | None = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Packed"], tuple[()]]:
         return Packed, ()
 
     def __call__(self, weight: Tensor, library: Library) -> Tensor:
@@ -87,11 +96,9 @@ class Packed:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`; frozen weights are packed."""
+    """`nn.Linear` by `linear`."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False, packed: Packed | None = None) -> None:
-        super().__init__(inputs, outputs, bias)
-        self.packed = packed
+    packed: Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == self.in_features:  # one row: what `linear` would do, without asking
@@ -99,17 +106,33 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, self.packed)
 
 
+def accelerate(module: Module, frozen: bool = False) -> Module:
+    """Replaces torch's linear layers inside a module by `Linear` over the same parameters.
+
+    Args:
+        frozen: the weights do not change any more: they are packed.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                layer = Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+                layer.weight, layer.bias = child.weight, child.bias
+                layer.packed = Packed() if frozen else None
+                setattr(parent, name, layer.train(child.training))
+    return module
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed | None = None) -> Tensor:
     """x [..., I], weight [O, I], bias [O] -> [..., O].
 
     Args:
-        packed: keeps the weight in the library's layout where no gradient is asked for; for weights that do not change.
+        packed: holds the weight in the library's layout, used where no gradient is asked for; for frozen weights.
     """
-    # one row (or none): at matrix-vector products MKL is as fast on AMD's processors, and no layout helps on Intel's
-    # and torch's compiler, which picks operators itself, does not take these as they are on every processor
+    # one row (or none): at matrix-vector products MKL is as fast on AMD's processors, and no layout helps on Intel's;
+    # torch's compiler picks operators itself and does not take these on every processor
     if LIBRARY is None or torch.compiler.is_compiling() or x.numel() <= weight.shape[1] or not _served(x, weight):
         return F.linear(x, weight, bias)
-    if packed is None or _wanted(x, weight, bias):
+    if packed is None or _wants_gradient(x, weight, bias):
         return LIBRARY.plain(x, weight, bias)
     return LIBRARY.packed(x, packed(weight, LIBRARY), weight, bias)
 
@@ -120,8 +143,7 @@ def _served(x: Tensor, weight: Tensor) -> bool:
     return float32 and on_cpu and not torch.is_autocast_enabled("cpu")
 
 
-def _wanted(*tensors: Tensor | None) -> bool:
-    """A gradient of one of them is."""
+def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -131,13 +153,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         of_x = None if weight is None else _product(rows, weight.t()).view(*grad.shape[:-1], -1)
