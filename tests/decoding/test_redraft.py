@@ -86,7 +86,7 @@ def test_sampled_texts_are_drafted_along_alike_under_token_matching(target: Targ
 
 
 def test_sampled_drafts_are_refused(target: Target, drafter: DFlash):
-    with pytest.raises(DraftError, match=r"decoding\.rule=rejection.*data\.refresh=rollout"):
+    with pytest.raises(DraftError, match=r"decoding\.rule=rejection.*traces=rollouts"):
         redraft(target, drafter, [], Decoding(8, temperature=1.0, rule="rejection"))
 
 

@@ -1,6 +1,6 @@
-"""The target's own texts, written once per (target, prompts, decoding) and kept on disk in shards.
+"""The target's own texts, written once per (target, prompts, decoding) and stored on disk in shards.
 
-Several processes may use one cache at a time; a shard is written by the first that comes to it.
+Several processes may use one cache at a time; the first that reaches a shard writes it.
 """
 
 import hashlib
@@ -35,13 +35,16 @@ def no_bar(count: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass(frozen=True)
 class TextCache:
-    """Where texts are kept.
+    """Where texts are stored.
 
     Args:
         folder: the cache; each set of texts has a folder of its own below it.
-        features_dtype: precision of stored features, or None to store token ids alone and let every training step run
-            the target over its texts. Features take 2 bytes · F a token in bfloat16.
+        features_dtype: precision of stored features, or None to store only token ids and run the target over the texts
+            of every training step. Features take 2 bytes · F a token in bfloat16.
         shard_size: texts a file; an interrupted run loses at most one shard.
+
+    Raises:
+        DraftError: `open` with an unknown type, or the disk is full.
     """
 
     folder: str
@@ -59,7 +62,7 @@ class TextCache:
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
         if self.features_dtype is not None and not isinstance(getattr(torch, self.features_dtype, None), torch.dtype):
             raise DraftError(
-                f"texts.features_dtype={self.features_dtype} is no type of torch: bfloat16, float32 or null"
+                f"texts.features_dtype={self.features_dtype} is not a type of torch: bfloat16, float32 or null"
             )
         layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
@@ -81,13 +84,13 @@ class TextCache:
             texts.require_space()
             (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
         except OSError as error:
-            raise DraftError(f"cannot keep texts in {folder}: {error} (set cache_dir to another folder)") from error
+            raise DraftError(f"cannot store texts in {folder}: {error} (set cache_dir to another folder)") from error
         return texts
 
 
 @dataclass
 class Texts:
-    """Texts by index; the target writes what is not on disk yet."""
+    """Texts by index; the target writes those that are not on disk yet."""
 
     folder: Path
     target: Target
@@ -97,7 +100,7 @@ class Texts:
     features_dtype: str | None
     shard_size: int
     bar: Bar = no_bar
-    """shows the writing of so many texts"""
+    """shows the progress of writing so many texts"""
     ledger: Ledger = field(default_factory=Ledger)
     """what writing has cost in this process"""
     _loaded: dict[int, list[Trace]] = field(default_factory=dict)
@@ -114,7 +117,7 @@ class Texts:
         return self._shard(index // self.shard_size)[index % self.shard_size]
 
     def features(self, index: int) -> Tensor | None:
-        """[T, F] in the stored precision, None when ids alone are kept; mapped from the file, which pages come from."""
+        """[T, F] in the stored precision, memory-mapped from the file; None when only ids are stored."""
         if self.features_dtype is None:
             return None
         shard, place = divmod(index, self.shard_size)
@@ -124,16 +127,16 @@ class Texts:
             return file.get_slice("features")[first : first + len(traces[place].tokens)]
 
     def write(self, count: int) -> None:
-        """Makes sure that the first `count` texts exist; processes that come together share the writing."""
+        """Makes sure that the first `count` texts exist; processes that call it at the same time share the writing."""
         missing = [s for s in range(-(-count // self.shard_size)) if not self._path(s).exists()]
         if missing:
             with self.bar(sum(len(self._prompts(s)) for s in missing)) as on_done:
-                for patience in (0, -1):  # what others are at comes last: then it may be there
+                for patience in (0, -1):  # shards that others are writing come last: by then they may exist
                     for shard in missing:
                         self._write(shard, on_done, patience)
 
     def require_space(self) -> None:
-        """Raises DraftError where the disk cannot hold what is still to be written."""
+        """Raises DraftError where the disk cannot hold the texts that are still to be written."""
         element = torch.empty((), dtype=self._dtype).element_size()
         width = 8 + element * self.target.config.hidden_size * len(self.layer_ids)
         shards = range(-(-len(self) // self.shard_size))
@@ -143,7 +146,7 @@ class Texts:
         if need > free:
             raise DraftError(
                 f"the texts may need {need / 1e9:.2f} GB in {self.folder} and {free / 1e9:.2f} GB are free: set "
-                "cache_dir to another disk, or texts.features_dtype=null to keep token ids alone"
+                "cache_dir to another disk, or texts.features_dtype=null to store only token ids"
             )
 
     @property
@@ -172,14 +175,13 @@ class Texts:
             pass
 
     def _save(self, shard: int, on_done: Callable[[int], None]) -> None:
-        keep = self.features_dtype is not None
         prompts, first = self._prompts(shard), shard * self.shard_size
         results = rollout(
             self.target,
             None,
             prompts,
             self.decoding,
-            keep=keep,
+            keep=self.features_dtype is not None,
             layer_ids=self.layer_ids,
             keys=range(first, first + len(prompts)),
             ledger=self.ledger,

@@ -28,7 +28,7 @@ def require_greedy_drafts(decoding: Decoding) -> None:
     if decoding.samples_drafts:
         raise DraftError(
             "decoding.rule=rejection samples drafts, whose text cannot be drafted again: roll out "
-            "(data.refresh=rollout), or set decoding.rule=token_matching"
+            "(traces=rollouts), or set decoding.rule=token_matching"
         )
 
 
@@ -56,7 +56,7 @@ def redraft(
         drafter_step: recorded in the traces.
         ledger: counts tokens and FLOPs of `draft`, and of `replay` where features are missing.
         on_done: called with the number of responses just finished.
-        store: gives features that a text did not bring their place on the CPU (`kept.Kept`).
+        store: gives features that a text did not bring their place on the CPU (`storage.SpillStore`).
 
     Returns:
         new traces with the texts' features; what judges the drafts is left to `Target.replay`.

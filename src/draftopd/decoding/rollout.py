@@ -44,7 +44,7 @@ def rollout(
         drafter_step: recorded in the traces.
         ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`, and seconds of `prefill` and `decode`.
         on_done: called with the number of responses just finished.
-        store: gives what is kept its place on the CPU (`kept.Kept`).
+        store: gives what is kept its place on the CPU (`storage.SpillStore`).
 
     Raises:
         DraftError: `decoding.memory_gib` does not hold one response.

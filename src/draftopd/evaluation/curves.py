@@ -9,7 +9,7 @@ AXES = {"flops": "training FLOPs", "target_tokens": "tokens read by the target",
 
 @dataclass(frozen=True)
 class Point:
-    """What a run had spent at a validation (callbacks.Budget), and the acceptance length it had reached."""
+    """What a run had spent at a validation (training.budget.Budget), and the acceptance length it had reached."""
 
     flops: float
     target_tokens: float

@@ -1,0 +1,165 @@
+"""Sources of on-policy traces: rollouts, redrafts of stored texts, or text that the drafter writes by itself."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from draftopd.console import progress
+from draftopd.data.storage import SpillStore
+from draftopd.decoding import distributed
+from draftopd.decoding.free_running import free_running
+from draftopd.decoding.redraft import redraft, require_greedy_drafts
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
+from draftopd.errors import DraftError
+from draftopd.objectives.base import Objective
+from draftopd.trace import Rollout
+from draftopd.training.datamodule import DraftDataModule
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The prompts of one epoch, of all processes."""
+
+    keys: Sequence[int]
+    """of each response's random numbers"""
+    index: Sequence[int]
+    """numbers of the training prompts"""
+    keep_states: bool
+    """features and target hidden states of the verifications are wanted"""
+    store: SpillStore
+    """where they go"""
+
+
+class TraceSource:
+    verified = True
+    """the target verifies the text"""
+
+    def check(self, decoding: Decoding) -> None:
+        """Raises DraftError where the source does not work with these settings."""
+
+    def stores_hidden(self, objective: Objective) -> bool:
+        """Stored training texts need the target's last hidden states besides the features."""
+        return False
+
+    def writing(self, decoding: Decoding, epoch: int) -> Decoding:
+        """How the target writes the training texts that this epoch reads."""
+        return decoding
+
+    def in_order(self, lap: int) -> bool:
+        """This pass over the prompts takes them in their order, and not shuffled."""
+        return False
+
+    def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
+        """This process's share of the phase's traces, drafted by the current weights."""
+        raise NotImplementedError
+
+
+class Rollouts(TraceSource):
+    """Target-assisted rollouts: every response is written anew (arXiv 2605.29343)."""
+
+    def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
+        return _write(rollout, data, phase)
+
+
+class FreeRunning(TraceSource):
+    """Text that the drafter writes by itself; the target only scores it.
+
+    The paper's counter-example: such text drifts away from what the target would write (arXiv 2605.29343, Fig. 2).
+    Validation and test roll out with the target, as everywhere.
+    """
+
+    verified = False
+
+    def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
+        return _write(free_running, data, phase)
+
+
+def _write(write: Callable[..., list[Rollout]], data: DraftDataModule, phase: Phase) -> list[Rollout]:
+    module, pool = data.module, data.encoded("train")
+    prompts = [pool[i][1] for i in distributed.own(phase.index)]
+    with (
+        progress("rolling out", len(prompts)) as on_done,
+        module.ledger.timed("rollout"),
+        distributed.whole(module.drafter),
+    ):
+        return write(
+            module.target,
+            module.drafter,
+            prompts,
+            data.decoding,
+            keep=phase.keep_states,
+            keys=distributed.own(phase.keys),
+            drafter_step=module.global_step,
+            ledger=module.ledger,
+            on_done=on_done,
+            store=phase.store,
+        )
+
+
+@dataclass(frozen=True)
+class Redrafts(TraceSource):
+    """New drafts along texts that the target wrote once: at temperature 0 the traces of rollouts.
+
+    They are equal up to the precision of stored features. Above temperature 0 rollouts write another text in every
+    pass over the prompts, redrafts only after `rewrite_every` epochs.
+
+    Args:
+        rewrite_every: epochs after which the target writes new texts, above temperature 0; None = never.
+    """
+
+    rewrite_every: int | None = None
+
+    def check(self, decoding: Decoding) -> None:
+        require_greedy_drafts(decoding)
+        if self.rewrite_every is not None and (decoding.greedy or self.rewrite_every < 1):
+            raise DraftError(
+                f"traces.rewrite_every={self.rewrite_every} must be at least 1, and needs "
+                "data.decoding.temperature above 0: greedy texts never change"
+            )
+
+    def stores_hidden(self, objective: Objective) -> bool:
+        """They are the target's opinion of drafts up to the first rejection: such a step does not run the target."""
+        return objective.needs_target and not objective.needs_tails
+
+    def writing(self, decoding: Decoding, epoch: int) -> Decoding:
+        generation = epoch // self.rewrite_every if self.rewrite_every else 0
+        # far from the seeds of other runs
+        return replace(decoding, seed=decoding.seed + 1_000_003 * generation)
+
+    def in_order(self, lap: int) -> bool:
+        """While texts have yet to be written, so that no phase waits for all of them."""
+        return lap == 0 or self.rewrite_every is not None
+
+    def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
+        """Without target hidden states after a first rejection: the step replays those that its objective reads."""
+        module, own = data.module, distributed.own(phase.index)
+        texts = data.written("train", max(phase.index) + 1)
+        chosen = [Rollout(texts[i], data.stored(texts, i)[0]) for i in own]
+        with (
+            progress("redrafting", len(chosen)) as on_done,
+            module.ledger.timed("redraft"),
+            distributed.whole(module.drafter),
+        ):
+            results = redraft(
+                module.target,
+                module.drafter,
+                chosen,
+                data.decoding,
+                drafter_step=module.global_step,
+                ledger=module.ledger,
+                on_done=on_done,
+                store=phase.store,
+            )
+        stored = (data.stored(texts, i)[1] for i in own)
+        return [with_text_hidden(r, hidden, phase.store) for r, hidden in zip(results, stored, strict=True)]
+
+
+def with_text_hidden(result: Rollout, hidden: Tensor | None, store: Callable[[Tensor], Tensor]) -> Rollout:
+    """With the text's own hidden states [T, D] at its drafts: the target's, up to the first rejection of each block."""
+    if hidden is None:
+        return result
+    rows = result.trace.anchors[:, None] + torch.arange(result.trace.drafts.shape[1])
+    return replace(result, target_hidden=store(hidden[rows.clamp(max=len(hidden) - 1)]))
