@@ -47,13 +47,14 @@ def test_an_interrupted_shard_leaves_nothing_and_the_rest_stays(target: Target, 
     shown = []
 
     @contextmanager
-    def bar(count):
-        shown.append(count)
+    def progress(title, count):
+        shown.extend([title, count])
         yield shown.append
 
-    cache(tmp_path).open(target, PROMPTS, DECODING, (1,), bar).write(5)
-    assert shown[0] == 3  # the finished shard is not written again
-    assert sum(shown[1:]) == 3
+    monkeypatch.setattr(texts_module, "progress", progress)
+    cache(tmp_path).open(target, PROMPTS, DECODING, (1,), "title").write(5)
+    assert shown[:2] == ["title", 3]  # the finished shard is not written again
+    assert sum(shown[2:]) == 3
 
 
 @pytest.mark.parametrize("change", ["prompts", "length", "layers", "dtype"])

@@ -23,8 +23,6 @@ class Run:
 
     def step(self, flops: float = 0.0, tokens: float = 0.0) -> float:
         epoch, index = divmod(self.steps, self.batches)
-        if index == 0:
-            self.budget.start_epoch(self.ledger)
         self.budget.start_step(epoch, index / self.batches, self.steps, self.ledger)
         self.schedule.step()
         self.ledger.flops["train"] += flops

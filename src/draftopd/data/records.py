@@ -118,11 +118,7 @@ def read_lines(path: Path) -> Records:
 
 
 def load_rows(path: str, name: str | None, hub_split: str, revision: str | None) -> Any:
-    """A `datasets.Dataset` of the hub, or of a local folder.
-
-    Raises:
-        DraftError: `datasets` is not installed, or it cannot load the data set.
-    """
+    """A `datasets.Dataset` of the hub, or of a local folder."""
     try:
         load = importlib.import_module("datasets").load_dataset
     except ImportError as error:

@@ -6,8 +6,8 @@ Several processes may use one cache at a time; the first that reaches a shard wr
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
+from draftopd.console import progress
 from draftopd.data import storage
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
@@ -25,12 +26,6 @@ from draftopd.target.model import Target
 from draftopd.trace import Rollout, Trace
 
 FORMAT = 2
-Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-
-
-@contextmanager
-def no_bar(count: int) -> Iterator[Callable[[int], None]]:
-    yield lambda finished: None
 
 
 @dataclass(frozen=True)
@@ -42,9 +37,6 @@ class TextCache:
         features_dtype: precision of stored features, or None to store only token ids and run the target over the texts
             of every training step. Features take 2 bytes · F a token in bfloat16.
         shard_size: texts a file; an interrupted run loses at most one shard.
-
-    Raises:
-        DraftError: `open` with an unknown type, or the disk is full.
     """
 
     folder: str
@@ -57,7 +49,7 @@ class TextCache:
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         layer_ids: Sequence[int],
-        bar: Bar = no_bar,
+        title: str = "target writes texts",
     ) -> "Texts":
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
         if self.features_dtype is not None and not isinstance(getattr(torch, self.features_dtype, None), torch.dtype):
@@ -78,7 +70,7 @@ class TextCache:
         }
         key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         folder = Path(self.folder).expanduser() / "texts" / key
-        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size, bar)
+        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size, title)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             texts.require_space()
@@ -99,8 +91,8 @@ class Texts:
     layer_ids: tuple[int, ...]
     features_dtype: str | None
     shard_size: int
-    bar: Bar = no_bar
-    """shows the progress of writing so many texts"""
+    title: str
+    """of the progress bar while texts are written"""
     ledger: Ledger = field(default_factory=Ledger)
     """what writing has cost in this process"""
     _loaded: dict[int, list[Trace]] = field(default_factory=dict)
@@ -128,12 +120,7 @@ class Texts:
 
     def write(self, count: int) -> None:
         """Makes sure that the first `count` texts exist; processes that call it at the same time share the writing."""
-        missing = [s for s in range(-(-count // self.shard_size)) if not self._path(s).exists()]
-        if missing:
-            with self.bar(sum(len(self._prompts(s)) for s in missing)) as on_done:
-                for patience in (0, -1):  # shards that others are writing come last: by then they may exist
-                    for shard in missing:
-                        self._write(shard, on_done, patience)
+        self._write(range(-(-count // self.shard_size)))
 
     def require_space(self) -> None:
         """Raises DraftError where the disk cannot hold the texts that are still to be written."""
@@ -159,20 +146,18 @@ class Texts:
     def _prompts(self, shard: int) -> Sequence[Sequence[int]]:
         return self.prompts[shard * self.shard_size : (shard + 1) * self.shard_size]
 
-    def _write(self, shard: int, on_done: Callable[[int], None], patience: float = -1) -> None:
-        """Writes a shard unless another process has done it.
-
-        Args:
-            patience: seconds to wait for a process that is writing it; -1 = until it is done.
-        """
-        if self._path(shard).exists():
+    def _write(self, shards: Iterable[int]) -> None:
+        """Writes those that do not exist."""
+        missing = [s for s in shards if not self._path(s).exists()]
+        if not missing:
             return
-        try:
-            with FileLock(self.folder.parent / f"{self.folder.name}-{shard:05d}.lock", timeout=patience):
-                if not self._path(shard).exists():
-                    self._save(shard, on_done)
-        except Timeout:
-            pass
+        with progress(self.title, sum(len(self._prompts(s)) for s in missing)) as on_done:
+            for patience in (0, -1):  # shards that others are writing come last: by then they may exist
+                for shard in missing:
+                    lock = FileLock(self.folder.parent / f"{self.folder.name}-{shard:05d}.lock", timeout=patience)
+                    with suppress(Timeout), lock:
+                        if not self._path(shard).exists():
+                            self._save(shard, on_done)
 
     def _save(self, shard: int, on_done: Callable[[int], None]) -> None:
         prompts, first = self._prompts(shard), shard * self.shard_size
@@ -200,9 +185,7 @@ class Texts:
 
     def _shard(self, shard: int) -> list[Trace]:
         if shard not in self._loaded:
-            if not self._path(shard).exists():
-                with self.bar(len(self._prompts(shard))) as on_done:
-                    self._write(shard, on_done)
+            self._write([shard])
             storage.check(self._path(shard))
             nothing = torch.zeros(0, dtype=torch.long)
             with safe_open(self._path(shard), "pt") as file:

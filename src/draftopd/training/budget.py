@@ -1,6 +1,7 @@
 """What a run may spend and has spent, and the callback that ends it."""
 
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
@@ -9,40 +10,35 @@ from draftopd.decoding import distributed
 from draftopd.decoding.ledger import Ledger
 from draftopd.errors import DraftError
 
-COSTS = ("flops", "target_tokens", "minutes")
 
-
+@dataclass(kw_only=True)
 class Budget:
     """A run's limits, its clock, and the share that is spent.
 
     Args:
         epochs, steps, flops, target_tokens, minutes: whichever is spent first ends the run. FLOPs are the ledger's
             training FLOPs: rollouts, replay, drafter forward and backward. Target tokens are those that the target
-            reads in rollouts and replay. Writing the target's own texts counts in neither: it is done once for all
-            runs. Minutes are wall clock from the start of the fit, texts and validation included; a resumed run
-            continues the count.
+            reads in rollouts and replay. The target's own texts, written once for all runs, count in neither. Minutes
+            are wall clock from the start of the fit, texts and validation included; a resumed run continues the count.
 
     Raises:
         DraftError: no limit is above 0.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: float | None = None,
-        steps: int | None = None,
-        flops: float | None = None,
-        target_tokens: float | None = None,
-        minutes: float | None = None,
-    ) -> None:
-        limits = dict(zip(("epochs", "steps", *COSTS), (epochs, steps, flops, target_tokens, minutes), strict=True))
+    epochs: float | None = None
+    steps: int | None = None
+    flops: float | None = None
+    target_tokens: float | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = asdict(self)
         self.limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
         if not self.limits:
-            names = ", ".join(f"budget.{name}" for name in limits)
-            raise DraftError(f"no budget: give one of {names} a number above 0")
+            raise DraftError(f"no budget: give one of {', '.join(f'budget.{n}' for n in limits)} a number above 0")
         self.began, self.minutes_before = time.perf_counter(), 0.0
-        self.at_epoch_end = self.phase_costs = dict.fromkeys(COSTS, 0.0)
-        self.steps, self.share, self.over = 0, 0.0, False
+        self.at_epoch_end = self.phase_costs = {"flops": 0.0, "target_tokens": 0.0, "minutes": 0.0}
+        self.steps_done, self.share, self.over = 0, 0.0, False
 
     def state_dict(self) -> dict[str, Any]:
         return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end}
@@ -61,14 +57,10 @@ class Budget:
         """FLOPs, target tokens and minutes so far."""
         # where time ends a run, all processes use one clock
         minutes = distributed.first(self._minutes) if "minutes" in self.limits else self._minutes
-        return dict(zip(COSTS, (ledger.training_flops, ledger.target_tokens, minutes), strict=True))
-
-    def start_epoch(self, ledger: Ledger) -> None:
-        """Notes what the epoch's rollouts have cost."""
-        self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in self.costs(ledger).items()}
+        return {"flops": ledger.training_flops, "target_tokens": ledger.target_tokens, "minutes": minutes}
 
     def start_step(self, epoch: int, done: float, steps: int, ledger: Ledger) -> dict[str, float]:
-        """Updates `steps` (optimizer steps so far) and `share` (of the budget spent, 0..1); returns the costs so far.
+        """Updates `steps_done` (by the optimizer) and `share` (of the budget spent, 0..1); returns the costs so far.
 
         The cost of a rollout phase is spread over its steps: charged all at once, it would lower the learning rate of
         the very steps that it paid for.
@@ -77,8 +69,10 @@ class Budget:
             done: share of the epoch's steps that are done.
         """
         costs = self.costs(ledger)
+        if done == 0:
+            self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in costs.items()}
         spread = {name: cost - (1 - done) * self.phase_costs[name] for name, cost in costs.items()}
-        self.steps, self.share = steps, min(1.0, self._spent(epochs=epoch + done, steps=steps, costs=spread))
+        self.steps_done, self.share = steps, min(1.0, self._spent(epochs=epoch + done, steps=steps, costs=spread))
         return costs
 
     def end_step(self, epoch: int, done: float, steps: int, ledger: Ledger) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from draftopd.console import progress
 from draftopd.data.prompts import Prompt, Prompts
 from draftopd.data.sources import encode
 from draftopd.data.texts import TextCache, Texts
@@ -50,18 +48,17 @@ class Batching:
     vocabulary_texts: int = 512
 
 
+@dataclass(frozen=True)
 class Steps(Dataset):
     """The optimizer steps of one epoch, each built when it is read."""
 
-    def __init__(self, build: Callable[[int], list[ReplayBatch]], steps: int) -> None:
-        self.build, self.steps = build, steps
+    build: Callable[[int], list[ReplayBatch]]
+    steps: int
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[ReplayBatch]:
-        if step >= self.steps:
-            raise IndexError(step)
         return self.build(step)
 
 
@@ -90,6 +87,7 @@ class DraftDataModule(L.LightningDataModule):
         if not 0 <= self.skip_share < 1:
             raise DraftError(f"data.skip_share={self.skip_share} must be at least 0 and below 1")
         self.results: list[Rollout] = []  # of the current rollout phase; none in SFT
+        self.verified = True  # the target verifies the text of rollout phases
         self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}
         self._texts: dict[str, Texts] = {}
 
@@ -102,11 +100,6 @@ class DraftDataModule(L.LightningDataModule):
     @property
     def epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
-
-    @property
-    def verified(self) -> bool:
-        """The target verifies the text of rollout phases."""
-        return True
 
     @property
     def stores_hidden(self) -> bool:
@@ -148,8 +141,8 @@ class DraftDataModule(L.LightningDataModule):
             ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
             if self.stores_hidden:
                 layer_ids = (*layer_ids, self.module.target.shape.num_layers)
-            bar = partial(progress, f"target writes {split} texts")
-            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, bar)
+            title = f"target writes {split} texts"
+            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, title)
             self.module.ledger.watch(self._texts[split].ledger)
         return self._texts[split]
 

@@ -110,9 +110,6 @@ class DraftModule(L.LightningModule):
     def draft_head(self) -> Head:
         return self.drafter.head(self.target.head)
 
-    def on_train_epoch_start(self) -> None:
-        self.budget.start_epoch(self.ledger)
-
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         epoch, steps = self.current_epoch, self.trainer.num_training_batches
         costs = self.budget.start_step(epoch, batch_idx / steps, self.global_step, self.ledger)

@@ -47,11 +47,8 @@ class OnPolicyDataModule(DraftDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.traces.check(self.decoding)
+        self.verified = self.traces.verified
         self._phase: dict[int, Rollout] = {}  # this process's, by their places in the epoch
-
-    @property
-    def verified(self) -> bool:
-        return self.traces.verified
 
     @property
     def stores_hidden(self) -> bool:

@@ -32,7 +32,8 @@ def scattered(traces: Sequence[Trace], draw: torch.Generator) -> ReplayBatch:
     there, in a second set of blocks whose accepted slots are not supervised.
     """
     width = traces[0].drafts.shape[1]
-    lengths = [_shuffled(t.accepted[t.accepted > 0], draw) for t in traces]
+    lengths = [t.accepted[t.accepted > 0] for t in traces]
+    lengths = [n[torch.randperm(len(n), generator=draw)] for n in lengths]
     anchors = [t.prompt_length + _places(n, t.response_length - 1, draw) for t, n in zip(traces, lengths, strict=True)]
     moved, rejected = text_blocks(traces, anchors, width), collate(traces)
     accepted = torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True)
@@ -48,10 +49,6 @@ def scattered(traces: Sequence[Trace], draw: torch.Generator) -> ReplayBatch:
         drafted=both(accepted, rejected.drafted * (rejected.drafted > rejected.accepted)),
         skipped=both(torch.zeros_like(accepted), rejected.accepted),
     )
-
-
-def _shuffled(values: Tensor, draw: torch.Generator) -> Tensor:
-    return values[torch.randperm(len(values), generator=draw)]
 
 
 def _places(lengths: Tensor, room: int, draw: torch.Generator) -> Tensor:

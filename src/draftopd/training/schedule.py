@@ -24,7 +24,7 @@ class BudgetCosine(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
-        warmup = min(1.0, (self.budget.steps + 1) / max(1, self.warmup_steps))
+        warmup = min(1.0, (self.budget.steps_done + 1) / max(1, self.warmup_steps))
         factor = warmup * 0.5 * (1 + math.cos(math.pi * self.budget.share))
         return [self.optimizer.defaults["lr"] * factor] * len(self.optimizer.param_groups)
 

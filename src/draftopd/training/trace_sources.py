@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,19 +25,14 @@ from draftopd.training.datamodule import DraftDataModule
 class Phase:
     """The prompts of one epoch, of all processes."""
 
-    keys: Sequence[int]
-    """of each response's random numbers"""
-    index: Sequence[int]
-    """numbers of the training prompts"""
-    keep_states: bool
-    """features and target hidden states of the verifications are wanted"""
-    store: SpillStore
-    """where they go"""
+    keys: Sequence[int]  # of each response's random numbers
+    index: Sequence[int]  # of the training prompts
+    keep_states: bool  # features and target hidden states of the verifications are wanted
+    store: SpillStore  # where they go
 
 
 class TraceSource:
-    verified = True
-    """the target verifies the text"""
+    verified = True  # the text, by the target
 
     def check(self, decoding: Decoding) -> None:
         """Raises DraftError where the source does not work with these settings."""
@@ -78,25 +75,19 @@ class FreeRunning(TraceSource):
 
 
 def _write(write: Callable[..., list[Rollout]], data: DraftDataModule, phase: Phase) -> list[Rollout]:
-    module, pool = data.module, data.encoded("train")
+    pool = data.encoded("train")
     prompts = [pool[i][1] for i in distributed.own(phase.index)]
-    with (
-        progress("rolling out", len(prompts)) as on_done,
-        module.ledger.timed("rollout"),
-        distributed.whole(module.drafter),
-    ):
-        return write(
-            module.target,
-            module.drafter,
-            prompts,
-            data.decoding,
-            keep=phase.keep_states,
-            keys=distributed.own(phase.keys),
-            drafter_step=module.global_step,
-            ledger=module.ledger,
-            on_done=on_done,
-            store=phase.store,
-        )
+    write = partial(write, keep=phase.keep_states, keys=distributed.own(phase.keys))
+    return _timed("rollout", write, data, prompts, phase.store)
+
+
+def _timed(
+    name: str, draw: Callable[..., list[Rollout]], data: DraftDataModule, items: Sequence[Any], store: SpillStore
+) -> list[Rollout]:
+    module = data.module
+    draw = partial(draw, drafter_step=module.global_step, ledger=module.ledger, store=store)
+    with progress(f"{name}s", len(items)) as on_done, module.ledger.timed(name), distributed.whole(module.drafter):
+        return draw(module.target, module.drafter, items, data.decoding, on_done=on_done)
 
 
 @dataclass(frozen=True)
@@ -135,24 +126,9 @@ class Redrafts(TraceSource):
 
     def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
         """Without target hidden states after a first rejection: the step replays those that its objective reads."""
-        module, own = data.module, distributed.own(phase.index)
-        texts = data.written("train", max(phase.index) + 1)
+        texts, own = data.written("train", max(phase.index) + 1), distributed.own(phase.index)
         chosen = [Rollout(texts[i], data.stored(texts, i)[0]) for i in own]
-        with (
-            progress("redrafting", len(chosen)) as on_done,
-            module.ledger.timed("redraft"),
-            distributed.whole(module.drafter),
-        ):
-            results = redraft(
-                module.target,
-                module.drafter,
-                chosen,
-                data.decoding,
-                drafter_step=module.global_step,
-                ledger=module.ledger,
-                on_done=on_done,
-                store=phase.store,
-            )
+        results = _timed("redraft", redraft, data, chosen, phase.store)
         stored = (data.stored(texts, i)[1] for i in own)
         return [with_text_hidden(r, hidden, phase.store) for r, hidden in zip(results, stored, strict=True)]
 
