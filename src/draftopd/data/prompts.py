@@ -83,10 +83,9 @@ class Splits(ABC):
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:
-    """Splits of these sizes, filled in their order; the streams take turns and no text occurs twice.
+    """Splits of these sizes, filled in order by streams that take turns, without repeated texts.
 
-    Raises:
-        DraftError: a stream has no new text.
+    Raises DraftError where a stream has no new text.
     """
     seen: set[str] = set()
     splits: dict[str, list[Prompt]] = {name: [] for name in counts}

@@ -90,9 +90,8 @@ class JsonlPrompts(RecordPrompts):
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
         paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
-        return {
-            name: (str(path), read_lines(Path(path).expanduser())) for name, path in paths.items() if path is not None
-        }
+        given = {name: path for name, path in paths.items() if path is not None}
+        return {name: (str(path), read_lines(Path(path).expanduser())) for name, path in given.items()}
 
 
 @dataclass
@@ -123,10 +122,9 @@ def encode(
     enable_thinking: bool | None = None,
     max_length: int | None = None,
 ) -> list[int] | None:
-    """Token ids up to where the target's answer begins; None where longer than max_length.
+    """Token ids up to where the target's answer begins, None where longer than max_length.
 
-    Raises:
-        DraftError: the chat template refuses the messages.
+    Raises DraftError where the chat template refuses the messages.
     """
     messages = list(prompt.messages)
     if tokenizer.chat_template is None:

@@ -15,11 +15,7 @@ from draftopd.errors import DraftError
 
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a file whole or not at all, with a digest of its bytes beside it.
-
-    Raises:
-        DraftError: the file cannot be written.
-    """
+    """Writes a file whole or not at all, with a digest of its bytes beside it; raises DraftError where it cannot."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(dict(tensors), unfinished)
@@ -32,11 +28,7 @@ def save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Compares a file with its digest.
-
-    Raises:
-        DraftError: the file is not what was written.
-    """
+    """Raises DraftError where a file does not match its digest."""
     try:
         whole = _beside(path).read_text().strip() == _digest(path)
     except OSError as error:
@@ -68,26 +60,19 @@ class SpillStore:
         self.room, self.folder = int(memory_gib * 2**30), folder
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """
-        Raises:
-            DraftError: the disk is full.
-        """
+        """Raises DraftError where the disk is full."""
         tensor = tensor.cpu()
         if tensor.nbytes <= self.room:
             self.room -= tensor.nbytes
             return tensor
         try:
-            return self._mapped(tensor.contiguous())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.folder) as scratch:
+                path = Path(scratch) / "tensor"
+                # written, not copied into the mapping: there a full disk would kill the process
+                path.write_bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                mapped = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
         except OSError as error:
-            raise DraftError(
-                f"cannot store rollouts in {self.folder}: {error} (set cache_dir elsewhere or raise data.keep_gib)"
-            ) from error
-
-    def _mapped(self, tensor: Tensor) -> Tensor:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.folder) as scratch:
-            path = Path(scratch) / "tensor"
-            # written, not copied into the mapping: there a full disk would kill the process
-            path.write_bytes(tensor.view(-1).view(torch.uint8).numpy().data)
-            mapped = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+            remedy = "set cache_dir elsewhere or raise data.keep_gib"
+            raise DraftError(f"cannot store rollouts in {self.folder}: {error} ({remedy})") from error
         return mapped.view(tensor.shape)

@@ -23,7 +23,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
-from draftopd.trace import Rollout, Trace
+from draftopd.trace import Trace
 
 FORMAT = 2
 
@@ -53,9 +53,7 @@ class TextCache:
     ) -> "Texts":
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
         if self.features_dtype is not None and not isinstance(getattr(torch, self.features_dtype, None), torch.dtype):
-            raise DraftError(
-                f"texts.features_dtype={self.features_dtype} is not a type of torch: bfloat16, float32 or null"
-            )
+            raise DraftError(f"texts.features_dtype={self.features_dtype} is not a torch type: bfloat16, float32, null")
         layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
             "format": FORMAT,
@@ -101,11 +99,7 @@ class Texts:
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Trace:
-        """The text as a trace without blocks.
-
-        Raises:
-            DraftError: its shard is damaged.
-        """
+        """The text as a trace without blocks; raises DraftError where its shard is damaged."""
         return self._shard(index // self.shard_size)[index % self.shard_size]
 
     def features(self, index: int) -> Tensor | None:
@@ -172,16 +166,14 @@ class Texts:
             ledger=self.ledger,
             on_done=on_done,
         )
-        storage.save(self._state(results), self._path(shard))
-
-    def _state(self, results: list[Rollout]) -> dict[str, Tensor]:
-        state = {
+        tensors = {
             "tokens": torch.cat([r.trace.tokens for r in results]).int(),
             "lengths": torch.tensor([len(r.trace.tokens) for r in results]),
             "prompt_lengths": torch.tensor([r.trace.prompt_length for r in results]),
         }
-        features = [r.features for r in results if r.features is not None]
-        return {**state, "features": torch.cat(features).to(self._dtype)} if features else state
+        if features := [r.features for r in results if r.features is not None]:
+            tensors["features"] = torch.cat(features).to(self._dtype)
+        storage.save(tensors, self._path(shard))
 
     def _shard(self, shard: int) -> list[Trace]:
         if shard not in self._loaded:

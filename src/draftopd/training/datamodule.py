@@ -115,11 +115,7 @@ class DraftDataModule(L.LightningDataModule):
         return batch
 
     def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
-        """Prompts of a split with their token ids.
-
-        Raises:
-            DraftError: all are too long.
-        """
+        """Prompts of a split with their token ids; raises DraftError where all are too long."""
         if split not in self._encoded:
             prompts, longest = self.prompts.split(split), self.batching.max_prompt_length
             if split == "train":
@@ -183,7 +179,6 @@ class DraftDataModule(L.LightningDataModule):
         return states[:, :-width], states[:, -width:].to(self.module.target.model.dtype)
 
     def nothing(self) -> ReplayBatch:
-        """For a process whose share of a step is empty."""
         drafter, size = self.module.drafter, self.module.target.shape.hidden_size
         return no_blocks(drafter.num_draft_tokens, len(drafter.layer_ids) * size, size)
 

@@ -77,11 +77,7 @@ class DraftModule(L.LightningModule):
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def configure_model(self) -> None:
-        """FSDP2 shards the drafter; the target stays whole in every process.
-
-        Raises:
-            DraftError: the drafter has a head of its own, which is used outside its forward.
-        """
+        """FSDP2 shards the drafter, unless it uses a head of its own outside its forward; the target stays whole."""
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
         if sharding and self.drafter.owns_head:
             raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
@@ -107,9 +103,6 @@ class DraftModule(L.LightningModule):
             self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
         self.drafter.initialise(self.target.head)
 
-    def draft_head(self) -> Head:
-        return self.drafter.head(self.target.head)
-
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         epoch, steps = self.current_epoch, self.trainer.num_training_batches
         costs = self.budget.start_step(epoch, batch_idx / steps, self.global_step, self.ledger)
@@ -125,8 +118,7 @@ class DraftModule(L.LightningModule):
     def _optimize(self, batch: list[ReplayBatch]) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        head = self.draft_head()
-        index = self._head_index(head)
+        head, index = self._head()
         totals = self._sum([self._weights(micro, index) for micro in batch])
         coefficients = self._coefficients(totals)
         done: list[dict[str, Tensor]] = []
@@ -182,8 +174,7 @@ class DraftModule(L.LightningModule):
 
     def _parts(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss, numerators and denominators of a batch."""
-        head = self.draft_head()
-        index = self._head_index(head)
+        head, index = self._head()
         weights = self._weights(batch, index)
         return *self._loss(batch, head, index, self._coefficients(weights)), weights
 
@@ -192,18 +183,18 @@ class DraftModule(L.LightningModule):
         batch = batch.to(self.target.device)
         if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
             return batch
-        if not self.training:
-            return self.target.replay(batch, self.drafter.layer_ids)
-        self.ledger.replay(self.target, batch)
-        with self.ledger.timed("replay"):
+        if self.training:
+            self.ledger.replay(self.target, batch)
+        with self.ledger.timed("replay") if self.training else nullcontext():
             return self.target.replay(batch, self.drafter.layer_ids)
 
-    def _head_index(self, head: Head) -> Tensor | None:
-        """[V] row of the draft head for each token id, -1 outside the draft vocabulary."""
+    def _head(self) -> tuple[Head, Tensor | None]:
+        """The draft head, and [V] its row for each token id (-1 for none) where its vocabulary is reduced."""
+        head = self.drafter.head(self.target.head)
         if head.vocabulary is None:
-            return None
+            return head, None
         index = torch.full((self.target.vocab_size,), -1, device=self.device)
-        return index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
+        return head, index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
     def _loss(
         self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]

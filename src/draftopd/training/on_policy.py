@@ -68,9 +68,8 @@ class OnPolicyDataModule(DraftDataModule):
         places = [place for place, any_block in enumerate(drafted) if any_block]
         if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
-        size = self.batching.batch_size
+        size, epoch = self.batching.batch_size, self.epoch
         steps = max(1, len(places) // size)
-        epoch = self.epoch
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped

@@ -6,11 +6,10 @@ As in on_policy.py, Lightning is handed one list of micro-batches per optimizer 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from draftopd.decoding import distributed
-from draftopd.trace import ReplayBatch, Trace
+from draftopd.trace import ReplayBatch
 from draftopd.training.datamodule import DraftDataModule, Steps, candidates, generator
 
 
@@ -31,8 +30,7 @@ class SFTDataModule(DraftDataModule):
     def train_dataloader(self) -> DataLoader:
         # written as they are needed; several processes would all wait for one shard, so they share the writing first
         texts = self.texts("train") if distributed.count() == 1 else self.written("train")
-        size = self.batching.batch_size
-        epoch = self.epoch
+        size, epoch = self.batching.batch_size, self.epoch
         # the first epoch goes through the texts in order, so that training starts while the target still writes
         order = (
             torch.randperm(len(texts), generator=generator(self.seed, epoch)).tolist() if epoch else range(len(texts))
@@ -40,13 +38,10 @@ class SFTDataModule(DraftDataModule):
 
         def build(step: int) -> list[ReplayBatch]:
             draw = generator(self.seed, epoch, step)
-            chosen = [i for i in order[step * size : (step + 1) * size] if candidates(texts[i]).numel()]
-            anchors = {i: self._anchors(texts[i], draw) for i in chosen}  # drawn for all processes
+            places = {i: candidates(texts[i]) for i in order[step * size : (step + 1) * size]}
+            chosen = [i for i, at in places.items() if len(at)]
+            shuffled = {i: torch.randperm(len(places[i]), generator=draw) for i in chosen}  # for all processes
+            anchors = {i: places[i][shuffled[i][: self.num_anchors].sort().values] for i in chosen}
             return [self.text_batch(texts, part, [anchors[i] for i in part]) for part in self.micro(chosen)]
 
         return DataLoader(Steps(build, max(1, len(texts) // size)), batch_size=None)
-
-    def _anchors(self, text: Trace, draw: torch.Generator) -> Tensor:
-        """Random positions of the response, its tail included."""
-        places = candidates(text)
-        return places[torch.randperm(len(places), generator=draw)[: self.num_anchors].sort().values]
