@@ -94,8 +94,8 @@ BAD = {
     "no budget": (["experiment=smoke/sft", "budget.epochs=null"], "no budget"),
     "unknown type": (["experiment=smoke/sft", "texts.features_dtype=bf16"], "bf16"),
     "wrong option": (["experiment=smoke/sft", "prompts=reasoning_gym", "+prompts.words=3"], "words"),
-    "refresh of older versions": (["experiment=smoke/draft_opd", "data.refresh=redraft"], "Key 'refresh' is not in"),
-    "option of another source": (["experiment=smoke/draft_opd", "traces.rewrite_every=2"], "'rewrite_every' is not in"),
+    "key of an older version": (["experiment=smoke/draft_opd", "data.refresh=redraft"], "'data.refresh'"),
+    "option of another source": (["experiment=smoke/draft_opd", "traces.rewrite_every=2"], "'traces.rewrite_every'"),
     "two processes": (["experiment=smoke/sft", "trainer.devices=2"], "trainer=ddp"),
     "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot store texts"),
 }

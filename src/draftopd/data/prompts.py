@@ -83,10 +83,7 @@ class Splits(ABC):
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:
-    """Splits of these sizes, filled in order by streams that take turns, without repeated texts.
-
-    Raises DraftError where a stream has no new text.
-    """
+    """Splits of these sizes without repeated texts; streams take turns. Raises DraftError where one has no new text."""
     seen: set[str] = set()
     splits: dict[str, list[Prompt]] = {name: [] for name in counts}
     turns = cycle(streams.items())
