@@ -112,7 +112,7 @@ def hand_over(folder: Path, target: Target, drafter: Drafter, work: Work, steps:
     }
     save_file({name: value.detach().cpu().clone() for name, value in inputs.items()}, folder / "inputs.safetensors")
     step = module(target, drafter, "cross_entropy")
-    optimizer = step.configure_optimizers()
+    optimizer = step.make_optimizer(step.drafter.parameters())
     request = {
         "threads": torch.get_num_threads(),
         "attention": ATTENTION,

@@ -42,7 +42,7 @@ def test_every_experiment_composes_and_says_its_question(name: str):
 
 
 def test_every_choice_of_a_group_composes():
-    groups = ["target", "drafter", "objective", "data", "prompts", "trainer", "logger"]
+    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "trainer", "logger"]
     choices = [
         [path.relative_to(CONFIG_DIR / group).with_suffix("") for path in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
         for group in groups
@@ -82,7 +82,9 @@ def test_paper_scale_experiments_build_on_the_meta_device(model: str, kind: str)
     assert drafter.attention == config.module.attention == "flex_attention"
     assert config.module.torch_compile is True
     assert config.trainer.precision == "bf16-mixed"
-    assert module.configure_optimizers().param_groups[0]["lr"] == {"sft": 6.0e-4, "opd": 3.0e-4}[kind]
+    schedule = module.configure_optimizers()["lr_scheduler"]
+    assert schedule.optimizer.defaults["lr"] == {"sft": 6.0e-4, "opd": 3.0e-4}[kind]
+    assert schedule.warmup_steps == {"sft": 55, "opd": 30}[kind]
 
 
 @pytest.mark.parametrize("name", ["export", "check"])

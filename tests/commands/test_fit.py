@@ -95,9 +95,10 @@ BAD = {
     "no budget": (["experiment=smoke/sft", "budget.epochs=null"], "no budget"),
     "unknown type": (["experiment=smoke/sft", "texts.features_dtype=bf16"], "bf16"),
     "wrong option": (["experiment=smoke/sft", "prompts=reasoning_gym", "+prompts.words=3"], "words"),
-    "unknown refresh": (["experiment=smoke/draft_opd", "data.refresh=again"], "rollout or redraft"),
+    "key of an older version": (["experiment=smoke/draft_opd", "data.refresh=redraft"], "'data.refresh'"),
+    "option of another source": (["experiment=smoke/draft_opd", "traces.rewrite_every=2"], "'traces.rewrite_every'"),
     "two processes": (["experiment=smoke/sft", "trainer.devices=2"], "trainer=ddp"),
-    "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot keep texts"),
+    "cache is a file": (["experiment=smoke/sft", "texts.folder=bad.jsonl"], "cannot store texts"),
 }
 
 
@@ -185,9 +186,9 @@ ONE_STEP = "data.batching.batch_size=16"
         pytest.param("smoke/eagle3_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_sft", "texts.features_dtype=null", marks=pytest.mark.slow),
         # one step a phase: they take the prompts in unlike orders
-        pytest.param(f"smoke/draft_opd {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
-        pytest.param(f"smoke/eagle3_opd {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
-        pytest.param(f"smoke/draft_opd {FIRST} {ONE_STEP}", "data.refresh=redraft", marks=pytest.mark.slow),
+        pytest.param(f"smoke/draft_opd {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
+        pytest.param(f"smoke/eagle3_opd {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
+        pytest.param(f"smoke/draft_opd {FIRST} {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
     ],
 )
 def test_what_may_change_speed_and_memory_does_not_change_results(command, tmp_path, experiment, change):

@@ -1,11 +1,11 @@
-"""What a rollout phase keeps: the same values in memory and mapped from files, which leave nothing behind."""
+"""States of a rollout phase: the same values in memory and in memory-mapped files, of which nothing is left."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from draftopd.data.storage import Kept
+from draftopd.data.storage import SpillStore
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.dflash import DFlash
@@ -18,26 +18,26 @@ from pair import PROMPTS, full_disk
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_file_gives_back_the_values_and_is_gone(tmp_path: Path, dtype: torch.dtype):
     tensor = torch.randn(7, 5).to(dtype).t()  # not contiguous
-    kept = Kept(0.0, tmp_path / "new" / "folder")(tensor)
-    assert torch.equal(kept, tensor)
-    assert kept.dtype == dtype
+    stored = SpillStore(0.0, tmp_path / "new" / "folder")(tensor)
+    assert torch.equal(stored, tensor)
+    assert stored.dtype == dtype
     assert not list((tmp_path / "new" / "folder").iterdir())
 
 
 def test_memory_is_taken_up_to_the_budget(tmp_path: Path):
-    keep = Kept(100 / 2**30, tmp_path)
+    store = SpillStore(100 / 2**30, tmp_path)
     tensors = [torch.full((10,), float(i)) for i in range(4)]  # of 40 bytes
-    assert [keep(t) is t for t in tensors] == [True, True, False, False]
+    assert [store(t) is t for t in tensors] == [True, True, False, False]
     small = torch.zeros(5)
-    assert keep(small) is small  # exactly what is left
-    assert keep(small) is not small
+    assert store(small) is small  # exactly what is left
+    assert store(small) is not small
     nothing = torch.zeros(0, 3)
-    assert keep(nothing) is nothing
+    assert store(nothing) is nothing
 
 
-def test_gradients_do_not_depend_on_where_a_phase_is_kept(target: Target, eager_drafter: DFlash, tmp_path: Path):
+def test_gradients_do_not_depend_on_where_a_phase_is_stored(target: Target, eager_drafter: DFlash, tmp_path: Path):
     gradients = []
-    for store in (torch.Tensor.cpu, Kept(0.0, tmp_path), Kept(1e-5, tmp_path)):
+    for store in (torch.Tensor.cpu, SpillStore(0.0, tmp_path), SpillStore(1e-5, tmp_path)):
         results = rollout(target, eager_drafter, PROMPTS, Decoding(24), keep_states=True, store=store)
         batch = collate_rollouts(results)
         assert batch.target_hidden is not None
@@ -53,6 +53,6 @@ def test_gradients_do_not_depend_on_where_a_phase_is_kept(target: Target, eager_
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path):
     with full_disk(), pytest.raises(DraftError, match=r"cache_dir.*data\.keep_gib") as caught:
-        Kept(0.0, tmp_path)(torch.zeros(1000))
+        SpillStore(0.0, tmp_path)(torch.zeros(1000))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

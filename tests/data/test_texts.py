@@ -36,7 +36,7 @@ def test_a_second_process_reads_what_the_first_wrote(target: Target, tmp_path, m
     assert [again[i].tokens.tolist() for i in range(5)] == [first[i].tokens.tolist() for i in range(5)]
 
 
-def test_an_interrupted_shard_leaves_nothing_and_the_rest_is_kept(target: Target, tmp_path, monkeypatch):
+def test_an_interrupted_shard_leaves_nothing_and_the_rest_stays(target: Target, tmp_path, monkeypatch):
     texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
     texts.write(2)
     monkeypatch.setattr(storage, "save_file", lambda state, path: (path.write_bytes(b"half"), 1 / 0))
@@ -47,13 +47,14 @@ def test_an_interrupted_shard_leaves_nothing_and_the_rest_is_kept(target: Target
     shown = []
 
     @contextmanager
-    def bar(count):
-        shown.append(count)
+    def progress(title, count):
+        shown.extend([title, count])
         yield shown.append
 
-    cache(tmp_path).open(target, PROMPTS, DECODING, (1,), bar).write(5)
-    assert shown[0] == 3  # the finished shard is not written again
-    assert sum(shown[1:]) == 3
+    monkeypatch.setattr(texts_module, "progress", progress)
+    cache(tmp_path).open(target, PROMPTS, DECODING, (1,), "title").write(5)
+    assert shown[:2] == ["title", 3]  # the finished shard is not written again
+    assert sum(shown[2:]) == 3
 
 
 @pytest.mark.parametrize("change", ["prompts", "length", "layers", "dtype"])
@@ -68,7 +69,7 @@ def test_another_recipe_gets_another_folder(target: Target, tmp_path, change):
     assert other.folder != base
 
 
-def test_ids_alone_keep_no_features(target: Target, tmp_path):
+def test_only_ids_store_no_features(target: Target, tmp_path):
     texts = cache(tmp_path, None).open(target, PROMPTS, DECODING, (1,))
     assert texts.features(0) is None
     assert texts[0].response_length > 0
@@ -121,7 +122,7 @@ def test_a_file_is_checked_once(target: Target, tmp_path, monkeypatch):
     assert [path.name for path in checked] == ["00000.safetensors", "00001.safetensors"]
 
 
-def test_features_are_mapped_and_not_loaded(target: Target, tmp_path):
+def test_features_are_memory_mapped_and_not_loaded(target: Target, tmp_path):
     texts = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
     features = texts.features(0)
     assert features is not None

@@ -52,7 +52,7 @@ def test_redrafting_begins_with_the_first_texts_and_writes_no_others(command, tm
 
 @pytest.mark.slow
 def test_redrafted_texts_are_written_anew_above_temperature_0(command, tmp_path, phases):
-    words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", "budget.epochs=4", *UNTIMED)
+    words = ("data.decoding.temperature=1.0", "traces.rewrite_every=2", "budget.epochs=4", *UNTIMED)
     assert command("experiment=smoke/redraft", *words) == 0
     texts = [[t.tokens.tolist() for t in phase] for phase in phases]
     assert texts[0] == texts[1] != texts[2] == texts[3]
@@ -60,11 +60,11 @@ def test_redrafted_texts_are_written_anew_above_temperature_0(command, tmp_path,
     assert len(texts_of(tmp_path)) == 3  # two generations and validation
 
 
-@pytest.mark.parametrize("word", ["data.decoding.temperature=0", "data.refresh=rollout", "data.rewrite_every=0"])
+@pytest.mark.parametrize("word", ["data.decoding.temperature=0", "traces.rewrite_every=0"])
 def test_rewriting_what_cannot_change_is_refused(command, capsys, word: str):
-    words = ("data.decoding.temperature=1.0", "data.rewrite_every=2", word, "logger=none")
+    words = ("data.decoding.temperature=1.0", "traces.rewrite_every=2", word, "logger=none")
     assert command("experiment=smoke/redraft", *words) == 2
-    assert "data.refresh=redraft and data.decoding.temperature above 0" in capsys.readouterr().err
+    assert "needs data.decoding.temperature above 0" in capsys.readouterr().err
 
 
 def test_redrafting_sampled_drafts_is_refused_before_any_text_is_written(command, tmp_path, capsys):

@@ -14,13 +14,13 @@ from draftopd.evaluation import compare_runs
 ABLATIONS = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablations").glob("*.yaml"))
 CHANGES = {  # top-level keys that differ from paper's; the others differ in the objective alone
     "paper": set(),
-    "sft_continued": {"objective", "data", "module", "trainer", "callbacks"},
-    "sft_on_opd_prompts": {"objective", "data", "module", "trainer", "callbacks", "prompts"},
+    "sft_continued": {"objective", "data", "module", "trainer"},
+    "sft_on_opd_prompts": {"objective", "data", "module", "trainer", "prompts"},
     "new_prompts": {"data", "prompts"},
     "no_replay": {"objective", "data"},
     "random_anchors": {"data"},
-    "without_tails": {"objective", "data"},
-    "free_running": {"objective", "data", "callbacks"},
+    "without_tails": {"objective", "data", "traces"},
+    "free_running": {"objective", "data", "traces", "callbacks"},
 }
 
 

@@ -4,52 +4,43 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from draftopd.decoding.ledger import Ledger
 from draftopd.errors import DraftError
 from draftopd.training import budget as budgets
-from draftopd.training.budget import Budget
-from draftopd.training.module import DraftModule
+from draftopd.training.budget import Budget, EndAtBudget
+from draftopd.training.schedule import BudgetCosine
 
 
 class Run:
-    """A trainer and a module that only keep count."""
+    """A module's calls of budget and schedule, in epochs of `batches` steps."""
 
-    def __init__(self, batches: int) -> None:
-        self.module = DraftModule.__new__(DraftModule)
-        self.module.__dict__.update(ledger=Ledger(), log=lambda *args, **options: None)
-        self.trainer = SimpleNamespace(
-            current_epoch=0,
-            global_step=0,
-            num_training_batches=batches,
-            should_stop=False,
-            check_val_every_n_epoch=4,
-            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}], defaults={"lr": 1.0})],
-        )
+    def __init__(self, batches: int, budget: Budget, warmup_steps: int = 0, lr: float = 1.0) -> None:
+        self.batches, self.budget, self.ledger, self.steps = batches, budget, Ledger(), 0
+        self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
+        self.schedule = BudgetCosine(self.optimizer, budget, warmup_steps)
 
-    def step(self, budget: Budget, flops: float = 0.0, tokens: float = 0.0) -> float:
-        trainer = self.trainer
-        index = trainer.global_step % trainer.num_training_batches
-        if index == 0:
-            budget.on_train_epoch_start(trainer, self.module)
-        budget.on_train_batch_start(trainer, self.module, None, index)
-        self.module.ledger.flops["train"] += flops
-        self.module.ledger.tokens["replay"] += tokens
-        self.module.ledger.tokens["train"] += 1e6  # not the target's
-        trainer.global_step += 1
-        budget.on_train_batch_end(trainer, self.module, None, None, index)
-        trainer.current_epoch = trainer.global_step // trainer.num_training_batches
-        return trainer.optimizers[0].param_groups[0]["lr"]
+    def step(self, flops: float = 0.0, tokens: float = 0.0) -> float:
+        epoch, index = divmod(self.steps, self.batches)
+        self.budget.start_step(epoch, index / self.batches, self.steps, self.ledger)
+        self.schedule.step()
+        self.ledger.flops["train"] += flops
+        self.ledger.tokens["replay"] += tokens
+        self.ledger.tokens["train"] += 1e6  # not the target's
+        self.steps += 1
+        self.budget.end_step(epoch, (index + 1) / self.batches, self.steps, self.ledger)
+        assert [self.optimizer.param_groups[0]["lr"]] == self.schedule.get_last_lr()
+        return self.optimizer.param_groups[0]["lr"]
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
-    run, budget = Run(batches=5), Budget(epochs=2, warmup_steps=2)
+    run = Run(batches=5, budget=Budget(epochs=2), warmup_steps=2)
     rates = []
-    while not run.trainer.should_stop:
-        rates.append(run.step(budget))
+    while not run.budget.over:
+        rates.append(run.step())
     expected = [min(1, (n + 1) / 2) * 0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
     assert rates == pytest.approx(expected)
-    assert run.trainer.check_val_every_n_epoch == 1  # the end is validated
 
 
 @pytest.mark.parametrize(
@@ -57,65 +48,89 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
     [({"steps": 7}, 7), ({"flops": 50.0}, 5), ({"epochs": 0.5, "steps": 9}, 2), ({"target_tokens": 200}, 5)],
 )
 def test_whichever_limit_is_spent_first_ends_the_run(limits, steps):
-    run, budget = Run(batches=4), Budget(**limits)
-    while not run.trainer.should_stop:
-        run.step(budget, flops=10.0, tokens=40.0)
-    assert run.trainer.global_step == steps
+    run = Run(batches=4, budget=Budget(**limits))
+    while not run.budget.over:
+        run.step(flops=10.0, tokens=40.0)
+    assert run.steps == steps
+
+
+def test_the_callback_ends_the_trainer_with_the_budget_and_validates_the_end():
+    trainer, budget = SimpleNamespace(should_stop=False, check_val_every_n_epoch=4), Budget(steps=1)
+    module = SimpleNamespace(budget=budget)
+    EndAtBudget().on_train_batch_end(trainer, module, None, None, 0)
+    assert not trainer.should_stop
+    Run(batches=4, budget=budget).step()
+    EndAtBudget().on_train_batch_end(trainer, module, None, None, 0)
+    assert trainer.should_stop
+    assert trainer.check_val_every_n_epoch == 1
 
 
 def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(budgets.time, "perf_counter", lambda: now[0])
-    run, budget = Run(batches=4), Budget(minutes=3.0)
+    run = Run(batches=4, budget=Budget(minutes=3.0))
     now[0] += 600.0  # before the fit
-    budget.on_fit_start(run.trainer, run.module)
+    run.budget.start_clock()
     for _ in range(2):
         now[0] += 30.0
-        run.step(budget)
-    assert not run.trainer.should_stop
-    later = Budget(minutes=3.0)
-    later.load_state_dict(budget.state_dict())
+        run.step()
+    assert not run.budget.over
+    state, run.budget = run.budget.state_dict(), Budget(minutes=3.0)
+    run.budget.load_state_dict(state)
     now[0] += 600.0  # between the two
-    later.on_fit_start(run.trainer, run.module)
-    while not run.trainer.should_stop:
+    run.budget.start_clock()
+    while not run.budget.over:
         now[0] += 30.0
-        run.step(later)
-    assert run.trainer.global_step == 6
+        run.step()
+    assert run.steps == 6
 
 
-def test_what_a_rollout_phase_costs_is_laid_over_its_steps():
-    run, budget = Run(batches=4), Budget(flops=100.0)
+def test_the_cost_of_a_rollout_phase_is_spread_over_its_steps():
+    run = Run(batches=4, budget=Budget(flops=100.0))
     rates = []
-    while not run.trainer.should_stop:
-        if run.trainer.global_step % 4 == 0:
-            run.module.ledger.flops["verify"] += 40.0
-        rates.append(run.step(budget, flops=2.5))
+    while not run.budget.over:
+        if run.steps % 4 == 0:
+            run.ledger.flops["verify"] += 40.0
+        rates.append(run.step(flops=2.5))
     # each step costs its 2.5 and a quarter of the phase's 40
     assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * n * 0.125)) for n in range(8)])
 
 
 @pytest.mark.parametrize("unit", ["flops", "target_tokens"])
 def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
-    run, budget = Run(batches=2), Budget(**{unit: 100.0})
-    while not run.trainer.should_stop:
-        if run.trainer.global_step % 2 == 0:
-            getattr(run.module.ledger, {"flops": "flops", "target_tokens": "tokens"}[unit])["verify"] += 30.0
-        run.step(budget, flops=1.0, tokens=1.0)
-    assert run.trainer.global_step == 6  # three phases; a fourth rollout would pass 100
+    run = Run(batches=2, budget=Budget(**{unit: 100.0}))
+    while not run.budget.over:
+        if run.steps % 2 == 0:
+            getattr(run.ledger, {"flops": "flops", "target_tokens": "tokens"}[unit])["verify"] += 30.0
+        run.step(flops=1.0, tokens=1.0)
+    assert run.steps == 6  # three phases; a fourth rollout would pass 100
 
 
 def test_a_resumed_run_knows_what_a_rollout_phase_costs():
-    run, budget = Run(batches=2), Budget(flops=100.0)
-    while not run.trainer.should_stop:
-        if run.trainer.global_step == 4:
-            state, budget = budget.state_dict(), Budget(flops=100.0)
-            budget.load_state_dict(state)
-        if run.trainer.global_step % 2 == 0:
-            run.module.ledger.flops["verify"] += 20.0
-        run.step(budget, flops=1.0)
-    assert run.trainer.global_step == 8
+    run = Run(batches=2, budget=Budget(flops=100.0))
+    while not run.budget.over:
+        if run.steps == 4:
+            state, run.budget = run.budget.state_dict(), Budget(flops=100.0)
+            run.budget.load_state_dict(state)
+        if run.steps % 2 == 0:
+            run.ledger.flops["verify"] += 20.0
+        run.step(flops=1.0)
+    assert run.steps == 8
 
 
-def test_a_run_without_a_budget_is_refused():
+def test_a_resumed_run_takes_the_configs_rate_and_warm_up():
+    """Whatever the checkpoint's were, and without a warning of torch's about the order of steps."""
+    old = Run(batches=4, budget=Budget(steps=8), warmup_steps=8, lr=1.0)
+    for _ in range(3):
+        old.step()
+    new = Run(batches=4, budget=Budget(steps=8), lr=0.5)
+    new.optimizer.load_state_dict(old.optimizer.state_dict())
+    new.schedule.load_state_dict(old.schedule.state_dict())
+    new.steps = 3
+    assert new.step() == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 3 / 8)))
+
+
+@pytest.mark.parametrize("limit", [0, -1, None])
+def test_a_run_without_a_budget_is_refused(limit):
     with pytest.raises(DraftError, match=r"budget\.epochs"):
-        Budget(epochs=0)
+        Budget(epochs=limit)

@@ -1,4 +1,4 @@
-"""Blocks laid elsewhere than where they were drafted: what is supervised, and what is not."""
+"""Blocks moved from where they were drafted: what is supervised, and what is not."""
 
 import pytest
 import torch
@@ -49,17 +49,17 @@ def test_scattered_blocks_keep_their_number_and_lengths_and_do_not_overlap(trace
     assert batch.skipped is not None
     for b, trace in enumerate(traces):
         moved = (batch.skipped[b] == 0) & (batch.drafted[b] == batch.accepted[b]) & (batch.drafted[b] > 0)
-        kept = trace.accepted[trace.accepted > 0]
-        assert batch.drafted[b, moved].sort().values.tolist() == kept.sort().values.tolist()
+        accepted = trace.accepted[trace.accepted > 0]
+        assert batch.drafted[b, moved].sort().values.tolist() == accepted.sort().values.tolist()
         pairs = zip(batch.anchors[b, moved].tolist(), batch.drafted[b, moved].tolist(), strict=True)
         places = [a + k for a, n in pairs for k in range(1, n + 1)]
-        assert len(places) == len(set(places)) == int(kept.sum())
+        assert len(places) == len(set(places)) == int(accepted.sum())
         assert all(trace.prompt_length < p < len(trace.tokens) for p in places)
     for (b, position, draft), accepted in zip(supervised(batch), flatten(batch, None).accepted, strict=True):
         assert not accepted or traces[b].tokens[position] == draft
 
 
-def test_scattered_rejected_drafts_are_the_rollouts_own_and_judged_alike(target: Target, traces: list[Trace]):
+def test_scattered_rejected_drafts_are_the_rollouts_own_and_verified_alike(target: Target, traces: list[Trace]):
     """The same rejected drafts in the same places, with the same opinion of the target, and no other rejected ones."""
     true, moved = target.replay(collate(traces), [1]), target.replay(scattered(traces, draw()), [1])
     kinds = []
@@ -84,6 +84,6 @@ def test_rows_of_later_slots_stay_in_their_blocks(traces: list[Trace]):
     assert torch.equal(rows.suffix_sum(ones)[rows.opens], sums)
 
 
-def test_places_depend_on_the_generator_alone(traces: list[Trace]):
+def test_places_depend_only_on_the_generator(traces: list[Trace]):
     assert torch.equal(scattered(traces, draw()).anchors, scattered(traces, draw()).anchors)
     assert not torch.equal(scattered(traces, draw()).anchors, scattered(traces, draw(1)).anchors)

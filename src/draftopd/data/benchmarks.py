@@ -1,4 +1,4 @@
-"""Benchmarks as prompts: they are only ever tested on."""
+"""Benchmarks as prompts, only to test on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,16 +13,15 @@ from draftopd.errors import DraftError
 
 @dataclass(kw_only=True)
 class HubEvaluation(RecordReader):
-    """A data set of the hub of which all that is used is the split `test`.
+    """A data set of the hub, used only as the split `test`.
 
-    Where `prompt_field` holds a list, its texts are the user turns of one conversation; `template` is put around the
-    first.
+    Where `prompt_field` holds a list, its texts are the user turns of one conversation; `template` wraps the first.
 
     Args:
         set: what the metrics call it; ids begin with it.
         hub_split: the hub's name of the split.
-        max_samples: take this many where there are more; None: all.
-        shuffle_seed: take them behind the `shuffle` of the datasets library, as the z-lab/dflash benchmark does; None:
+        max_samples: take at most this many; None: all.
+        shuffle_seed: take them after the `shuffle` of the datasets library, as the z-lab/dflash benchmark does; None:
             in order.
     """
 
@@ -73,5 +72,5 @@ class UnionPrompts:
 
 
 def _under(key: str, prompt: Prompt) -> Prompt:
-    """An id that begins with the key stays as it is, so that a set has the same ids alone and in a union."""
+    """An id that begins with the key stays as it is, so that a set has the same ids by itself and in a union."""
     return replace(prompt, set=key, id=prompt.id if prompt.id.startswith(f"{key}/") else f"{key}/{prompt.id}")

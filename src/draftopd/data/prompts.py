@@ -1,4 +1,4 @@
-"""What a prompt is, and the dealing out of prompts into train, val and test."""
+"""What a prompt is, and how prompts are dealt out to train, val and test."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from draftopd.errors import DraftError
 
 Messages = tuple[dict[str, str], ...]
 
-SPLITS = ("test", "val", "train")  # in the order of dealing out: test stays the same whatever the size of train
-STALE = 1000  # this many repeats in a row: a task has no more questions to give
+SPLITS = ("test", "val", "train")  # in the order of dealing: test stays the same whatever the size of train
+STALE = 1000  # after so many repeats in a row a task has no more questions to give
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,12 @@ class Splits(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the prompts themselves, so that every setting that changes them counts, and no other."""
+        """Of the prompts themselves: it changes with every setting that changes them, and with no other."""
         return digest([[astuple(p) for p in self._dealt[name]] for name in SPLITS])
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:
-    """Splits of these sizes, filled in their order; the streams take turns and no text comes twice.
-
-    Raises:
-        DraftError: a stream only repeats itself.
-    """
+    """Splits of these sizes without repeated texts; streams take turns. Raises DraftError where one has no new text."""
     seen: set[str] = set()
     splits: dict[str, list[Prompt]] = {name: [] for name in counts}
     turns = cycle(streams.items())

@@ -1,4 +1,4 @@
-"""Prompts out of records (the lines of a file, the rows of a data set): fields, held-out splits, what can be wrong."""
+"""Prompts from records (the lines of a file, the rows of a data set): fields, held-out splits, error messages."""
 
 import importlib
 import json
@@ -14,13 +14,13 @@ from draftopd.data.prompts import SPLITS, Messages, Prompt, Splits, ask, digest
 from draftopd.errors import DraftError
 
 log = logging.getLogger(__name__)
-Records = Iterable[tuple[str, Any]]  # each record after the place where it stands, for the error messages
+Records = Iterable[tuple[str, Any]]  # (where it stands, for error messages; the record)
 ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(kw_only=True)
 class RecordReader(Splits):
-    """What records become: which of their fields are read, and how."""
+    """Which fields of a record are read, and how."""
 
     prompt_field: str = "prompt"
     messages_field: str | None = "messages"
@@ -94,7 +94,7 @@ class RecordPrompts(RecordReader):
             stem = Path(source).stem
             limited, prefix = (islice(records, self.limit), stem) if name == "train" else (records, f"{stem}/{name}")
             splits[name] = self._read(source, limited, seen, prefix, stem)
-        # By hash rather than by place: new lines move few others, and the head of train is a fair sample of the file.
+        # By hash, not by place: new lines move few others, and the head of train is a fair sample of the file.
         train = sorted(splits["train"], key=lambda prompt: digest([self.seed, prompt.text]))
         most = max(1, len(train) // 4)
         for name, wanted in (("test", self.test), ("val", self.val)):
@@ -137,15 +137,15 @@ def _text(where: str, record: Mapping[str, Any], setting: str, field: str) -> st
 
 
 def _conversation(where: str, messages: Any) -> Messages:
-    """Without the assistant's last turn: the target writes that one itself."""
+    """Without the assistant's last turn, which the target writes itself."""
     try:
         turns = [{"role": message["role"], "content": message["content"]} for message in messages]
     except (TypeError, KeyError):
         turns = []
     good = turns and all(turn["role"] in ROLES and isinstance(turn["content"], str) for turn in turns)
-    kept = turns[:-1] if good and turns[-1]["role"] == "assistant" else turns
-    if not good or not any(turn["role"] == "user" for turn in kept):
+    asked = turns[:-1] if good and turns[-1]["role"] == "assistant" else turns
+    if not good or not any(turn["role"] == "user" for turn in asked):
         raise DraftError(
-            f"{where}: wrong messages: give role (one of {', '.join(ROLES)}) and content, one user at least"
+            f"{where}: wrong messages: give role (one of {', '.join(ROLES)}) and content, with at least one user turn"
         )
-    return tuple(kept)
+    return tuple(asked)

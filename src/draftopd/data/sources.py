@@ -1,4 +1,4 @@
-"""Where prompts come from, each source cut into train, val and test; and their encoding for the target."""
+"""Sources of prompts, each split into train, val and test, and the encoding of prompts for the target."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from draftopd.data.prompts import Prompt, Splits, ask, interleave
 from draftopd.data.records import RecordPrompts, Records, load_rows, read_lines
 from draftopd.errors import DraftError
 
-POOL = 200_000  # questions that a reasoning_gym task may be asked for; some tasks make a list of this length
+POOL = 200_000  # questions a reasoning_gym task may give; some tasks make a list of this length
 SEED_STRIDE = 1_000_003  # reasoning_gym seeds question i with seed + i: near seeds would share most questions
 WORDS = ("red", "dog", "sun", "cat", "hat", "sea", "ice", "map", "box", "cup", "fox", "jar", "key", "net", "oak", "pen")
 
 
 @dataclass
 class ReasoningGymPrompts(Splits):
-    """Questions of reasoning_gym's tasks, by turns, made offline by seed.
+    """Questions of reasoning_gym's tasks, which take turns; made offline from a seed.
 
     Args:
         tasks: name -> options of the task; null or {}: its own defaults.
         train, val, test: questions over all tasks; test and val stay the same whatever `train` is.
 
     Raises:
-        DraftError: no task, an unknown one, an option that it refuses, or too few different questions.
+        DraftError: no task, an unknown one, a refused option, or too few different questions.
     """
 
     tasks: Mapping[str, Mapping[str, Any] | None]
@@ -90,9 +90,8 @@ class JsonlPrompts(RecordPrompts):
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
         paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
-        return {
-            name: (str(path), read_lines(Path(path).expanduser())) for name, path in paths.items() if path is not None
-        }
+        given = {name: path for name, path in paths.items() if path is not None}
+        return {name: (str(path), read_lines(Path(path).expanduser())) for name, path in given.items()}
 
 
 @dataclass
@@ -123,10 +122,9 @@ def encode(
     enable_thinking: bool | None = None,
     max_length: int | None = None,
 ) -> list[int] | None:
-    """Token ids up to where the target's answer begins; None where longer than max_length.
+    """Token ids up to where the target's answer begins, None where longer than max_length.
 
-    Raises:
-        DraftError: the chat template refuses the messages.
+    Raises DraftError where the chat template refuses the messages.
     """
     messages = list(prompt.messages)
     if tokenizer.chat_template is None:

@@ -1,4 +1,4 @@
-"""Tensors on disk: files written whole or not at all, and tensors spilt to unnamed files beyond a memory budget."""
+"""Tensors on disk: files that are written whole or not at all, and tensors beyond a memory budget in unnamed files."""
 
 import hashlib
 import os
@@ -15,34 +15,26 @@ from draftopd.errors import DraftError
 
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a file whole or not at all, with a digest of its bytes beside it.
-
-    Raises:
-        DraftError: the disk does not take them.
-    """
+    """Writes a file whole or not at all, with a digest of its bytes beside it; raises DraftError where it cannot."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(dict(tensors), unfinished)
-        _beside(path).write_text(_digest(unfinished) + "\n")  # first: a file that is there can always be checked
+        _beside(path).write_text(_digest(unfinished) + "\n")  # first: an existing file can always be checked
         os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:  # which is no OSError, whatever the disk says
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
         raise DraftError(f"cannot write {path}: {error} (set cache_dir to another disk)") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def check(path: Path) -> None:
-    """Compares a file with its digest.
-
-    Raises:
-        DraftError: the file is not what was written.
-    """
+    """Raises DraftError where a file does not match its digest."""
     try:
         whole = _beside(path).read_text().strip() == _digest(path)
     except OSError as error:
-        raise DraftError(f"cannot read {path}: {error}; delete it, and it is written again") from error
+        raise DraftError(f"cannot read {path}: {error}; delete it, and it will be written again") from error
     if not whole:
-        raise DraftError(f"{path} is damaged: delete it, and it is written again")
+        raise DraftError(f"{path} is damaged: delete it, and it will be written again")
 
 
 def _beside(path: Path) -> Path:
@@ -54,13 +46,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class Kept:
-    """Gives back each tensor on the CPU, where it is to be kept.
+class SpillStore:
+    """Moves tensors to the CPU: into memory while there is room, then into memory-mapped files.
 
-    A file is written, mapped and unlinked at once: its space is taken as long as the tensor lives, and nothing is left.
+    A file is written, mapped and unlinked at once: it takes its space as long as the tensor lives, and leaves nothing.
 
     Args:
-        memory_gib: of the tensors that stay in memory.
+        memory_gib: room for tensors in memory.
         folder: of the files.
     """
 
@@ -68,26 +60,19 @@ class Kept:
         self.room, self.folder = int(memory_gib * 2**30), folder
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """
-        Raises:
-            DraftError: the disk is full.
-        """
+        """Raises DraftError where the disk is full."""
         tensor = tensor.cpu()
         if tensor.nbytes <= self.room:
             self.room -= tensor.nbytes
             return tensor
         try:
-            return self._mapped(tensor.contiguous())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.folder) as scratch:
+                path = Path(scratch) / "tensor"
+                # written, not copied into the mapping: there a full disk would kill the process
+                path.write_bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                mapped = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
         except OSError as error:
-            raise DraftError(
-                f"cannot keep rollouts in {self.folder}: {error} (set cache_dir elsewhere or raise data.keep_gib)"
-            ) from error
-
-    def _mapped(self, tensor: Tensor) -> Tensor:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.folder) as scratch:
-            path = Path(scratch) / "tensor"
-            # written and not copied into the mapping, where a full disk would kill the process
-            path.write_bytes(tensor.view(-1).view(torch.uint8).numpy().data)
-            mapped = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+            remedy = "set cache_dir elsewhere or raise data.keep_gib"
+            raise DraftError(f"cannot store rollouts in {self.folder}: {error} ({remedy})") from error
         return mapped.view(tensor.shape)

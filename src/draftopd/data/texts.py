@@ -1,13 +1,13 @@
-"""The target's own texts, written once per (target, prompts, decoding) and kept on disk in shards.
+"""The target's own texts, written once per (target, prompts, decoding) and stored on disk in shards.
 
-Several processes may use one cache at a time; a shard is written by the first that comes to it.
+Several processes may use one cache at a time; the first that reaches a shard writes it.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,31 +16,26 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
+from draftopd.console import progress
 from draftopd.data import storage
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
-from draftopd.trace import Rollout, Trace
+from draftopd.trace import Trace
 
 FORMAT = 2
-Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-
-
-@contextmanager
-def no_bar(count: int) -> Iterator[Callable[[int], None]]:
-    yield lambda finished: None
 
 
 @dataclass(frozen=True)
 class TextCache:
-    """Where texts are kept.
+    """Where texts are stored.
 
     Args:
         folder: the cache; each set of texts has a folder of its own below it.
-        features_dtype: precision of stored features, or None to store token ids alone and let every training step run
-            the target over its texts. Features take 2 bytes · F a token in bfloat16.
+        features_dtype: precision of stored features, or None to store only token ids and run the target over the texts
+            of every training step. Features take 2 bytes · F a token in bfloat16.
         shard_size: texts a file; an interrupted run loses at most one shard.
     """
 
@@ -54,13 +49,11 @@ class TextCache:
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         layer_ids: Sequence[int],
-        bar: Bar = no_bar,
+        title: str = "target writes texts",
     ) -> "Texts":
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
         if self.features_dtype is not None and not isinstance(getattr(torch, self.features_dtype, None), torch.dtype):
-            raise DraftError(
-                f"texts.features_dtype={self.features_dtype} is no type of torch: bfloat16, float32 or null"
-            )
+            raise DraftError(f"texts.features_dtype={self.features_dtype} is not a torch type: bfloat16, float32, null")
         layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
             "format": FORMAT,
@@ -75,19 +68,19 @@ class TextCache:
         }
         key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         folder = Path(self.folder).expanduser() / "texts" / key
-        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size, bar)
+        texts = Texts(folder, target, prompts, decoding, layer_ids, self.features_dtype, self.shard_size, title)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             texts.require_space()
             (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
         except OSError as error:
-            raise DraftError(f"cannot keep texts in {folder}: {error} (set cache_dir to another folder)") from error
+            raise DraftError(f"cannot store texts in {folder}: {error} (set cache_dir to another folder)") from error
         return texts
 
 
 @dataclass
 class Texts:
-    """Texts by index; the target writes what is not on disk yet."""
+    """Texts by index; the target writes those that are not on disk yet."""
 
     folder: Path
     target: Target
@@ -96,8 +89,8 @@ class Texts:
     layer_ids: tuple[int, ...]
     features_dtype: str | None
     shard_size: int
-    bar: Bar = no_bar
-    """shows the writing of so many texts"""
+    title: str
+    """of the progress bar while texts are written"""
     ledger: Ledger = field(default_factory=Ledger)
     """what writing has cost in this process"""
     _loaded: dict[int, list[Trace]] = field(default_factory=dict)
@@ -106,15 +99,11 @@ class Texts:
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Trace:
-        """The text as a trace without blocks.
-
-        Raises:
-            DraftError: its shard is damaged.
-        """
+        """The text as a trace without blocks; raises DraftError where its shard is damaged."""
         return self._shard(index // self.shard_size)[index % self.shard_size]
 
     def features(self, index: int) -> Tensor | None:
-        """[T, F] in the stored precision, None when ids alone are kept; mapped from the file, which pages come from."""
+        """[T, F] in the stored precision, memory-mapped from the file; None when only ids are stored."""
         if self.features_dtype is None:
             return None
         shard, place = divmod(index, self.shard_size)
@@ -124,16 +113,11 @@ class Texts:
             return file.get_slice("features")[first : first + len(traces[place].tokens)]
 
     def write(self, count: int) -> None:
-        """Makes sure that the first `count` texts exist; processes that come together share the writing."""
-        missing = [s for s in range(-(-count // self.shard_size)) if not self._path(s).exists()]
-        if missing:
-            with self.bar(sum(len(self._prompts(s)) for s in missing)) as on_done:
-                for patience in (0, -1):  # what others are at comes last: then it may be there
-                    for shard in missing:
-                        self._write(shard, on_done, patience)
+        """Makes sure that the first `count` texts exist; processes that call it at the same time share the writing."""
+        self._write(range(-(-count // self.shard_size)))
 
     def require_space(self) -> None:
-        """Raises DraftError where the disk cannot hold what is still to be written."""
+        """Raises DraftError where the disk cannot hold the texts that are still to be written."""
         element = torch.empty((), dtype=self._dtype).element_size()
         width = 8 + element * self.target.config.hidden_size * len(self.layer_ids)
         shards = range(-(-len(self) // self.shard_size))
@@ -143,7 +127,7 @@ class Texts:
         if need > free:
             raise DraftError(
                 f"the texts may need {need / 1e9:.2f} GB in {self.folder} and {free / 1e9:.2f} GB are free: set "
-                "cache_dir to another disk, or texts.features_dtype=null to keep token ids alone"
+                "cache_dir to another disk, or texts.features_dtype=null to store only token ids"
             )
 
     @property
@@ -156,51 +140,44 @@ class Texts:
     def _prompts(self, shard: int) -> Sequence[Sequence[int]]:
         return self.prompts[shard * self.shard_size : (shard + 1) * self.shard_size]
 
-    def _write(self, shard: int, on_done: Callable[[int], None], patience: float = -1) -> None:
-        """Writes a shard unless another process has done it.
-
-        Args:
-            patience: seconds to wait for a process that is writing it; -1 = until it is done.
-        """
-        if self._path(shard).exists():
+    def _write(self, shards: Iterable[int]) -> None:
+        """Writes those that do not exist."""
+        missing = [s for s in shards if not self._path(s).exists()]
+        if not missing:
             return
-        try:
-            with FileLock(self.folder.parent / f"{self.folder.name}-{shard:05d}.lock", timeout=patience):
-                if not self._path(shard).exists():
-                    self._save(shard, on_done)
-        except Timeout:
-            pass
+        with progress(self.title, sum(len(self._prompts(s)) for s in missing)) as on_done:
+            for patience in (0, -1):  # shards that others are writing come last: by then they may exist
+                for shard in missing:
+                    lock = FileLock(self.folder.parent / f"{self.folder.name}-{shard:05d}.lock", timeout=patience)
+                    with suppress(Timeout), lock:
+                        if not self._path(shard).exists():
+                            self._save(shard, on_done)
 
     def _save(self, shard: int, on_done: Callable[[int], None]) -> None:
-        keep = self.features_dtype is not None
         prompts, first = self._prompts(shard), shard * self.shard_size
         results = rollout(
             self.target,
             None,
             prompts,
             self.decoding,
-            keep_states=keep,
+            keep_states=self.features_dtype is not None,
             layer_ids=self.layer_ids,
             keys=range(first, first + len(prompts)),
             ledger=self.ledger,
             on_done=on_done,
         )
-        storage.save(self._state(results), self._path(shard))
-
-    def _state(self, results: list[Rollout]) -> dict[str, Tensor]:
-        state = {
+        tensors = {
             "tokens": torch.cat([r.trace.tokens for r in results]).int(),
             "lengths": torch.tensor([len(r.trace.tokens) for r in results]),
             "prompt_lengths": torch.tensor([r.trace.prompt_length for r in results]),
         }
-        features = [r.features for r in results if r.features is not None]
-        return {**state, "features": torch.cat(features).to(self._dtype)} if features else state
+        if features := [r.features for r in results if r.features is not None]:
+            tensors["features"] = torch.cat(features).to(self._dtype)
+        storage.save(tensors, self._path(shard))
 
     def _shard(self, shard: int) -> list[Trace]:
         if shard not in self._loaded:
-            if not self._path(shard).exists():
-                with self.bar(len(self._prompts(shard))) as on_done:
-                    self._write(shard, on_done)
+            self._write([shard])
             storage.check(self._path(shard))
             nothing = torch.zeros(0, dtype=torch.long)
             with safe_open(self._path(shard), "pt") as file:

@@ -1,115 +1,103 @@
-"""When a run ends, and the learning rate on the way."""
+"""What a run may spend and has spent, and the callback that ends it."""
 
-import math
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
 
 from draftopd.decoding import distributed
+from draftopd.decoding.ledger import Ledger
 from draftopd.errors import DraftError
-from draftopd.training.module import DraftModule
 
 
-class Budget(L.Callback):
-    """Ends a run when its budget is spent, and lays the learning rate over it: linear warm-up, then a cosine to 0.
+@dataclass(kw_only=True)
+class Budget:
+    """A run's limits, its clock, and the share that is spent.
 
     Args:
         epochs, steps, flops, target_tokens, minutes: whichever is spent first ends the run. FLOPs are the ledger's
             training FLOPs: rollouts, replay, drafter forward and backward. Target tokens are those that the target
-            reads in rollouts and replay. The target's own texts, made once for all runs, are in neither. Minutes are
-            all that pass from the beginning of the fit, texts and validation included; a resumed run goes on counting.
-        warmup_steps: optimizer steps of the rise.
+            reads in rollouts and replay. The target's own texts, written once for all runs, count in neither. Minutes
+            are wall clock from the start of the fit, texts and validation included; a resumed run continues the count.
+
+    Raises:
+        DraftError: no limit is above 0.
     """
 
-    def __init__(
-        self,
-        epochs: float | None = None,
-        steps: int | None = None,
-        flops: float | None = None,
-        warmup_steps: int = 0,
-        target_tokens: float | None = None,
-        minutes: float | None = None,
-    ) -> None:
-        if not any(limit and limit > 0 for limit in (epochs, steps, flops, target_tokens, minutes)):
-            raise DraftError(
-                "no budget: give budget.epochs, budget.steps, budget.flops, budget.target_tokens or budget.minutes a "
-                "number above 0"
-            )
-        self.epochs, self.steps, self.warmup_steps = epochs, steps, warmup_steps
-        limits = {"flops": flops, "target_tokens": target_tokens, "minutes": minutes}
-        self.limits = {name: limit for name, limit in limits.items() if limit}
+    epochs: float | None = None
+    steps: int | None = None
+    flops: float | None = None
+    target_tokens: float | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = asdict(self)
+        self.limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
+        if not self.limits:
+            raise DraftError(f"no budget: give one of {', '.join(f'budget.{n}' for n in limits)} a number above 0")
         self.began, self.minutes_before = time.perf_counter(), 0.0
-        self.at_epoch_end = self.rollout_costs = dict.fromkeys(limits, 0.0)
+        self.at_epoch_end = self.phase_costs = {"flops": 0.0, "target_tokens": 0.0, "minutes": 0.0}
+        self.steps_done, self.share, self.over = 0, 0.0, False
 
     def state_dict(self) -> dict[str, Any]:
         return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.minutes_before, self.at_epoch_end = state_dict["minutes"], state_dict["at_epoch_end"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.minutes_before, self.at_epoch_end = state["minutes"], state["at_epoch_end"]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_clock(self) -> None:
         self.began = time.perf_counter()
 
     @property
     def _minutes(self) -> float:
         return self.minutes_before + (time.perf_counter() - self.began) / 60
 
-    def costs(self, module: DraftModule) -> dict[str, float]:
-        """What has been spent so far."""
-        ledger = module.ledger
-        # where time ends a run, all processes go by one clock
+    def costs(self, ledger: Ledger) -> dict[str, float]:
+        """FLOPs, target tokens and minutes so far."""
+        # where time ends a run, all processes use one clock
         minutes = distributed.first(self._minutes) if "minutes" in self.limits else self._minutes
         return {"flops": ledger.training_flops, "target_tokens": ledger.target_tokens, "minutes": minutes}
 
-    def spent(self, trainer: L.Trainer, module: DraftModule, batch_idx: int, *, spread: bool = False) -> float:
-        """Share of the budget that is gone, 0..1 and above.
+    def start_step(self, epoch: int, done: float, steps: int, ledger: Ledger) -> dict[str, float]:
+        """Updates `steps_done` (by the optimizer) and `share` (of the budget spent, 0..1); returns the costs so far.
+
+        The cost of a rollout phase is spread over its steps: charged all at once, it would lower the learning rate of
+        the very steps that it paid for.
 
         Args:
-            spread: what a rollout phase has cost is laid over the steps that it was made for. Charged all at once, it
-                would take the learning rate from the very steps that were paid for.
+            done: share of the epoch's steps that are done.
         """
-        done = batch_idx / float(trainer.num_training_batches)
-        shares = [0.0]
-        if self.epochs:
-            shares.append((trainer.current_epoch + done) / self.epochs)
-        if self.steps:
-            shares.append(trainer.global_step / self.steps)
-        ahead = 1 - done if spread else 0.0
-        costs = self.costs(module)
-        return max(shares + [(costs[n] - ahead * self.rollout_costs[n]) / limit for n, limit in self.limits.items()])
+        costs = self.costs(ledger)
+        if done == 0:
+            self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in costs.items()}
+        spread = {name: cost - (1 - done) * self.phase_costs[name] for name, cost in costs.items()}
+        self.steps_done, self.share = steps, min(1.0, self._spent(epochs=epoch + done, steps=steps, costs=spread))
+        return costs
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DraftModule)
-        self.rollout_costs = {n: cost - self.at_epoch_end[n] for n, cost in self.costs(pl_module).items()}
+    def end_step(self, epoch: int, done: float, steps: int, ledger: Ledger) -> None:
+        """Updates `over`: the budget is spent, or another rollout phase would leave nothing to train on it."""
+        costs = self.costs(ledger)
+        share = self._spent(epochs=epoch + done, steps=steps, costs=costs)
+        if done == 1:
+            self.at_epoch_end = costs
+            next_phase = {name: cost + self.phase_costs[name] for name, cost in costs.items()}
+            share = max(share, self._spent(costs=next_phase))
+        self.over = share >= 1 - 1e-6  # a sum of fractions may end just below 1
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, DraftModule)
-        share = min(1.0, self.spent(trainer, pl_module, batch_idx, spread=True))
-        rise = (trainer.global_step + 1) / max(1, self.warmup_steps)
-        factor = min(1.0, rise) * 0.5 * (1 + math.cos(math.pi * share))
-        optimizer = trainer.optimizers[0]
-        rate = optimizer.defaults["lr"] * factor  # the config's: a resumed run may have been given another
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        pl_module.log("train/lr", rate, batch_size=1)
-        pl_module.log("train/budget_spent", share, batch_size=1)
-        costs = self.costs(pl_module)
-        for name in ("target_tokens", "minutes"):
-            pl_module.log(f"ledger/{name}", costs[name], batch_size=1)
+    def _spent(self, *, epochs: float = 0.0, steps: int = 0, costs: dict[str, float]) -> float:
+        amounts = {"epochs": epochs, "steps": steps, **costs}
+        return max(0.0, *(amounts[name] / limit for name, limit in self.limits.items()))
+
+
+class EndAtBudget(L.Callback):
+    """Ends a run when its module's budget is spent; the end is always validated."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, DraftModule)
-        share = self.spent(trainer, pl_module, batch_idx + 1)
-        if batch_idx + 1 == trainer.num_training_batches:
-            # a rollout phase that would spend the rest leaves nothing to train on it
-            self.at_epoch_end = self.costs(pl_module)
-            next_phase = {n: cost + self.rollout_costs[n] for n, cost in self.at_epoch_end.items()}
-            share = max([share, *(next_phase[name] / limit for name, limit in self.limits.items())])
-        if share >= 1 - 1e-6:  # a sum of fractions may end just below 1
+        budget = pl_module.budget
+        assert isinstance(budget, Budget)
+        if budget.over:
             trainer.should_stop = True
-            trainer.check_val_every_n_epoch = 1  # what a run ends with is always validated
+            trainer.check_val_every_n_epoch = 1

@@ -14,7 +14,6 @@ from draftopd.evaluation import measure, plots, run, scores
 from draftopd.evaluation.curves import Point
 from draftopd.evaluation.scores import Answer
 from draftopd.trace import Trace
-from draftopd.training.budget import Budget
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
 
@@ -94,8 +93,8 @@ class AcceptanceLength(L.Callback):
             pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1)
         pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
         pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
-        budget = next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
-        self.observed.history.append(Point(**budget.costs(pl_module), acceptance_length=values["acceptance_length"]))
+        costs = pl_module.budget.costs(pl_module.ledger)
+        self.observed.history.append(Point(**costs, acceptance_length=values["acceptance_length"]))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As `python -m draftopd.evaluate`, later turns of conversations included."""

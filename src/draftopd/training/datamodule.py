@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from draftopd.console import progress
 from draftopd.data.prompts import Prompt, Prompts
 from draftopd.data.sources import encode
 from draftopd.data.texts import TextCache, Texts
@@ -50,50 +48,46 @@ class Batching:
     vocabulary_texts: int = 512
 
 
+@dataclass(frozen=True)
 class Steps(Dataset):
-    """The optimizer steps of one epoch, built when they are asked for."""
+    """The optimizer steps of one epoch, each built when it is read."""
 
-    def __init__(self, build: Callable[[int], list[ReplayBatch]], steps: int) -> None:
-        self.build, self.steps = build, steps
+    build: Callable[[int], list[ReplayBatch]]
+    steps: int
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[ReplayBatch]:
-        if step >= self.steps:
-            raise IndexError(step)
         return self.build(step)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DraftDataModule(L.LightningDataModule):
     """Prompts and texts of one run.
 
     Args:
-        skip_share: share of the training prompts that is left out, from the first on: those that the run's warm start
+        cache: of the target's texts.
+        skip_share: share of the training prompts, from the first on, that is left out: those that the run's warm start
             was trained on.
 
     Raises:
         DraftError: skip_share leaves nothing.
     """
 
-    verified = True
-    """the target has the last word on the text of rollout phases"""
+    prompts: Prompts
+    cache: TextCache
+    decoding: Decoding
+    batching: Batching
+    seed: int = 0
+    skip_share: float = 0.0
 
-    def __init__(
-        self,
-        prompts: Prompts,
-        texts: TextCache,
-        decoding: Decoding,
-        batching: Batching,
-        seed: int = 0,
-        skip_share: float = 0.0,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        if not 0 <= skip_share < 1:
-            raise DraftError(f"data.skip_share={skip_share} must be at least 0 and below 1")
-        self.prompts, self.cache, self.decoding, self.batching = prompts, texts, decoding, batching
-        self.seed, self.skip_share = seed, skip_share
-        self.results: list[Rollout] = []  # of the current rollout phase, where there is one
+        if not 0 <= self.skip_share < 1:
+            raise DraftError(f"data.skip_share={self.skip_share} must be at least 0 and below 1")
+        self.results: list[Rollout] = []  # of the current rollout phase; none in SFT
+        self.verified = True  # the target verifies the text of rollout phases
         self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}
         self._texts: dict[str, Texts] = {}
 
@@ -107,25 +101,21 @@ class DraftDataModule(L.LightningDataModule):
     def epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
 
-    def writing(self, split: str) -> Decoding:
-        """How the target writes the texts of a split that are read now."""
-        return self.decoding
-
     @property
-    def keeps_hidden(self) -> bool:
+    def stores_hidden(self) -> bool:
         """Stored texts carry the target's last hidden states besides the features."""
         return False
+
+    def writing(self, split: str) -> Decoding:
+        """How the target writes the texts of a split that this epoch reads."""
+        return self.decoding
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Not here: micro-batches come to the device one at a time, because those of a step may be tens of GB."""
         return batch
 
     def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
-        """Prompts of a split with their token ids.
-
-        Raises:
-            DraftError: none is short enough.
-        """
+        """Prompts of a split with their token ids; raises DraftError where all are too long."""
         if split not in self._encoded:
             prompts, longest = self.prompts.split(split), self.batching.max_prompt_length
             if split == "train":
@@ -145,10 +135,10 @@ class DraftDataModule(L.LightningDataModule):
         decoding = self.writing(split)
         if split not in self._texts or self._texts[split].decoding != decoding:
             ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
-            if self.keeps_hidden:
+            if self.stores_hidden:
                 layer_ids = (*layer_ids, self.module.target.shape.num_layers)
-            bar = partial(progress, f"target writes {split} texts")
-            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, bar)
+            title = f"target writes {split} texts"
+            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, title)
             self.module.ledger.watch(self._texts[split].ledger)
         return self._texts[split]
 
@@ -171,8 +161,8 @@ class DraftDataModule(L.LightningDataModule):
         counts[target.stop_tokens] = counts.max() + 1
         return counts.sort(descending=True, stable=True).indices[:size].sort().values
 
-    def replay(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
-        """Blocks at anchors [N] of these texts, every draft right, with what is kept of the target."""
+    def text_batch(self, texts: Texts, index: Sequence[int], anchors: Sequence[Tensor]) -> ReplayBatch:
+        """Blocks at anchors [N] of these texts, every draft accepted, with the stored states of the target."""
         if not index:
             return self.nothing()
         stored = [self.stored(texts, i) for i in index]
@@ -182,11 +172,11 @@ class DraftDataModule(L.LightningDataModule):
         return text_blocks([texts[i] for i in index], anchors, slots, features or None, hidden or None)
 
     def stored(self, texts: Texts, index: int) -> tuple[Tensor | None, Tensor | None]:
-        """What is kept of the target beside a text: features [T, F], and last hidden states [T, D] if they are."""
-        kept, width = texts.features(index), self.module.target.shape.hidden_size
-        if kept is None or not self.keeps_hidden:
-            return kept, None
-        return kept[:, :-width], kept[:, -width:].to(self.module.target.model.dtype)
+        """The target's stored states of a text: features [T, F] and last hidden states [T, D], each None if absent."""
+        states, width = texts.features(index), self.module.target.shape.hidden_size
+        if states is None or not self.stores_hidden:
+            return states, None
+        return states[:, :-width], states[:, -width:].to(self.module.target.model.dtype)
 
     def nothing(self) -> ReplayBatch:
         drafter, size = self.module.drafter, self.module.target.shape.hidden_size
@@ -217,7 +207,7 @@ class DraftDataModule(L.LightningDataModule):
             return places[torch.linspace(0, len(places) - 1, count).round().long()]
 
         def build(step: int) -> list[ReplayBatch]:
-            return [self.replay(texts, parts[step], [grid(texts[i]) for i in parts[step]])]
+            return [self.text_batch(texts, parts[step], [grid(texts[i]) for i in parts[step]])]
 
         return DataLoader(Steps(build, len(parts)), batch_size=None)
 

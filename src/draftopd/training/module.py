@@ -1,4 +1,4 @@
-"""The training step: a frozen target, a trainable drafter, an objective."""
+"""The training step: a frozen target, a trainable drafter, an objective, a budget."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -22,24 +23,28 @@ from draftopd.objectives.rows import flatten, log_mass
 from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
+from draftopd.training.budget import Budget
+from draftopd.training.schedule import BudgetCosine
 
 
 class DraftModule(L.LightningModule):
-    """Trains a drafter on replayed blocks; SFT and on-policy distillation differ in their data and objective alone.
+    """Trains a drafter on replayed blocks; SFT and on-policy distillation differ only in their data and objective.
 
     One Lightning batch is one optimizer step: a list of micro-batches. Sums over micro-batches and processes come
     first, the division after: one normalisation over everything that one optimizer step sees (arXiv 2605.29343).
 
     Args:
         optimizer: makes the optimizer from the drafter's parameters.
+        budget: the learning rate falls to 0 over it; `EndAtBudget` ends the run with it. None = one epoch.
+        warmup_steps: optimizer steps in which the learning rate rises.
         chunk_rows: rows whose logits [chunk_rows, V] exist at a time.
         gradient_clip: largest norm of the gradient.
         attention: of the drafter in training: "sdpa", or "flex_attention" with block masks, for GPUs.
         gradient_checkpointing: the drafter's layers run again in the backward pass instead of keeping activations.
-        torch_compile: compile the drafter's forward; a name or a function is another backend than inductor.
+        torch_compile: compile the drafter's forward; a name or a function chooses another backend than inductor.
 
     Raises:
-        DraftError: attention is neither.
+        DraftError: an unknown attention.
     """
 
     def __init__(
@@ -48,6 +53,9 @@ class DraftModule(L.LightningModule):
         drafter: Drafter,
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        budget: Budget | None = None,
+        warmup_steps: int = 0,
         chunk_rows: int = 512,
         gradient_clip: float = 1.0,
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
@@ -58,7 +66,7 @@ class DraftModule(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the drafter, never the target
         self.target, self.drafter, self.objective = target, drafter, objective
-        self.make_optimizer = optimizer
+        self.make_optimizer, self.budget, self.warmup_steps = optimizer, budget or Budget(epochs=1), warmup_steps
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
         if attention not in ("sdpa", "flex_attention"):
             raise DraftError(f"module.attention is '{attention}': it must be 'sdpa' or 'flex_attention'")
@@ -69,22 +77,20 @@ class DraftModule(L.LightningModule):
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def configure_model(self) -> None:
-        """FSDP2 shards the drafter; the target stays whole in every process.
-
-        Raises:
-            DraftError: the drafter has a head of its own, which is used beside its forward.
-        """
+        """FSDP2 shards the drafter, unless it uses a head of its own outside its forward; the target stays whole."""
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
         if sharding and self.drafter.owns_head:
             raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
         if sharding and not isinstance(self.drafter, FSDPModule):
             fully_shard(self.drafter)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer(self.drafter.parameters())
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.drafter.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": BudgetCosine(optimizer, self.budget, self.warmup_steps)}
 
     def on_fit_start(self) -> None:
-        """Says now what will not work, and fixes the draft vocabulary of a new drafter."""
+        """Refuses early what will not work, and chooses the draft vocabulary of a new drafter."""
+        self.budget.start_clock()
         if self.trainer.precision == "16-mixed":
             # they would be clipped while they are scaled up, to a norm 65,536 times too small
             raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
@@ -97,16 +103,22 @@ class DraftModule(L.LightningModule):
             self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
         self.drafter.initialise(self.target.head)
 
-    def draft_head(self) -> Head:
-        return self.drafter.head(self.target.head)
-
     def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
-        if not batch:  # every text of the step was too short for an anchor, in every process
-            return
+        epoch, steps = self.current_epoch, self.trainer.num_training_batches
+        costs = self.budget.start_step(epoch, batch_idx / steps, self.global_step, self.ledger)
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, BudgetCosine)
+        schedule.step()
+        values = {"train/lr": schedule.get_last_lr()[0], "train/budget_spent": self.budget.share}
+        self.log_dict(values | {f"ledger/{name}": costs[name] for name in ("target_tokens", "minutes")}, batch_size=1)
+        if batch:  # empty where every text of the step is too short for an anchor, in every process
+            self._optimize(batch)
+        self.budget.end_step(epoch, (batch_idx + 1) / steps, self.global_step, self.ledger)
+
+    def _optimize(self, batch: list[ReplayBatch]) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        head = self.draft_head()
-        index = self._head_index(head)
+        head, index = self._head()
         totals = self._sum([self._weights(micro, index) for micro in batch])
         coefficients = self._coefficients(totals)
         done: list[dict[str, Tensor]] = []
@@ -124,7 +136,7 @@ class DraftModule(L.LightningModule):
 
     def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         """Loss on a fixed grid of anchors."""
-        self._held_out += [self._alone(micro)[1:] for micro in batch]
+        self._held_out += [self._parts(micro)[1:] for micro in batch]
 
     def on_validation_epoch_end(self) -> None:
         terms, weights = zip(*self._held_out, strict=True)
@@ -135,11 +147,11 @@ class DraftModule(L.LightningModule):
         """Callbacks roll out the test prompts at the end of the epoch."""
 
     def loss(self, batch: ReplayBatch) -> Tensor:
-        """The objective on one batch alone."""
-        return self._alone(batch)[0]
+        """The objective on one batch."""
+        return self._parts(batch)[0]
 
     def share_costs(self) -> None:
-        """The ledger becomes that of all processes; every process calls it."""
+        """Sums the ledger over all processes; every process calls it."""
         if self.trainer.world_size > 1:
             self.ledger.share(lambda counts: self._add(counts.to(self.device)).cpu())
 
@@ -148,7 +160,7 @@ class DraftModule(L.LightningModule):
         return self.trainer.strategy.reduce(value, reduce_op="sum")
 
     def _gradients_meet(self, last: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients once a step, in the last backward pass; those of FSDP in every one."""
+        """Processes exchange gradients once a step, in the last backward pass; under FSDP in every one."""
         strategy = self.trainer.strategy
         return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
 
@@ -159,40 +171,39 @@ class DraftModule(L.LightningModule):
         return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(ids, index)).items()}
 
     def _coefficients(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a numerator of each term adds to the loss: nothing where the term has no rows."""
+        """The factor of each term's numerator in the loss: 0 where the term has no rows."""
         lambdas = shares(self.objective.coefficients)
         return {name: lambdas[name] / total.clamp(min=1e-8) * (total > 0) for name, total in totals.items()}
 
-    def _alone(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def _parts(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss, numerators and denominators of a batch."""
-        head = self.draft_head()
-        index = self._head_index(head)
+        head, index = self._head()
         weights = self._weights(batch, index)
         return *self._loss(batch, head, index, self._coefficients(weights)), weights
 
-    def _evidence(self, batch: ReplayBatch) -> ReplayBatch:
-        """Features, and the target's hidden states if the objective reads them, unless the data brought them."""
+    def _replayed(self, batch: ReplayBatch) -> ReplayBatch:
+        """With features, and the target's hidden states if the objective reads them; the data may bring both."""
         batch = batch.to(self.target.device)
         if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
             return batch
-        if not self.training:
-            return self.target.replay(batch, self.drafter.layer_ids)
-        self.ledger.replay(self.target, batch)
-        with self.ledger.timed("replay"):
+        if self.training:
+            self.ledger.replay(self.target, batch)
+        with self.ledger.timed("replay") if self.training else nullcontext():
             return self.target.replay(batch, self.drafter.layer_ids)
 
-    def _head_index(self, head: Head) -> Tensor | None:
-        """[V] row of the draft head for each token id, -1 outside the draft vocabulary."""
+    def _head(self) -> tuple[Head, Tensor | None]:
+        """The draft head, and [V] its row for each token id (-1 for none) where its vocabulary is reduced."""
+        head = self.drafter.head(self.target.head)
         if head.vocabulary is None:
-            return None
+            return head, None
         index = torch.full((self.target.vocab_size,), -1, device=self.device)
-        return index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
+        return head, index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
     def _loss(
         self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in chunks of rows, and the numerators of the objective's terms."""
-        batch, objective = self._evidence(batch), self.objective
+        batch, objective = self._replayed(batch), self.objective
         whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
         if self.training:
             self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
@@ -236,9 +247,11 @@ class DraftModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("drafter.")}
-        checkpoint["ledger"] = self.ledger.state_dict()
+        checkpoint["ledger"], checkpoint["budget"] = self.ledger.state_dict(), self.budget.state_dict()
         checkpoint["target_fingerprint"] = self.target.fingerprint
         checkpoint["reads"] = self.drafter.reads
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ledger.load_state_dict(checkpoint["ledger"])
+        # a callback kept the budget in checkpoints of older versions
+        self.budget.load_state_dict(checkpoint.get("budget") or checkpoint["callbacks"]["Budget"])

@@ -1,6 +1,6 @@
-"""Where supervised blocks stand in a rollout's text, other than where the rollout drafted them.
+"""Moves supervised blocks away from where the rollout drafted them.
 
-What the rollout's verifications computed does not fit blocks that were moved, so a step replays them.
+The rollout's verifications do not fit moved blocks, so the training step replays them.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from draftopd.trace import ReplayBatch, Trace, collate, text_blocks
 def tiled(traces: Sequence[Trace], draw: torch.Generator) -> ReplayBatch:
     """Blocks laid end to end from the response's first token, every draft the text's own token and accepted.
 
-    The trace that a perfect drafter would have left: one block every K + 1 tokens, none at an error, no rejected draft
-    (arXiv 2605.29343, table 4: distillation on the plain target-assisted rollout).
+    The trace of a perfect drafter: one block every K + 1 tokens, no rejected draft (arXiv 2605.29343, table 4:
+    distillation on the plain target-assisted rollout).
     """
     width = traces[0].drafts.shape[1]
     anchors = [torch.arange(t.prompt_length, len(t.tokens) - 1, width + 1) for t in traces]
@@ -28,16 +28,15 @@ def scattered(traces: Sequence[Trace], draw: torch.Generator) -> ReplayBatch:
 
     As in the official code's random-anchor ablation (bingyang-lei/Draft-OPD at 69b03dab): each response keeps its
     number of blocks and their accepted lengths; the lengths are shuffled and laid at random places that do not overlap,
-    where the text's own tokens are supervised. Rejected drafts have no meaning elsewhere: they stay in a second set of
-    blocks, whose accepted slots are not supervised.
+    where the text's own tokens are supervised. Rejected drafts make sense only where they were drafted: they stay
+    there, in a second set of blocks whose accepted slots are not supervised.
     """
     width = traces[0].drafts.shape[1]
-    lengths = [_shuffled(t.accepted[t.accepted > 0], draw) for t in traces]
-    anchors = [
-        t.prompt_length + _places(kept, t.response_length - 1, draw) for t, kept in zip(traces, lengths, strict=True)
-    ]
+    lengths = [t.accepted[t.accepted > 0] for t in traces]
+    lengths = [n[torch.randperm(len(n), generator=draw)] for n in lengths]
+    anchors = [t.prompt_length + _places(n, t.response_length - 1, draw) for t, n in zip(traces, lengths, strict=True)]
     moved, rejected = text_blocks(traces, anchors, width), collate(traces)
-    kept = torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True)
+    accepted = torch.nn.utils.rnn.pad_sequence(lengths, batch_first=True)
 
     def both(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat([first, second], 1)
@@ -46,17 +45,13 @@ def scattered(traces: Sequence[Trace], draw: torch.Generator) -> ReplayBatch:
         rejected,
         anchors=both(moved.anchors, rejected.anchors),
         drafts=both(moved.drafts, rejected.drafts),
-        accepted=both(kept, rejected.accepted),
-        drafted=both(kept, rejected.drafted * (rejected.drafted > rejected.accepted)),
-        skipped=both(torch.zeros_like(kept), rejected.accepted),
+        accepted=both(accepted, rejected.accepted),
+        drafted=both(accepted, rejected.drafted * (rejected.drafted > rejected.accepted)),
+        skipped=both(torch.zeros_like(accepted), rejected.accepted),
     )
 
 
-def _shuffled(values: Tensor, draw: torch.Generator) -> Tensor:
-    return values[torch.randperm(len(values), generator=draw)]
-
-
 def _places(lengths: Tensor, room: int, draw: torch.Generator) -> Tensor:
-    """[N] starts of segments of these lengths, in order, at random and without overlap in `room` places."""
+    """[N] starts of segments of these lengths, at random, sorted and without overlap in `room` places."""
     gaps = torch.randint(0, room - int(lengths.sum()) + 1, lengths.shape, generator=draw).sort().values
     return gaps + lengths.cumsum(0) - lengths

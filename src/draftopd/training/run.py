@@ -111,7 +111,7 @@ def build(config: DictConfig) -> System:
         if name:
             load_drafter(drafter, find_checkpoint(name, config.logger), target)
     module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
-    data = instantiate(config.data)(prompts=instantiate(config.prompts), texts=instantiate(config.texts))
+    data = instantiate(config.data)(prompts=instantiate(config.prompts), cache=instantiate(config.texts))
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
     observed = Observed()
     made = instantiate(config.callbacks, _convert_="all").values()
