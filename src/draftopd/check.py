@@ -5,7 +5,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from draftopd.checkpoints.published import check_folder
-from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.errors import DraftError
 
@@ -33,7 +33,8 @@ def _check(config: DictConfig) -> None:
 
 
 def main() -> None:
-    run_command(_check, "check")
+    check_words("check")
+    _check()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,11 +27,10 @@ OmegaConf.register_new_resolver(
 )
 
 
-def run_command(command: Callable[[], None], config_name: str) -> None:
-    """Runs a Hydra command; composes its config before, because Hydra's own report of a mistake takes many lines."""
+def check_words(config_name: str) -> None:
+    """Composes a command's config before Hydra does, because Hydra's own report of a mistake takes many lines."""
     with one_line_errors():
         _check_overrides(config_name)
-    command()
 
 
 @contextmanager

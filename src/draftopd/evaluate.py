@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
-from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.evaluation import report, scores
 from draftopd.evaluation.run import Evaluation, run
@@ -55,7 +55,8 @@ def _evaluate(config: DictConfig) -> None:
 
 
 def main() -> None:
-    run_command(_evaluate, "evaluate")
+    check_words("evaluate")
+    _evaluate()
 
 
 if __name__ == "__main__":

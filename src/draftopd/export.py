@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from draftopd.checkpoints.native import find_checkpoint, restore_drafter
 from draftopd.checkpoints.published import published, write
-from draftopd.command import CONFIG_DIR, one_line_errors, run_command
+from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -54,7 +54,8 @@ def _export(config: DictConfig) -> None:
 
 
 def main() -> None:
-    run_command(_export, "export")
+    check_words("export")
+    _export()
 
 
 if __name__ == "__main__":

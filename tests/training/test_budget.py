@@ -20,6 +20,7 @@ class Run:
         self.batches, self.budget, self.ledger, self.steps = batches, budget, Ledger(), 0
         self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
         self.schedule = BudgetCosine(self.optimizer, budget, warmup_steps)
+        self.over = False
 
     def step(self, flops: float = 0.0, tokens: float = 0.0) -> float:
         epoch, index = divmod(self.steps, self.batches)
@@ -29,7 +30,7 @@ class Run:
         self.ledger.tokens["replay"] += tokens
         self.ledger.tokens["train"] += 1e6  # not the target's
         self.steps += 1
-        self.budget.end_step(epoch, (index + 1) / self.batches, self.steps, self.ledger)
+        self.over = self.budget.spent_after(epoch, (index + 1) / self.batches, self.steps, self.ledger)
         assert [self.optimizer.param_groups[0]["lr"]] == self.schedule.get_last_lr()
         return self.optimizer.param_groups[0]["lr"]
 
@@ -37,7 +38,7 @@ class Run:
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
     run = Run(batches=5, budget=Budget(epochs=2), warmup_steps=2)
     rates = []
-    while not run.budget.over:
+    while not run.over:
         rates.append(run.step())
     expected = [min(1, (n + 1) / 2) * 0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
     assert rates == pytest.approx(expected)
@@ -49,17 +50,18 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine_of_the_budget():
 )
 def test_whichever_limit_is_spent_first_ends_the_run(limits, steps):
     run = Run(batches=4, budget=Budget(**limits))
-    while not run.budget.over:
+    while not run.over:
         run.step(flops=10.0, tokens=40.0)
     assert run.steps == steps
 
 
 def test_the_callback_ends_the_trainer_with_the_budget_and_validates_the_end():
-    trainer, budget = SimpleNamespace(should_stop=False, check_val_every_n_epoch=4), Budget(steps=1)
-    module = SimpleNamespace(budget=budget)
+    counts = {"current_epoch": 0, "global_step": 0, "num_training_batches": 4}
+    trainer = SimpleNamespace(should_stop=False, check_val_every_n_epoch=4, **counts)
+    module = SimpleNamespace(budget=Budget(steps=1), ledger=Ledger())
     EndAtBudget().on_train_batch_end(trainer, module, None, None, 0)
     assert not trainer.should_stop
-    Run(batches=4, budget=budget).step()
+    trainer.global_step = 1
     EndAtBudget().on_train_batch_end(trainer, module, None, None, 0)
     assert trainer.should_stop
     assert trainer.check_val_every_n_epoch == 1
@@ -74,12 +76,12 @@ def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypat
     for _ in range(2):
         now[0] += 30.0
         run.step()
-    assert not run.budget.over
+    assert not run.over
     state, run.budget = run.budget.state_dict(), Budget(minutes=3.0)
     run.budget.load_state_dict(state)
     now[0] += 600.0  # between the two
     run.budget.start_clock()
-    while not run.budget.over:
+    while not run.over:
         now[0] += 30.0
         run.step()
     assert run.steps == 6
@@ -88,7 +90,7 @@ def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypat
 def test_the_cost_of_a_rollout_phase_is_spread_over_its_steps():
     run = Run(batches=4, budget=Budget(flops=100.0))
     rates = []
-    while not run.budget.over:
+    while not run.over:
         if run.steps % 4 == 0:
             run.ledger.flops["verify"] += 40.0
         rates.append(run.step(flops=2.5))
@@ -99,7 +101,7 @@ def test_the_cost_of_a_rollout_phase_is_spread_over_its_steps():
 @pytest.mark.parametrize("unit", ["flops", "target_tokens"])
 def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
     run = Run(batches=2, budget=Budget(**{unit: 100.0}))
-    while not run.budget.over:
+    while not run.over:
         if run.steps % 2 == 0:
             getattr(run.ledger, {"flops": "flops", "target_tokens": "tokens"}[unit])["verify"] += 30.0
         run.step(flops=1.0, tokens=1.0)
@@ -108,7 +110,7 @@ def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
 
 def test_a_resumed_run_knows_what_a_rollout_phase_costs():
     run = Run(batches=2, budget=Budget(flops=100.0))
-    while not run.budget.over:
+    while not run.over:
         if run.steps == 4:
             state, run.budget = run.budget.state_dict(), Budget(flops=100.0)
             run.budget.load_state_dict(state)

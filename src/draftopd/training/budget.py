@@ -38,7 +38,7 @@ class Budget:
             raise DraftError(f"no budget: give one of {', '.join(f'budget.{n}' for n in limits)} a number above 0")
         self.began, self.minutes_before = time.perf_counter(), 0.0
         self.at_epoch_end = self.phase_costs = {"flops": 0.0, "target_tokens": 0.0, "minutes": 0.0}
-        self.steps_done, self.share, self.over = 0, 0.0, False
+        self.steps_done, self.share = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end}
@@ -75,15 +75,15 @@ class Budget:
         self.steps_done, self.share = steps, min(1.0, self._spent(epochs=epoch + done, steps=steps, costs=spread))
         return costs
 
-    def end_step(self, epoch: int, done: float, steps: int, ledger: Ledger) -> None:
-        """Updates `over`: the budget is spent, or another rollout phase would leave nothing to train on it."""
+    def spent_after(self, epoch: int, done: float, steps: int, ledger: Ledger) -> bool:
+        """After a step: the budget is spent, or another rollout phase would leave nothing to train on it."""
         costs = self.costs(ledger)
         share = self._spent(epochs=epoch + done, steps=steps, costs=costs)
         if done == 1:
             self.at_epoch_end = costs
             next_phase = {name: cost + self.phase_costs[name] for name, cost in costs.items()}
             share = max(share, self._spent(costs=next_phase))
-        self.over = share >= 1 - 1e-6  # a sum of fractions may end just below 1
+        return share >= 1 - 1e-6  # a sum of fractions may end just below 1
 
     def _spent(self, *, epochs: float = 0.0, steps: int = 0, costs: dict[str, float]) -> float:
         amounts = {"epochs": epochs, "steps": steps, **costs}
@@ -96,8 +96,10 @@ class EndAtBudget(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        budget = pl_module.budget
+        budget, ledger = pl_module.budget, pl_module.ledger
         assert isinstance(budget, Budget)
-        if budget.over:
+        assert isinstance(ledger, Ledger)
+        done = (batch_idx + 1) / trainer.num_training_batches
+        if budget.spent_after(trainer.current_epoch, done, trainer.global_step, ledger):
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1

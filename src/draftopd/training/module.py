@@ -19,7 +19,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective, shares
 from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
-from draftopd.objectives.rows import flatten, log_mass
+from draftopd.objectives.rows import Rows, flatten, log_mass
 from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
@@ -103,19 +103,19 @@ class DraftModule(L.LightningModule):
             self.drafter.set_vocabulary(data.draft_vocabulary(len(self.drafter.d2t)).to(self.device))
         self.drafter.initialise(self.target.head)
 
-    def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
-        epoch, steps = self.current_epoch, self.trainer.num_training_batches
-        costs = self.budget.start_step(epoch, batch_idx / steps, self.global_step, self.ledger)
+    def on_train_batch_start(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        """The learning rate of this step, by the share of the budget that is spent."""
+        done = batch_idx / self.trainer.num_training_batches
+        costs = self.budget.start_step(self.current_epoch, done, self.global_step, self.ledger)
         schedule = self.lr_schedulers()
         assert isinstance(schedule, BudgetCosine)
         schedule.step()
         values = {"train/lr": schedule.get_last_lr()[0], "train/budget_spent": self.budget.share}
         self.log_dict(values | {f"ledger/{name}": costs[name] for name in ("target_tokens", "minutes")}, batch_size=1)
-        if batch:  # empty where every text of the step is too short for an anchor, in every process
-            self._optimize(batch)
-        self.budget.end_step(epoch, (batch_idx + 1) / steps, self.global_step, self.ledger)
 
-    def _optimize(self, batch: list[ReplayBatch]) -> None:
+    def training_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
+        if not batch:  # every text of the step was too short for an anchor, in every process
+            return
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         head, index = self._head()
@@ -124,7 +124,8 @@ class DraftModule(L.LightningModule):
         done: list[dict[str, Tensor]] = []
         with self.ledger.timed("train"):
             for micro in batch:
-                loss, terms = self._loss(micro, head, index, coefficients)
+                sides = self._sides(micro, head, index)
+                loss, terms = chunked_loss(self.objective, *sides, coefficients, self.chunk_rows)
                 with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
                     self.manual_backward(loss * self.trainer.world_size)
                 done.append(terms)
@@ -178,8 +179,8 @@ class DraftModule(L.LightningModule):
     def _parts(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss, numerators and denominators of a batch."""
         head, index = self._head()
-        weights = self._weights(batch, index)
-        return *self._loss(batch, head, index, self._coefficients(weights)), weights
+        weights, sides = self._weights(batch, index), self._sides(batch, head, index)
+        return *chunked_loss(self.objective, *sides, self._coefficients(weights), self.chunk_rows), weights
 
     def _replayed(self, batch: ReplayBatch) -> ReplayBatch:
         """With features, and the target's hidden states if the objective reads them; the data may bring both."""
@@ -199,10 +200,8 @@ class DraftModule(L.LightningModule):
         index = torch.full((self.target.vocab_size,), -1, device=self.device)
         return head, index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
-    def _loss(
-        self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss in chunks of rows, and the numerators of the objective's terms."""
+    def _sides(self, batch: ReplayBatch, head: Head, index: Tensor | None) -> tuple[Rows, DraftSide, TargetSide | None]:
+        """The rows of a batch, and what the loss reads of the drafter and of the target."""
         batch, objective = self._replayed(batch), self.objective
         whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
         if self.training:
@@ -217,7 +216,7 @@ class DraftModule(L.LightningModule):
             if whole is not None:  # fewer rows at a time for more logits a row: the same memory
                 mass = log_mass(whole, hidden, max(1, self.chunk_rows * len(own.weight) // len(whole.weight)))
             target = TargetSide(own, hidden, mass)
-        return chunked_loss(objective, flatten(batch, index), draft, target, coefficients, self.chunk_rows)
+        return flatten(batch, index), draft, target
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
         coefficients = self._coefficients(totals)

@@ -1,28 +1,22 @@
-"""A run is one stage, or several of which each may start from another's weights; a table at the end compares them."""
+"""One stage of a run: everything that it trains with, its training and its test."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from draftopd.checkpoints.files import locate
 from draftopd.checkpoints.native import find_checkpoint, load_drafter
 from draftopd.checkpoints.published import drafter_config
-from draftopd.console import quiet
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.evaluation.report import show
 from draftopd.evaluation.results import Result, Results, Training
 from draftopd.target.model import Target
 from draftopd.training.callbacks import Observed
@@ -41,54 +35,6 @@ class System:
     trainer: L.Trainer
     logger: MLFlowLogger | None
     observed: Observed
-
-
-def run_stages(config: DictConfig) -> None:
-    """Runs the stages of a config, or the config itself as the only one, then reports."""
-    quiet()
-    if config.stages and (config.init_from or config.resume):
-        raise DraftError(f"{config.name} has stages of its own: init_from and resume go with one stage's experiment")
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if not config.stages:
-        config.output_dir = str(folder)
-        _report([run_stage(config)], folder)
-        return
-    parent = ParentRun(config)
-    results: list[Results] = []
-    status = "FAILED"
-    try:
-        for stage in stage_configs(config, folder, parent.run_id):
-            start = next((r for done in results for r in done.results if r.name == stage.init_from), None)
-            if start is not None:
-                stage.init_from = start.checkpoint
-            results.append(run_stage(stage, start.name if start else None, parent))
-        parent.add(_report(results, folder))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        parent.close(status)
-
-
-def _report(stages: Sequence[Results], folder: Path) -> list[Path]:
-    """Shows the stages side by side; gives back the files written, none in other processes than the first."""
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return []
-    return show(replace(stages[0], results=[r for stage in stages for r in stage.results]), folder)
-
-
-def stage_configs(config: DictConfig, folder: Path, parent_run_id: str | None) -> list[DictConfig]:
-    """One config a stage: its own experiment, then what the user gave on the command line."""
-    given = [word for word in HydraConfig.get().overrides.task if not word.startswith("experiment=")]
-    configs = []
-    for name, stage in config.stages.items():
-        composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given])
-        composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
-        if composed.logger:
-            composed.logger.tags = {"mlflow.parentRunId": parent_run_id}
-        configs.append(composed)
-    return configs
 
 
 def build(config: DictConfig) -> System:
