@@ -12,45 +12,34 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from draftopd.checkpoints.native import restore
-    from draftopd.checkpoints.published import published
-    from draftopd.decoding.redraft import redraft
-    from draftopd.decoding.rollout import rollout
-    from draftopd.decoding.settings import Decoding
-    from draftopd.errors import DraftError
-    from draftopd.evaluation.run import evaluate_drafters
-    from draftopd.target.load import hf, smollm2
-    from draftopd.trace import Trace
+    from draftopd.checkpoints.native import restore as restore
+    from draftopd.checkpoints.published import published as published
+    from draftopd.decoding.redraft import redraft as redraft
+    from draftopd.decoding.rollout import rollout as rollout
+    from draftopd.decoding.settings import Decoding as Decoding
+    from draftopd.errors import DraftError as DraftError
+    from draftopd.evaluation.run import evaluate_drafters as evaluate_drafters
+    from draftopd.target.load import hf as hf
+    from draftopd.target.load import smollm2 as smollm2
+    from draftopd.trace import Trace as Trace
 
 __version__ = version("draftopd")
-__all__ = [
-    "Decoding",
-    "DraftError",
-    "Trace",
-    "evaluate_drafters",
-    "hf",
-    "published",
-    "redraft",
-    "restore",
-    "rollout",
-    "smollm2",
-]
 _HOMES = {
-    "Decoding": "decoding.settings",
-    "DraftError": "errors",
-    "Trace": "trace",
-    "evaluate_drafters": "evaluation.run",
-    "hf": "target.load",
-    "published": "checkpoints.published",
-    "redraft": "decoding.redraft",
-    "restore": "checkpoints.native",
-    "rollout": "decoding.rollout",
-    "smollm2": "target.load",
+    "checkpoints.native": ("restore",),
+    "checkpoints.published": ("published",),
+    "decoding.redraft": ("redraft",),
+    "decoding.rollout": ("rollout",),
+    "decoding.settings": ("Decoding",),
+    "errors": ("DraftError",),
+    "evaluation.run": ("evaluate_drafters",),
+    "target.load": ("hf", "smollm2"),
+    "trace": ("Trace",),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for: torch and transformers take seconds."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'draftopd' has no attribute '{name}'")
-    return getattr(import_module(f"draftopd.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"draftopd.{home}"), name)
+    raise AttributeError(f"module 'draftopd' has no attribute '{name}'")

@@ -10,16 +10,18 @@ from pathlib import Path
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
 from draftopd.evaluation.results import Results
+from draftopd.tracking import write_header
 from draftopd.training.run import run_stage
-from draftopd.training.run_record import ParentRun
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="fit")
@@ -28,9 +30,11 @@ def _fit(config: DictConfig) -> None:
     with one_line_errors():
         quiet()
         if config.stages and (config.init_from or config.resume):
-            raise DraftError(f"{config.name} has several stages: init_from and resume need the experiment of one stage")
+            raise DraftError(
+                f"{config.name} has stages of its own: give init_from and resume to the experiment of one stage"
+            )
         folder = Path(HydraConfig.get().runtime.output_dir)
-        parent = ParentRun(config) if config.stages else None
+        parent = _parent(config) if config.stages and config.logger else None
         status, done = "FAILED", list[Results]()
         try:
             for stage in _stages(config, folder, parent):
@@ -38,21 +42,29 @@ def _fit(config: DictConfig) -> None:
                 if start is not None:
                     stage.init_from = start.checkpoint
                 done.append(run_stage(stage, start.name if start else None, parent))
-            files = _report(done, folder)
-            if parent is not None:
-                parent.add(files)
+            for path in _report(done, folder):
+                if parent is not None:
+                    parent.experiment.log_artifact(parent.run_id, str(path))
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             if parent is not None:
-                parent.close(status)
+                parent.experiment.set_terminated(parent.run_id, status)
 
 
-def _stages(config: DictConfig, folder: Path, parent: ParentRun | None) -> list[DictConfig]:
+def _parent(config: DictConfig) -> MLFlowLogger:
+    """The MLflow run above those of the stages."""
+    parent: MLFlowLogger = instantiate(config.logger, _convert_="all")
+    if parent.run_id is not None:  # in the first process
+        write_header(parent.experiment, parent.run_id, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+    return parent
+
+
+def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> list[DictConfig]:
     """One config per stage: its own experiment, then what the user gave on the command line."""
-    if parent is None:
+    if not config.stages:
         config.output_dir = str(folder)
         return [config]
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith("experiment=")]
@@ -60,7 +72,7 @@ def _stages(config: DictConfig, folder: Path, parent: ParentRun | None) -> list[
     for name, stage in config.stages.items():
         composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given])
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
-        if composed.logger:
+        if composed.logger and parent is not None:
             composed.logger.tags = {"mlflow.parentRunId": parent.run_id}
         configs.append(composed)
     return configs

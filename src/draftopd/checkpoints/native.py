@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from draftopd.checkpoints.moved import with_new_names
 from draftopd.checkpoints.published import load_published
-from draftopd.data.prompts import Prompts
-from draftopd.data.sources import encode
+from draftopd.data.prompts import Prompt, Prompts
+from draftopd.data.sources import encode_all
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -84,14 +84,15 @@ class Restored:
     decoding: Decoding
     config: DictConfig
 
+    def asked(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
+        """A split's prompts with their token ids, as training saw them."""
+        batching, prompts = self.config.data.batching, self.prompts.split(split)
+        lengths = (batching.enable_thinking, batching.max_prompt_length, "data.batching.max_prompt_length")
+        return encode_all(prompts, self.target.tokenizer, *lengths)[:limit]
+
     def encoded(self, split: str, limit: int | None = None) -> list[list[int]]:
-        """Token ids of a split's prompts, as training saw them."""
-        batching = self.config.data.batching
-        pairs = [
-            encode(p, self.target.tokenizer, batching.enable_thinking, batching.max_prompt_length)
-            for p in self.prompts.split(split)
-        ]
-        return [ids for ids in pairs if ids is not None][:limit]
+        """Token ids of a split's prompts."""
+        return [ids for _, ids in self.asked(split, limit)]
 
 
 def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Target | None = None) -> Restored:

@@ -1,6 +1,6 @@
 """Sources of prompts, each split into train, val and test, and the encoding of prompts for the target."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
@@ -137,3 +137,22 @@ def encode(
         except TemplateError as error:
             raise DraftError(f"the target's chat template refuses prompt {prompt.id}: {error}") from error
     return cast(list[int], ids) if max_length is None or len(ids) <= max_length else None
+
+
+def encode_all(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    enable_thinking: bool | None,
+    max_length: int | None,
+    setting: str,
+) -> list[tuple[Prompt, list[int]]]:
+    """Prompts and their token ids, without those that are too long; raises DraftError where all are.
+
+    Args:
+        setting: the name of `max_length` in the config, for the message.
+    """
+    pairs = [(p, encode(p, tokenizer, enable_thinking, max_length)) for p in prompts]
+    out = [(p, ids) for p, ids in pairs if ids is not None]
+    if not out:
+        raise DraftError(f"no prompts left: each of the {len(prompts)} is longer than {setting}={max_length} tokens")
+    return out

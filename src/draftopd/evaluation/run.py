@@ -13,7 +13,7 @@ from draftopd.checkpoints.native import restore
 from draftopd.checkpoints.published import published
 from draftopd.console import progress
 from draftopd.data.prompts import Prompt, Prompts, continued
-from draftopd.data.sources import encode
+from draftopd.data.sources import encode, encode_all
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -150,10 +150,7 @@ def run(config: DictConfig) -> Evaluation:
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
     chosen = prompts.split(config.split)[: config.limit]
-    asked = [(prompt, ids) for prompt in chosen if (ids := ids_of(prompt)) is not None]
-    if not asked:
-        longest = config.max_prompt_length
-        raise DraftError(f"each of the {len(chosen)} prompts is longer than max_prompt_length={longest} tokens")
+    asked = encode_all(chosen, first.target.tokenizer, thinking, config.max_prompt_length, "max_prompt_length")
     names = ("drafter", "against")
     drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}

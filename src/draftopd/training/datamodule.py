@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from draftopd.data.prompts import Prompt, Prompts
-from draftopd.data.sources import encode
+from draftopd.data.sources import encode_all
 from draftopd.data.texts import TextCache, Texts
 from draftopd.decoding import distributed
 from draftopd.decoding.settings import Decoding
@@ -117,17 +117,11 @@ class DraftDataModule(L.LightningDataModule):
     def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
         """Prompts of a split with their token ids; raises DraftError where all are too long."""
         if split not in self._encoded:
-            prompts, longest = self.prompts.split(split), self.batching.max_prompt_length
+            prompts, batching = self.prompts.split(split), self.batching
             if split == "train":
                 prompts = prompts[int(self.skip_share * len(prompts)) :]
-            tokenizer, thinking = self.module.target.tokenizer, self.batching.enable_thinking
-            pairs = [(p, encode(p, tokenizer, thinking, longest)) for p in prompts]
-            self._encoded[split] = [(p, ids) for p, ids in pairs if ids is not None]
-            if not self._encoded[split]:
-                raise DraftError(
-                    f"no prompts left in split '{split}': each of the {len(prompts)} is longer than "
-                    f"data.batching.max_prompt_length={longest} tokens"
-                )
+            lengths = (batching.enable_thinking, batching.max_prompt_length, "data.batching.max_prompt_length")
+            self._encoded[split] = encode_all(prompts, self.module.target.tokenizer, *lengths)
         return self._encoded[split][:limit]
 
     def texts(self, split: str) -> Texts:

@@ -22,7 +22,7 @@ from draftopd.target.model import Target
 from draftopd.training.callbacks import Observed
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
-from draftopd.training.run_record import ParentRun, RunRecord, fingerprints
+from draftopd.training.run_record import RunRecord, fingerprints
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     return {name: value for name, value in config.drafter.items() if name != "path"}
 
 
-def run_stage(config: DictConfig, start: str | None = None, parent: ParentRun | None = None) -> Results:
+def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger | None = None) -> Results:
     """Trains one stage and tests it.
 
     Args:
         start: name of the stage that it starts from.
+        parent: the MLflow run above it.
 
     Raises:
         KeyboardInterrupt: the user stopped it; its MLflow run ends as KILLED, its last checkpoint is usable.
@@ -113,8 +114,9 @@ def run_stage(config: DictConfig, start: str | None = None, parent: ParentRun | 
         results = Results(module.target.fingerprint, system.data.decoding, [result])
         if logger and trainer.is_global_zero:
             logger.experiment.log_artifact(logger.run_id, str(results.save(Path(config.output_dir))))
-        if parent is not None:
-            parent.add_tags(fingerprints(trainer))
+        for name, value in fingerprints(trainer).items():
+            if parent is not None:
+                parent.experiment.set_tag(parent.run_id, name, value)
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
         status = "KILLED"

@@ -6,46 +6,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from mlflow import MlflowClient
-from omegaconf import DictConfig, OmegaConf
 
 from draftopd.tracking import write_header
 from draftopd.training.callbacks import data_of, log, mlflow_logger
 from draftopd.training.module import DraftModule
-
-
-class ParentRun:
-    """The MLflow run above the stages' runs; does nothing without an MLflow logger or in any process but the first.
-
-    Args:
-        config: of the command, not of a stage.
-    """
-
-    def __init__(self, config: DictConfig) -> None:
-        self.run_id: str | None = None
-        if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
-            return
-        self.client = MlflowClient(config.logger.tracking_uri)
-        name, location = config.logger.experiment_name, config.logger.artifact_location
-        experiment = self.client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name, location)
-        self.run_id = self.client.create_run(experiment_id, run_name=config.name).info.run_id
-        write_header(self.client, self.run_id, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
-
-    def add_tags(self, tags: dict[str, str]) -> None:
-        """What is first known when a stage has loaded the target."""
-        if self.run_id is None:
-            return
-        for name, value in tags.items():
-            self.client.set_tag(self.run_id, name, value)
-
-    def add(self, files: list[Path]) -> None:
-        for path in files if self.run_id else ():
-            self.client.log_artifact(self.run_id, str(path))
-
-    def close(self, status: str) -> None:
-        if self.run_id:
-            self.client.set_terminated(self.run_id, status)
 
 
 class RunRecord(L.Callback):
