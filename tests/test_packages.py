@@ -82,6 +82,12 @@ def test_an_arrow_turned_round_is_found(room: str, line: str):
     assert wrong(room, imported(line))
 
 
+def test_no_figure_touches_the_backend_of_a_notebook():
+    names = [name for path in SOURCES for name in imported(path.read_text())]
+    assert "matplotlib.figure" in names
+    assert not [name for name in names if name.startswith("matplotlib.pyplot")]
+
+
 def test_drafters_do_not_know_each_other():
     for path in (ROOT / "drafters").glob("*.py"):
         others = {name for name in imported(path.read_text()) if name.startswith("draftopd.drafters.")}
