@@ -115,7 +115,7 @@ def positions(scores: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Fig
             color, marks = f"C{number}", points.values()
             axis.plot(list(points), [e.mean for e in marks], marker="o", ms=4, color=color, label=drafter)
             axis.fill_between(list(points), [e.low for e in marks], [e.high for e in marks], color=color, alpha=0.2)
-        axis.set(title=f"{name}: {label}", xlabel="k", ylabel="share of blocks", ylim=(0, 1))
+        axis.set(title=f"{name}\n{label}", xlabel="k", ylabel="share of blocks", ylim=(0, 1))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
     axes[0, 0].legend(frameon=False, title="95 % over prompts")
