@@ -18,7 +18,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective, shares
 from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
-from draftopd.objectives.rows import flatten, log_mass
+from draftopd.objectives.rows import flatten, log_mass, most_probable
 from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
@@ -193,7 +193,9 @@ class DraftModule(L.LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in chunks of rows, and the numerators of the objective's terms."""
         batch, objective = self._evidence(batch), self.objective
-        whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
+        rows = flatten(batch, index)
+        argmax = objective.needs_argmax and not bool(rows.reached.all())
+        whole = self.target.head() if index is not None and (objective.whole_vocabulary or argmax) else None
         if self.training:
             self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
         valid = batch.valid
@@ -204,9 +206,12 @@ class DraftModule(L.LightningModule):
             # the target's own head over the same tokens: the drafter may have another
             hidden, own, mass = batch.target_hidden[valid], self.target.head(head.vocabulary), None
             if whole is not None:  # fewer rows at a time for more logits a row: the same memory
-                mass = log_mass(whole, hidden, max(1, self.chunk_rows * len(own.weight) // len(whole.weight)))
+                size = max(1, self.chunk_rows * len(own.weight) // len(whole.weight))
+                mass = log_mass(whole, hidden, size) if objective.whole_vocabulary else None
+                if argmax and index is not None:
+                    rows = replace(rows, argmax=index[most_probable(whole, hidden, size)])
             target = TargetSide(own, hidden, mass)
-        return chunked_loss(objective, flatten(batch, index), draft, target, coefficients, self.chunk_rows)
+        return chunked_loss(objective, rows, draft, target, coefficients, self.chunk_rows)
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
         coefficients = self._coefficients(totals)
