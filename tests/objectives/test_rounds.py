@@ -113,3 +113,10 @@ def test_blocks_out_of_order_or_cut_at_their_start_are_refused():
     batch.skipped = torch.ones_like(batch.accepted)
     with pytest.raises(DraftError, match="order of the text"):
         DecodingRounds().numerators(torch.zeros(4, VOCABULARY), None, flatten(batch, None))
+
+
+def test_a_batch_without_blocks_has_a_gradient_of_zeros():
+    rows = rows_of([text(3)], [torch.tensor([3])])[:0]
+    logits = torch.zeros(0, VOCABULARY, requires_grad=True)
+    (got,) = DecodingRounds().numerators(logits, None, rows).values()
+    assert torch.autograd.grad(got.sum(), logits)[0].shape == (0, VOCABULARY)
