@@ -65,16 +65,20 @@ class Table:
         return self.log_p.gather(2, drafts[..., None])[..., 0].exp()
 
     def draw(self, source: str, blocks: int, generator: torch.Generator) -> tuple[Tensor, Rows]:
-        """Contexts [M] and rows of `blocks` blocks behind every context, drafted greedily or copied from texts."""
+        """Contexts [M] and rows of `blocks` blocks after every context, drafted greedily or copied from texts.
+
+        They stand at all positions of one text, in the order of their contexts.
+        """
         contexts, slots, vocabulary = self.log_p.shape
         flat = self.log_p.exp().reshape(-1, vocabulary)
         text = torch.multinomial(flat, blocks, replacement=True, generator=generator).T.reshape(-1, slots)
         draft = text if source == "texts" else self.logits.argmax(-1).expand(contexts, -1).repeat(blocks, 1)
-        kept = (draft == text).long().cumprod(1).sum(1, keepdim=True).expand_as(text)
+        accepted = (draft == text).long().cumprod(1).sum(1, keepdim=True).expand_as(text)
         slot = torch.arange(1, slots + 1).expand_as(text)
         context = torch.arange(contexts).repeat(blocks)[:, None].expand_as(text)
         block = torch.arange(len(text))[:, None].expand_as(text)
-        return context.flatten(), Rows(*(values.flatten() for values in (draft, text, slot, kept, block)))
+        values = (draft, text, slot, accepted, block, torch.zeros_like(block), len(text) - block)
+        return context.flatten(), Rows(*(v.flatten() for v in values))
 
 
 def acceptance_length(rate: Tensor) -> float:
@@ -97,10 +101,10 @@ def blind(contexts: int = 16, slots: int = 5, vocabulary: int = 12, seed: int = 
 
 def best_greedy(log_p: Tensor) -> float:
     """The longest acceptance length of one block of drafts for all contexts [C, K, V], by trying all V^K."""
-    kept, total = log_p.new_ones(len(log_p), 1), log_p.new_ones(len(log_p), 1)
+    reached, total = log_p.new_ones(len(log_p), 1), log_p.new_ones(len(log_p), 1)
     for p in log_p.exp().unbind(1):
-        kept = (kept[..., None] * p[:, None]).flatten(1)
-        total = total.repeat_interleave(p.shape[1], 1) + kept
+        reached = (reached[..., None] * p[:, None]).flatten(1)
+        total = total.repeat_interleave(p.shape[1], 1) + reached
     return float(total.mean(0).max())
 
 

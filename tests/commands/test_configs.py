@@ -52,6 +52,14 @@ def test_every_choice_of_a_group_composes():
         assert chosen.keys() <= composed(*(f"{group}={choice}" for group, choice in chosen.items())).keys()
 
 
+@pytest.mark.parametrize(("experiment", "expected"), [("eagle3_opd", True), ("dflash_opd", False)])
+def test_hard_labels_end_at_a_rejection_where_the_drafter_reads_its_drafts(experiment: str, expected: bool):
+    for name in ("cross_entropy", "d_pace", "accept_until_fail", "decoding_rounds"):
+        objective = instantiate(composed(f"experiment={experiment}", f"objective={name}").objective)
+        assert objective.reached_only is expected
+        assert objective.needs_tails is not expected
+
+
 QWEN3 = {
     "model_type": "qwen3",
     "vocab_size": 151_936,

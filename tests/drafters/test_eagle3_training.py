@@ -18,7 +18,8 @@ def test_the_sft_objective_by_hand():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         objective = instantiate(compose("fit", overrides=["objective=soft_cross_entropy"]).objective)
     text = torch.tensor([0, -1, 1])
-    rows = Rows(text, text, torch.tensor([1, 2, 3]), torch.tensor([3, 3, 3]), torch.zeros(3).long())
+    zeros = torch.zeros(3).long()
+    rows = Rows(text, text, torch.tensor([1, 2, 3]), zeros + 3, zeros, zeros, zeros + 3)
     (weights,) = objective.denominators(rows).values()
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.0, 0.64]), atol=1e-5, rtol=0)
     draft, target = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)

@@ -176,7 +176,7 @@ def peak_and_gradient(name: str, chunk_rows: int, result: Path) -> None:
     slot, block = torch.arange(rows) % slots + 1, torch.arange(rows) // slots
     accepted = torch.randint(0, slots + 1, (rows,), generator=draw)[block]
     draft, text = torch.randint(0, 151_936, (2, rows), generator=draw)
-    some = Rows(draft, text, slot, accepted, block)
+    some = Rows(draft, text, slot, accepted, block, block // 16, 16 - block % 16)
     hidden, states = torch.randn(2, rows, size, generator=draw)
     head, objective = Head(torch.randn(151_936, size, generator=draw)), shipped(name)
     coefficients = {term: 1 / weights.sum() for term, weights in objective.denominators(some).items()}

@@ -1,6 +1,7 @@
 """Divergences and objectives against values computed by hand or by literal loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ SHARP = torch.tensor([[0.8, 0.1, 0.1]])
 def rows(slot, accepted, draft=None, text=None) -> Rows:
     draft = draft or [0] * len(slot)
     block = [sum(k == 1 for k in slot[: i + 1]) for i in range(len(slot))]
-    return Rows(*(torch.tensor(values) for values in (draft, text or draft, slot, accepted, block)))
+    last, zeros = [len(slot) - b for b in block], [0] * len(slot)
+    return Rows(*(torch.tensor(values) for values in (draft, text or draft, slot, accepted, block, zeros, last)))
 
 
 def mean(objective, draft, target, at: Rows) -> dict[str, float]:
@@ -87,6 +89,50 @@ def test_distillation_weighs_slots_as_cross_entropy_does():
     weight = math.exp(-1 / 4.0)
     got = mean(Distillation(total_variation, decay=4.0), torch.cat([Q, SHARP]), torch.cat([P, P]), rows([1, 2], [2, 2]))
     assert got["divergence"] == pytest.approx((0.25 + weight * 0.3) / (1 + weight))
+
+
+SOME = rows([1, 2, 3], [1, 1, 1], draft=[0, 1, 2], text=[0, 2, 1])  # one accepted, one corrected, one never reached
+
+
+def test_reached_only_ends_at_the_correction():
+    draft = torch.cat([SHARP, Q, SHARP])
+    assert SOME.reached.tolist() == [True, True, False]
+    cross_entropy = mean(CrossEntropy(decay=None, reached_only=True), draft, None, SOME)["cross_entropy"]
+    assert cross_entropy == pytest.approx(-(math.log(0.8) + math.log(0.25)) / 2)
+    pace = mean(DPace(smoothing=0.5, reached_only=True), draft, None, SOME)["d_pace"]
+    first, second = 0.9, 0.9 * 0.625
+    assert pace == pytest.approx(-(first + second) * math.log(0.8) - second * math.log(0.25))
+    until_fail = AcceptUntilFail(reached_only=True).numerators(torch.eye(3)[[0, 2, 1]].log(), None, SOME)
+    assert until_fail["accept_until_fail"].tolist() == [0, 0, 0]
+    soft = Distillation(total_variation, decay=None, reached_only=True)
+    assert mean(soft, draft, torch.cat([P, P, SHARP]), SOME)["divergence"] == pytest.approx((0.3 + 0.25) / 2)
+    assert not any(o.needs_tails for o in (soft, CrossEntropy(None, True), DPace(0.5, True), AcceptUntilFail(True)))
+
+
+def test_distillation_at_another_target_temperature_and_clamped():
+    one = rows([1], [1])
+    half = [p**2 / (0.5**2 + 2 * 0.25**2) for p in (0.5, 0.25, 0.25)]
+    expected = sum(p * math.log(p / q) for p, q in zip(half, (0.25, 0.5, 0.25), strict=True))
+    got = mean(Distillation(forward_kl, None, target_temperature=0.5), Q, P, one)["divergence"]
+    assert got == pytest.approx(expected)
+    hard = Distillation(forward_kl, None, target_temperature=0.0)
+    assert mean(hard, Q, P, one)["divergence"] == pytest.approx(-math.log(0.25))
+    logits = Q.log().requires_grad_()
+    clamped = Distillation(forward_kl, None, clamp=0.1).numerators(logits, P.log(), one)["divergence"]
+    assert clamped.tolist() == [pytest.approx(0.1)]
+    assert torch.autograd.grad(clamped.sum(), logits)[0].tolist() == [[0, 0, 0]]
+    for wrong in ({"target_temperature": -1.0}, {"clamp": 0.0}, {"target_temperature": 0.3, "whole_vocabulary": True}):
+        with pytest.raises(DraftError, match="target_temperature="):
+            Distillation(forward_kl, None, **wrong)  # type: ignore[arg-type]
+
+
+def test_skip_unknown_looks_at_the_text_up_to_the_correction_and_at_the_target_after_it():
+    at = replace(rows([1, 2, 3], [0, 0, 0], text=[-1, -1, -1]), argmax=torch.tensor([0, -1, 0]))
+    objective = Distillation(total_variation, None, skip_unknown=True)
+    assert objective.needs_argmax
+    assert objective.denominators(at)["divergence"].tolist() == [0, 1, 1]
+    terms = objective.numerators(torch.cat([Q] * 3).log(), torch.cat([P] * 3).log(), at)["divergence"]
+    assert terms.tolist() == [0, 0, pytest.approx(0.25)]
 
 
 TARGET, DRAFT = torch.cat([SHARP, P, SHARP, P]), torch.cat([Q, Q, Q, SHARP])
@@ -184,7 +230,7 @@ def test_d_pace_takes_a_token_that_the_head_lacks_for_a_failure():
     assert got == pytest.approx(-(first + third) * math.log(0.5) - third * math.log(0.25))
 
 
-def test_accept_until_fail_stops_behind_the_first_wrong_slot_of_each_block():
+def test_accept_until_fail_stops_after_the_first_wrong_slot_of_each_block():
     draft = torch.cat([SHARP, SHARP, SHARP, Q, SHARP])  # argmax 0 0 0 | 1 0 against 0 1 2 | 1 2
     got = mean(AcceptUntilFail(), draft, None, BLOCKS)["accept_until_fail"]
     expected = -math.log(0.8) - math.log(0.1) - math.log(0.5) - math.log(0.1)

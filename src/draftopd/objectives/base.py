@@ -7,35 +7,42 @@ known before its first backward pass. Objectives whose weights do depend on the 
 (block.py).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from draftopd.errors import DraftError
+from draftopd.objectives.divergences import at_temperature
 from draftopd.objectives.rows import Rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(log p [M, V], log q [M, V]) -> [M]"""
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """Reads rows; knows nothing of models."""
 
-    needs_target: bool
+    needs_target = False
     """it reads log p"""
-    needs_tails: bool
+    needs_tails = True
     """it reads slots after a first rejection, which cost a forward of the target over rejected drafts"""
-    whole_vocabulary: bool
+    needs_argmax = False
+    """it reads `Rows.argmax` at slots after a first rejection"""
+    whole_vocabulary = False
     """log p is that of all tokens, cut to the draft vocabulary; else it is normalised over the draft vocabulary"""
+    whole_texts = False
+    """it couples the blocks of a text, so all logits of a text exist at a time"""
     coefficients: dict[str, float]
     """lambda of each term"""
 
+    @abstractmethod
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
         """[M] what each row adds to the denominator of each term."""
 
+    @abstractmethod
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         """[M] what each row adds to the numerator of each term; logits and log p are [M, V]."""
 
@@ -62,30 +69,43 @@ def position_weight(slot: Tensor, decay: float | None) -> Tensor:
     return torch.ones_like(slot, dtype=torch.float32) if decay is None else torch.exp((1 - slot).float() / decay)
 
 
-class CrossEntropy:
-    """DFlash's SFT objective (arXiv 2602.06036): cross-entropy with weight exp(-(k - 1) / decay) at slot k.
+class HardLabels(Objective):
+    """The label of slot k is the committed token at its position, on rollouts the target's correction at slot r + 1.
 
-    The label is the committed token, so on rollouts it is SFT at the rollout's anchors.
+    Args:
+        reached_only: only slots 1..r + 1, which decide acceptance; on texts these are all. A drafter that reads its own
+            drafts (EAGLE-3) needs it on rollouts: the text does not follow a rejected draft.
+    """
+
+    def __init__(self, reached_only: bool = False) -> None:
+        self.reached_only, self.needs_tails = reached_only, not reached_only
+
+    def labelled(self, rows: Rows) -> Tensor:
+        """[M] bool: the row has a label, which the head knows."""
+        return (rows.text >= 0) & rows.reached if self.reached_only else rows.text >= 0
+
+
+class CrossEntropy(HardLabels):
+    """DFlash's SFT objective (arXiv 2602.06036): cross-entropy with weight exp(-(k - 1) / decay) at slot k.
 
     Args:
         decay: in slots; the paper takes 7 for block size 16, 5 for 10, 4 for 8; None = no decay.
+        reached_only: see HardLabels.
     """
 
-    needs_target = whole_vocabulary = False
-    needs_tails = True
-
-    def __init__(self, decay: float | None) -> None:
+    def __init__(self, decay: float | None, reached_only: bool = False) -> None:
+        super().__init__(reached_only)
         self.decay = decay
         self.coefficients = {"cross_entropy": 1.0}
 
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
-        return {"cross_entropy": position_weight(rows.slot, self.decay) * (rows.text >= 0)}
+        return {"cross_entropy": position_weight(rows.slot, self.decay) * self.labelled(rows)}
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
-        return {"cross_entropy": position_weight(rows.slot, self.decay) * text_loss(draft_logits, rows)}
+        return {"cross_entropy": self.denominators(rows)["cross_entropy"] * text_loss(draft_logits, rows)}
 
 
-class Distillation:
+class Distillation(Objective):
     """A divergence of target and drafter at every slot, with cross-entropy's position weights.
 
     On texts p follows the text; on rollouts it follows the drafts, also after a first rejection.
@@ -95,33 +115,64 @@ class Distillation:
         decay: in slots, as in CrossEntropy; None = no decay.
         whole_vocabulary: p of all tokens, not normalised over a reduced draft vocabulary: what acceptance rates need.
             Costs the target's whole head on every row.
-        skip_unknown: leave out rows whose text's token the drafter's head lacks. In greedy text that is the target's
-            most probable token (EAGLE-3, arXiv 2503.01840).
+        skip_unknown: leave out rows where the drafter's head lacks the most probable token under p (EAGLE-3, arXiv
+            2503.01840). Up to slot r + 1 that is taken to be the text's, as in greedy text. Later slots need the
+            target's whole head, and still count in the denominator, which is known before p is.
+        reached_only: only slots 1..r + 1, which decide acceptance.
+        target_temperature: T of the target's distribution, p^(1/T) normalised: 1 = p, 0 = its most probable token,
+            which is not for reverse KL, infinite there.
+        clamp: largest divergence of a row, in nats, for unbounded ones; rows above it have no gradient. None = none.
+
+    Raises:
+        DraftError: target_temperature is negative, or set with whole_vocabulary; clamp is not positive.
     """
 
-    needs_target = needs_tails = True
+    needs_target = True
 
     def __init__(
-        self, divergence: Divergence, decay: float | None, whole_vocabulary: bool = False, skip_unknown: bool = False
+        self,
+        divergence: Divergence,
+        decay: float | None,
+        whole_vocabulary: bool = False,
+        skip_unknown: bool = False,
+        reached_only: bool = False,
+        target_temperature: float = 1.0,
+        clamp: float | None = None,
     ) -> None:
+        if target_temperature < 0 or (clamp is not None and clamp <= 0):
+            raise DraftError(
+                f"objective.target_temperature={target_temperature} must not be negative, objective.clamp={clamp} "
+                "must be positive or null"
+            )
+        if whole_vocabulary and target_temperature != 1:
+            raise DraftError(
+                f"objective.target_temperature={target_temperature} needs objective.whole_vocabulary=false: what a "
+                "reduced draft vocabulary lacks is known at temperature 1 only"
+            )
         self.divergence, self.decay, self.whole_vocabulary = divergence, decay, whole_vocabulary
-        self.skip_unknown = skip_unknown
+        self.skip_unknown, self.reached_only, self.clamp = skip_unknown, reached_only, clamp
+        self.target_temperature = target_temperature
+        self.needs_tails, self.needs_argmax = not reached_only, skip_unknown and not reached_only
         self.coefficients = {"divergence": 1.0}
 
-    def _weights(self, rows: Rows) -> Tensor:
-        weights = position_weight(rows.slot, self.decay)
-        return weights * (rows.text >= 0) if self.skip_unknown else weights
-
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
-        return {"divergence": self._weights(rows)}
+        weights = position_weight(rows.slot, self.decay)
+        if self.skip_unknown:
+            weights = weights * ((rows.text >= 0) | ~rows.reached)
+        return {"divergence": weights * rows.reached if self.reached_only else weights}
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         assert target_log_probs is not None
-        loss = self.divergence(target_log_probs, draft_logits.log_softmax(-1))
-        return {"divergence": self._weights(rows) * loss}
+        log_p = at_temperature(target_log_probs, self.target_temperature)
+        loss = self.divergence(log_p, draft_logits.log_softmax(-1))
+        loss = loss if self.clamp is None else loss.clamp(max=self.clamp)
+        weights = self.denominators(rows)["divergence"]
+        if self.needs_argmax and rows.argmax is not None:
+            weights = weights * (rows.reached | (rows.argmax >= 0))
+        return {"divergence": weights * loss}
 
 
-class Mix:
+class Mix(Objective):
     """Objectives side by side: sum_i weight_i L_i / sum_i weight_i.
 
     Args:
@@ -138,7 +189,9 @@ class Mix:
         self.objectives = dict(objectives)
         self.needs_target = any(o.needs_target for o in self.objectives.values())
         self.needs_tails = any(o.needs_tails for o in self.objectives.values())
+        self.needs_argmax = any(o.needs_argmax for o in self.objectives.values())
         self.whole_vocabulary = any(o.whole_vocabulary for o in self.objectives.values())
+        self.whole_texts = any(o.whole_texts for o in self.objectives.values())
         self.coefficients = {
             f"{name}/{term}": weights[name] * share
             for name, objective in self.objectives.items()

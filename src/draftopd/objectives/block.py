@@ -8,32 +8,30 @@ import torch
 from torch import Tensor
 
 from draftopd.errors import DraftError
-from draftopd.objectives.base import text_loss
+from draftopd.objectives.base import HardLabels, Objective, text_loss
 from draftopd.objectives.divergences import acceptance
 from draftopd.objectives.rows import Rows
 
 
-class DPace:
+class DPace(HardLabels):
     """D-PACE (arXiv 2605.18810, eqs. 7 and 8): cross-entropy weighted by what a slot adds to the accepted length.
 
         L = mean over blocks of sum_k w_k (-log q_k),  w_k = sum_{m >= k} prod_{i <= m} ((1 - s) q_i + s)
 
     q_k is the probability of the text's token, the weights are detached. With s = 0 its gradient is minus that of the
     accepted length 1 + sum_m prod_{i <= m} q_i. A token that the drafter's head lacks has q = 0 and is not supervised.
-    SpecForge divides by the number of texts, speculators by that of rows. On rollouts the label is the
-    committed token.
+    SpecForge divides by the number of texts, speculators by that of rows.
 
     Args:
         smoothing: s, the paper's alpha; sources take 0.5.
+        reached_only: see HardLabels.
 
     Raises:
         DraftError: smoothing is not in 0..1.
     """
 
-    needs_target = whole_vocabulary = False
-    needs_tails = True
-
-    def __init__(self, smoothing: float = 0.5) -> None:
+    def __init__(self, smoothing: float = 0.5, reached_only: bool = False) -> None:
+        super().__init__(reached_only)
         if not 0.0 <= smoothing <= 1.0:
             raise DraftError(f"objective.smoothing is {smoothing}: it must lie in 0..1")
         self.smoothing = smoothing
@@ -43,25 +41,26 @@ class DPace:
         return {"d_pace": rows.opens.float()}
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
-        loss, known = text_loss(draft_logits, rows), rows.text >= 0
+        loss, known = text_loss(draft_logits, rows), self.labelled(rows)
         with torch.no_grad():
             confidence = (1 - self.smoothing) * torch.exp(-loss) * known + self.smoothing
             weight = rows.suffix_sum(rows.prefix_product(confidence) * known)
         return {"d_pace": weight * loss}
 
 
-class AcceptUntilFail:
+class AcceptUntilFail(HardLabels):
     """Spec-AUF (arXiv 2607.01893): cross-entropy through the first slot whose argmax is not the text's token.
 
     A mean over blocks of sums over that support; a public re-implementation divides by the size of the support. No
-    position weights: with the cut the paper finds them without effect. On rollouts the label is the committed token, so
-    that on fresh traces of a greedy target the support is the accepted drafts and the correction.
+    position weights: with the cut the paper finds them without effect. On fresh traces of a greedy target the support
+    is slots 1..r + 1, the accepted drafts and the correction.
+
+    Args:
+        reached_only: see HardLabels.
     """
 
-    needs_target = whole_vocabulary = False
-    needs_tails = True
-
-    def __init__(self) -> None:
+    def __init__(self, reached_only: bool = False) -> None:
+        super().__init__(reached_only)
         self.coefficients = {"accept_until_fail": 1.0}
 
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
@@ -69,11 +68,11 @@ class AcceptUntilFail:
 
     def numerators(self, draft_logits: Tensor, target_log_probs: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         failed = (draft_logits.argmax(-1) != rows.text).long()
-        reached = rows.prefix_sum(failed) - failed == 0
-        return {"accept_until_fail": reached * text_loss(draft_logits, rows)}
+        supported = (rows.prefix_sum(failed) - failed == 0) & self.labelled(rows)
+        return {"accept_until_fail": supported * text_loss(draft_logits, rows)}
 
 
-class ExpectedLength:
+class ExpectedLength(Objective):
     """How much the expected acceptance length lacks, as a differentiable surrogate.
 
         L = mean over rows of 1 - prod_{j <= k} alpha_j,  alpha_j = sum_v min(p_j, q_j)
@@ -84,7 +83,7 @@ class ExpectedLength:
     loss for rollouts (`use_tv_loss`, added after the paper), as a mean over blocks of each block's mean.
     """
 
-    needs_target = needs_tails = whole_vocabulary = True
+    needs_target = whole_vocabulary = True
 
     def __init__(self) -> None:
         self.coefficients = {"expected_length": 1.0}

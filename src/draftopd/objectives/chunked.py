@@ -71,7 +71,8 @@ def chunked_loss(
     Args:
         target: None where the objective does not need it.
         coefficients: of each term, scalars.
-        chunk_rows: rows whose logits exist at a time; chunks end between blocks.
+        chunk_rows: rows whose logits exist at a time; chunks end between blocks, or between texts where the objective
+            reads whole texts.
 
     Returns:
         L, with gradients for `draft.hidden` and `draft.trained`, and the terms without.
@@ -82,7 +83,7 @@ def chunked_loss(
     of_weights: list[Tensor] = []
     sums: dict[str, Tensor] = {}
     value = largest.new_zeros(())
-    for part in rows.chunks(chunk_rows):
+    for part in rows.chunks(chunk_rows, objective.whole_texts):
         log_p = None if target is None else target.log_probs(part)
         leaf = draft.hidden[part].detach().requires_grad_(torch.is_grad_enabled())
         numerators = objective.numerators(draft.head(leaf), log_p, rows[part])

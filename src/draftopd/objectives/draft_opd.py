@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from draftopd.errors import DraftError
-from draftopd.objectives.base import Divergence
+from draftopd.objectives.base import Divergence, Objective
 from draftopd.objectives.divergences import forward_kl, reverse_kl
 from draftopd.objectives.rows import Rows
 
@@ -15,7 +15,7 @@ LARGEST_LOSS = 10.0
 LARGEST_DELTA = 20.0
 
 
-class DraftOPD:
+class DraftOPD(Objective):
     """Draft-OPD's objective in its full-vocabulary form (arXiv 2605.29343).
 
     KL(p‖q) averaged over accepted drafts, and KL(q‖p) averaged over rejected drafts with weight
@@ -33,7 +33,7 @@ class DraftOPD:
         DraftError: rejected_slots is neither.
     """
 
-    needs_target, whole_vocabulary = True, False
+    needs_target = True
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ def k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (delta.exp() - delta - 1).clamp(max=LARGEST_LOSS)
 
 
-class OneTokenOPD:
+class OneTokenOPD(Objective):
     """The official code's default objective (github.com/bingyang-lei/Draft-OPD at 69b03dab, `losses.py`).
 
         L = (response * sum ell(y_k) + rejected * sum g^(k-1) k3(d_k)) / (response * N + rejected * sum g^(k-1))
@@ -110,7 +110,7 @@ class OneTokenOPD:
         response, rejected: weights of the streams.
     """
 
-    needs_target = needs_tails = whole_vocabulary = True
+    needs_target = whole_vocabulary = True
 
     def __init__(self, position_decay: float = 0.8, response: float = 1.0, rejected: float = 1.0) -> None:
         self.position_decay, self.response, self.rejected = position_decay, response, rejected

@@ -19,7 +19,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective, shares
 from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
-from draftopd.objectives.rows import Rows, flatten, log_mass
+from draftopd.objectives.rows import Rows, flatten, log_mass, most_probable
 from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
@@ -203,7 +203,9 @@ class DraftModule(L.LightningModule):
     def _sides(self, batch: ReplayBatch, head: Head, index: Tensor | None) -> tuple[Rows, DraftSide, TargetSide | None]:
         """The rows of a batch, and what the loss reads of the drafter and of the target."""
         batch, objective = self._replayed(batch), self.objective
-        whole = self.target.head() if objective.whole_vocabulary and head.vocabulary is not None else None
+        rows = flatten(batch, index)
+        argmax = objective.needs_argmax and not bool(rows.reached.all())
+        whole = self.target.head() if index is not None and (objective.whole_vocabulary or argmax) else None
         if self.training:
             self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
         valid = batch.valid
@@ -214,9 +216,12 @@ class DraftModule(L.LightningModule):
             # the target's own head over the same tokens: the drafter may have another
             hidden, own, mass = batch.target_hidden[valid], self.target.head(head.vocabulary), None
             if whole is not None:  # fewer rows at a time for more logits a row: the same memory
-                mass = log_mass(whole, hidden, max(1, self.chunk_rows * len(own.weight) // len(whole.weight)))
+                size = max(1, self.chunk_rows * len(own.weight) // len(whole.weight))
+                mass = log_mass(whole, hidden, size) if objective.whole_vocabulary else None
+                if argmax and index is not None:
+                    rows = replace(rows, argmax=index[most_probable(whole, hidden, size)])
             target = TargetSide(own, hidden, mass)
-        return flatten(batch, index), draft, target
+        return rows, draft, target
 
     def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
         coefficients = self._coefficients(totals)
