@@ -56,7 +56,8 @@ def build(config: DictConfig) -> System:
     for name in (config.init_from, config.resume):
         if name:
             load_drafter(drafter, find_checkpoint(name, config.logger), target)
-    module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
+    objectives = {name: instantiate(config.get(name)) for name in ("objective", "random_objective")}
+    module = instantiate(config.module)(target=target, drafter=drafter, **objectives)
     data = instantiate(config.data)(prompts=instantiate(config.prompts), cache=instantiate(config.texts))
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
     observed = Observed()
