@@ -24,7 +24,7 @@ from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
 from draftopd.training.budget import Budget
-from draftopd.training.schedule import BudgetCosine
+from draftopd.training.schedule import BudgetCosine, start_from
 from draftopd.training.terms import Terms
 
 
@@ -80,6 +80,7 @@ class DraftModule(L.LightningModule):
             drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
         self.ledger = Ledger()
         self.terms = Terms(objective)
+        self.init_optimizer: dict[str, Any] | None = None
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def configure_model(self) -> None:
@@ -87,11 +88,15 @@ class DraftModule(L.LightningModule):
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
         if sharding and self.drafter.owns_head:
             raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
+        if sharding and self.init_optimizer is not None:
+            raise DraftError("init_optimizer=true puts whole states beside shards of weights: take trainer=ddp")
         if sharding and not isinstance(self.drafter, FSDPModule):
             fully_shard(self.drafter)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.drafter.parameters())
+        if self.init_optimizer is not None:
+            start_from(optimizer, self.init_optimizer)
         return {"optimizer": optimizer, "lr_scheduler": BudgetCosine(optimizer, self.budget, self.warmup_steps)}
 
     def on_fit_start(self) -> None:
