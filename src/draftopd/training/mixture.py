@@ -17,7 +17,7 @@ from draftopd.training.trace_sources import Redrafts
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MixedDataModule(OnPolicyDataModule):
-    """On-policy distillation and SFT in the same optimizer steps, on different texts of them.
+    """On-policy distillation and SFT in the same optimizer steps, on different texts.
 
     Of the epoch's prompts, `own_share` get traces of the current drafter, the others random anchors on the texts that
     the target wrote for them. With a share of 1 these are the batches of OnPolicyDataModule; with 0, along `redrafts`
