@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch.utils.data import DataLoader
 
@@ -33,8 +32,6 @@ class MixedDataModule(OnPolicyDataModule):
         DraftError: a share is outside 0..1.
     """
 
-    mixed: ClassVar[bool] = True
-
     own_share: float = 0.5
     own_share_end: float | None = None
     num_anchors: int = 24
@@ -44,6 +41,9 @@ class MixedDataModule(OnPolicyDataModule):
         self.ends = (self.own_share, self.own_share if self.own_share_end is None else self.own_share_end)
         if not all(0 <= end <= 1 for end in self.ends):
             raise DraftError(f"data.own_share and data.own_share_end must lie in 0..1, not {self.ends}")
+
+    def setup(self, stage: str) -> None:
+        self.module.mix_anchors()
 
     @property
     def stores_hidden(self) -> bool:

@@ -83,6 +83,11 @@ class DraftModule(L.LightningModule):
         self.init_optimizer: dict[str, Any] | None = None
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
+    def mix_anchors(self) -> None:
+        """For data whose batches have either drafted blocks or blocks at random anchors."""
+        self.random_objective = self.random_objective or self.objective
+        self.terms = Terms(self.objective, self.random_objective)
+
     def configure_model(self) -> None:
         """FSDP2 shards the drafter, unless it uses a head of its own outside its forward; the target stays whole."""
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -108,11 +113,8 @@ class DraftModule(L.LightningModule):
         if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
             raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.mixed:
-            self.random_objective = self.random_objective or self.objective
-        elif self.random_objective is not None:
+        if self.random_objective is not None and len(self.terms.objectives) == 1:
             raise DraftError("random_objective is for data=mixed: other data have one kind of anchors")
-        self.terms = Terms(self.objective, self.random_objective)
         for split in ("val", "test"):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
