@@ -16,7 +16,7 @@ from torch import Tensor
 
 from draftopd.drafters.base import Drafter
 from draftopd.target.model import Target
-from draftopd.trace import ReplayBatch
+from draftopd.trace import ReplayBatch, Trace
 
 PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
 
@@ -124,10 +124,11 @@ class Ledger:
         if drafter is not None:
             self._draft(target, drafter, rows * width, rows, length - width)
 
-    def redraft(self, target: Target, drafter: Drafter, length: int, blocks: int) -> None:
-        """A block after each of the last `blocks` tokens, the very last one aside, of a text of `length`."""
-        self._draft(target, drafter, length, blocks, length - 1 - (blocks + 1) / 2)
-        self.tokens["redraft"] += blocks
+    def redraft(self, target: Target, drafter: Drafter, trace: Trace) -> None:
+        """Taking in a text and drafting the blocks of its new trace."""
+        length = float(trace.anchors.double().mean()) if len(trace.anchors) else 0.0
+        self._draft(target, drafter, len(trace.tokens), len(trace.anchors), length)
+        self.tokens["redraft"] += trace.response_length - 1
 
     def read(self, target: Target, length: int) -> None:
         """Reading a text for its features."""
