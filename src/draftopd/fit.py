@@ -72,6 +72,7 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
     for name, stage in config.stages.items():
         composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given])
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
+        composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
         if composed.logger and parent is not None:
             composed.logger.tags = {"mlflow.parentRunId": parent.run_id}
         configs.append(composed)

@@ -76,6 +76,19 @@ def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
         raise DraftError(f"the drafter in {path} has another shape than the config's drafter: {reason}") from error
 
 
+def optimizer_state(path: Path) -> dict[str, Any]:
+    """The optimizer's state dict in a checkpoint.
+
+    Raises:
+        DraftError: it has none.
+    """
+    saved = {} if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
+    states = saved.get("optimizer_states") or [{}]
+    if not states[0].get("state"):
+        raise DraftError(f"{path} has no optimizer: init_optimizer=true needs a checkpoint file of a run that trained")
+    return states[0]
+
+
 @dataclass(frozen=True)
 class Restored:
     target: Target

@@ -29,6 +29,7 @@ class Drafter(nn.Module, ABC):
         block_size: W = anchor + drafts.
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
         fc: fuses the features; the only weights whose input needs no gradient.
+        norm: before the output head.
         owns_head: it trains an output head of its own instead of borrowing the target's.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
         gradient_checkpointing: layers run again in the backward pass instead of storing their activations.
@@ -39,12 +40,18 @@ class Drafter(nn.Module, ABC):
     layer_ids: tuple[int, ...]
     d2t: Tensor | None
     fc: nn.Linear
+    norm: nn.RMSNorm
     owns_head = False
     attention: Literal["sdpa", "flex_attention"] = "sdpa"
     gradient_checkpointing = False
 
     def __init__(
-        self, target: TargetShape, block_size: int, layer_ids: Sequence[int], draft_vocab_size: int | None
+        self,
+        target: TargetShape,
+        block_size: int,
+        layer_ids: Sequence[int],
+        draft_vocab_size: int | None,
+        init: Literal["random", "target"],
     ) -> None:
         if block_size < 2:
             raise DraftError(f"drafter.block_size is {block_size}: it counts the anchor, so it must be at least 2")
@@ -54,7 +61,10 @@ class Drafter(nn.Module, ABC):
             )
         if draft_vocab_size is not None and not 1 <= draft_vocab_size <= target.vocab_size:
             raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
+        if init not in ("random", "target"):
+            raise DraftError(f"drafter.init is '{init}': it must be 'random' or 'target'")
         super().__init__()
+        self.init = init
         self.hidden_size = target.hidden_size
         self.block_size = block_size
         self.layer_ids = tuple(layer_ids)
@@ -96,6 +106,33 @@ class Drafter(nn.Module, ABC):
         assert self.d2t is not None, "this drafter has the whole vocabulary"
         assert token_ids.shape == self.d2t.shape, "the draft vocabulary's size is fixed"
         self.d2t.copy_(token_ids - torch.arange(len(token_ids), device=token_ids.device))
+
+    @property
+    @abstractmethod
+    def stack(self) -> Sequence[nn.Module]:
+        """The decoder layers, first to last."""
+
+    @torch.no_grad()
+    def copy_target(self, body: Any) -> None:
+        """Starts from the target's final norm and last layers, as far as names and shapes of weights are the same.
+
+        Args:
+            body: the target's decoder.
+
+        Raises:
+            DraftError: its final norm is not an RMS norm times a weight.
+        """
+        norm = getattr(body, "norm", None)
+        ones = torch.ones(1, self.hidden_size, dtype=self.fc.weight.dtype, device=self.fc.weight.device)
+        if norm is None or not torch.allclose(norm(ones)[0], norm.weight.to(ones.dtype), rtol=1e-2):
+            raise DraftError("drafter.init=target needs a target with plain RMS norms: take drafter.init=random")
+        self.norm.weight.copy_(norm.weight)
+        count = min(len(self.stack), len(body.layers))
+        for own, layer in zip(self.stack[-count:], body.layers[-count:], strict=True):
+            theirs = layer.state_dict()
+            for name, weight in own.named_parameters():
+                if name in theirs and theirs[name].shape == weight.shape:
+                    weight.copy_(theirs[name])
 
     def initialise(self, lend: LendHead) -> None:
         """Copies what a new drafter takes from the target, once its vocabulary is set; a trained one stays."""

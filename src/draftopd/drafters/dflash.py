@@ -6,7 +6,7 @@ predicts the token at its own position. Embedding and head are lent by the targe
 published z-lab checkpoints.
 """
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class DFlash(Drafter):
         layer_ids: features to read; default z-lab's rule with `num_taps` (default `num_layers`) layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
         mask_token_id: by default the target's.
+        init: "target" = `copy_target` before training.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class DFlash(Drafter):
         rms_norm_eps: float | None = None,
         rope_theta: float | None = None,
         mask_token_id: int | None = None,
+        init: Literal["random", "target"] = "random",
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)
-        super().__init__(target, block_size, ids, draft_vocab_size)
+        super().__init__(target, block_size, ids, draft_vocab_size, init)
         self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
         own_sizes = {
             "num_attention_heads": num_attention_heads,
@@ -95,22 +97,22 @@ class DFlash(Drafter):
         return {**super().reads, "mask_token_id": [self.mask_token_id]}
 
     @property
-    def _stack(self) -> list[Layer]:
+    def stack(self) -> list[Layer]:
         return cast(list[Layer], self.layers)
 
     @property
     def state_width(self) -> int:
-        return sum(2 * layer.self_attn.k_proj.out_features for layer in self._stack)
+        return sum(2 * layer.self_attn.k_proj.out_features for layer in self.stack)
 
     def context_flops(self, tokens: float) -> float:
-        attentions = [layer.self_attn for layer in self._stack]
+        attentions = [layer.self_attn for layer in self.stack]
         weights = self.fc.weight.numel() + sum(a.k_proj.weight.numel() + a.v_proj.weight.numel() for a in attentions)
         return 2.0 * weights * tokens
 
     def block_flops(self, blocks: float, length: float) -> float:
         rows = blocks * self.block_size
         weights = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
-        queries = sum(layer.self_attn.q_proj.out_features for layer in self._stack)
+        queries = sum(layer.self_attn.q_proj.out_features for layer in self.stack)
         return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size)
 
     def _context(self, features: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class DFlash(Drafter):
         """Keys and values of whole texts in each layer, from features [B, T, F]."""
         context = self._context(features)
         positions = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
-        return [self.run(layer.self_attn.keys_values, context, positions) for layer in self._stack]
+        return [self.run(layer.self_attn.keys_values, context, positions) for layer in self.stack]
 
     def _blocks(self, texts: list[KeysValues], tokens: Tensor, anchors: Tensor, embed: Embed) -> Tensor:
         """Hidden states [B, N, K, D] of the draft slots after anchors [B, N]."""
@@ -135,7 +137,7 @@ class DFlash(Drafter):
             flex_branch_mask(start, block, length, block) if flex else branch_mask(start, block, length, causal=False)
         )
         x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
-        for layer, text in zip(self._stack, texts, strict=True):
+        for layer, text in zip(self.stack, texts, strict=True):
             x = self.run(layer, x, positions, text, mask)
         return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, 1:])
 
@@ -146,7 +148,7 @@ class DFlash(Drafter):
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)
         positions = state.begin(features.shape[1])
-        for i, layer in enumerate(self._stack):
+        for i, layer in enumerate(self.stack):
             state.append(i, *layer.self_attn.keys_values(context, positions))
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
@@ -157,7 +159,7 @@ class DFlash(Drafter):
         block = torch.zeros_like(positions)
         mask = branch_mask(state.lengths[:, None].expand_as(positions), block, end, causal=False)
         x = embed(inputs).to(self.norm.weight.dtype)
-        for i, layer in enumerate(self._stack):
+        for i, layer in enumerate(self.stack):
             keys, values = state.stores[i]
             x = layer(x, positions, (keys[:, :end], values[:, :end]), mask)
         return head.tokens(propose(head(self.norm(x[:, 1:]))))

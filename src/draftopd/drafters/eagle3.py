@@ -9,6 +9,7 @@ is its own. Parameter names are those of the published checkpoints, whose `t2d` 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,7 @@ class Eagle3(Drafter):
         block_size: W, anchor and drafts; at least 2. W - 1 is the number of training-time-test steps.
         layer_ids: features to read; default three layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
+        init: "target" = `copy_target` before training.
     """
 
     owns_head = True
@@ -84,9 +86,10 @@ class Eagle3(Drafter):
         intermediate_size: int | None = None,
         rms_norm_eps: float | None = None,
         rope_theta: float | None = None,
+        init: Literal["random", "target"] = "random",
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
-        super().__init__(target, block_size, ids, draft_vocab_size)
+        super().__init__(target, block_size, ids, draft_vocab_size, init)
         own_sizes = {
             "num_attention_heads": num_attention_heads,
             "num_key_value_heads": num_key_value_heads,
@@ -103,6 +106,10 @@ class Eagle3(Drafter):
         self.lm_head = nn.Linear(size, draft_vocab_size or target.vocab_size, bias=False)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`
+
+    @property
+    def stack(self) -> list[Layer]:
+        return [self.midlayer]
 
     def initialise(self, lend: LendHead) -> None:
         """The head of a new drafter starts as the target's rows of the draft vocabulary."""

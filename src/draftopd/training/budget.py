@@ -41,10 +41,11 @@ class Budget:
         self.steps_done, self.share = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end}
+        return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end, "share": self.share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.minutes_before, self.at_epoch_end = state["minutes"], state["at_epoch_end"]
+        self.share = state.get("share", 0.0)  # older checkpoints have none
 
     def start_clock(self) -> None:
         self.began = time.perf_counter()

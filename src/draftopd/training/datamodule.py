@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 import torch
@@ -17,6 +17,8 @@ from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
 from draftopd.training.module import DraftModule
+
+T = TypeVar("T")
 
 
 def generator(*key: int) -> torch.Generator:
@@ -79,6 +81,9 @@ class DraftDataModule(L.LightningDataModule):
     cache: TextCache
     decoding: Decoding
     batching: Batching
+    mixed: ClassVar[bool] = False
+    """a step has blocks of two kinds: drafted ones, and others at random anchors, in batches of their own"""
+
     seed: int = 0
     skip_share: float = 0.0
 
@@ -176,7 +181,7 @@ class DraftDataModule(L.LightningDataModule):
         drafter, size = self.module.drafter, self.module.target.shape.hidden_size
         return no_blocks(drafter.num_draft_tokens, len(drafter.layer_ids) * size, size)
 
-    def micro(self, members: Sequence[int], owners: Sequence[int] | None = None) -> Iterator[Sequence[int]]:
+    def micro(self, members: Sequence[T], owners: Sequence[int] | None = None) -> Iterator[Sequence[T]]:
         """This process's members in micro-batches: as many as in every process, so that the last may be empty.
 
         Args:

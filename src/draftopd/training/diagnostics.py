@@ -47,7 +47,7 @@ class Diagnostics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if data_of(trainer).results and batch:
-            drafted_at = torch.cat([micro.drafter_step[micro.lengths > 0] for micro in batch]).tolist()
+            drafted_at = torch.cat([micro.drafter_step[micro.drafter_step >= 0] for micro in batch]).tolist()
             self.staleness += [trainer.global_step - sum(drafted_at) / len(drafted_at)] if drafted_at else []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

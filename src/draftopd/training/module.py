@@ -17,14 +17,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from draftopd.decoding.ledger import Ledger
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.objectives.base import Objective, shares
+from draftopd.objectives.base import Objective
 from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
 from draftopd.objectives.rows import Rows, flatten, log_mass, most_probable
 from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
 from draftopd.training.budget import Budget
-from draftopd.training.schedule import BudgetCosine
+from draftopd.training.schedule import BudgetCosine, start_from
+from draftopd.training.terms import Terms
 
 
 class DraftModule(L.LightningModule):
@@ -34,7 +35,9 @@ class DraftModule(L.LightningModule):
     first, the division after: one normalisation over everything that one optimizer step sees (arXiv 2605.29343).
 
     Args:
+        objective: of all blocks; where the data mix both kinds, of those that the drafter drafted.
         optimizer: makes the optimizer from the drafter's parameters.
+        random_objective: of mixed data's blocks at random anchors; None = `objective`.
         budget: the learning rate falls to 0 over it; `EndAtBudget` ends the run with it. None = one epoch.
         warmup_steps: optimizer steps in which the learning rate rises.
         chunk_rows: rows whose logits [chunk_rows, V] exist at a time.
@@ -44,7 +47,7 @@ class DraftModule(L.LightningModule):
         torch_compile: compile the drafter's forward; a name or a function chooses another backend than inductor.
 
     Raises:
-        DraftError: an unknown attention.
+        DraftError: an unknown attention; in a fit, a random_objective without mixed data.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class DraftModule(L.LightningModule):
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         *,
+        random_objective: Objective | None = None,
         budget: Budget | None = None,
         warmup_steps: int = 0,
         chunk_rows: int = 512,
@@ -65,7 +69,8 @@ class DraftModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the drafter, never the target
-        self.target, self.drafter, self.objective = target, drafter, objective
+        self.target, self.drafter = target, drafter
+        self.objective, self.random_objective = objective, random_objective
         self.make_optimizer, self.budget, self.warmup_steps = optimizer, budget or Budget(epochs=1), warmup_steps
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
         if attention not in ("sdpa", "flex_attention"):
@@ -74,6 +79,8 @@ class DraftModule(L.LightningModule):
         if torch_compile:  # in place: names of weights stay
             drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
         self.ledger = Ledger()
+        self.terms = Terms(objective)
+        self.init_optimizer: dict[str, Any] | None = None
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def configure_model(self) -> None:
@@ -81,11 +88,15 @@ class DraftModule(L.LightningModule):
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
         if sharding and self.drafter.owns_head:
             raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
+        if sharding and self.init_optimizer is not None:
+            raise DraftError("init_optimizer=true puts whole states beside shards of weights: take trainer=ddp")
         if sharding and not isinstance(self.drafter, FSDPModule):
             fully_shard(self.drafter)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.drafter.parameters())
+        if self.init_optimizer is not None:
+            start_from(optimizer, self.init_optimizer)
         return {"optimizer": optimizer, "lr_scheduler": BudgetCosine(optimizer, self.budget, self.warmup_steps)}
 
     def on_fit_start(self) -> None:
@@ -97,6 +108,11 @@ class DraftModule(L.LightningModule):
         if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
             raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.mixed:
+            self.random_objective = self.random_objective or self.objective
+        elif self.random_objective is not None:
+            raise DraftError("random_objective is for data=mixed: other data have one kind of anchors")
+        self.terms = Terms(self.objective, self.random_objective)
         for split in ("val", "test"):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
@@ -120,12 +136,11 @@ class DraftModule(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         head, index = self._head()
         totals = self._sum([self._weights(micro, index) for micro in batch])
-        coefficients = self._coefficients(totals)
+        coefficients = self.terms.coefficients(totals)
         done: list[dict[str, Tensor]] = []
         with self.ledger.timed("train"):
             for micro in batch:
-                sides = self._sides(micro, head, index)
-                loss, terms = chunked_loss(self.objective, *sides, coefficients, self.chunk_rows)
+                loss, terms = self._loss(micro, head, index, coefficients)
                 with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
                     self.manual_backward(loss * self.trainer.world_size)
                 done.append(terms)
@@ -142,7 +157,7 @@ class DraftModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         terms, weights = zip(*self._held_out, strict=True)
         self._held_out = []
-        self.log("val/loss", self._mix(self._sum(terms), self._sum(weights)), batch_size=1)
+        self.log("val/loss", self.terms.loss(self._sum(terms), self._sum(weights)), batch_size=1)
 
     def test_step(self, batch: None, batch_idx: int) -> None:
         """Callbacks roll out the test prompts at the end of the epoch."""
@@ -166,26 +181,33 @@ class DraftModule(L.LightningModule):
         return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
 
     def _weights(self, batch: ReplayBatch, index: Tensor | None) -> dict[str, Tensor]:
-        """Denominators of the objective's terms."""
+        """Denominators of the batch's terms, and by their prefix how many texts have blocks."""
         dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
-        ids = replace(batch, features=None, target_hidden=None).to(self.target.device)
-        return {k: w.sum(dtype=dtype) for k, w in self.objective.denominators(flatten(ids, index)).items()}
+        ids, kind = replace(batch, features=None, target_hidden=None).to(self.target.device), self.terms.kind(batch)
+        weights = self.terms.objectives[kind].denominators(flatten(ids, index))
+        texts = (ids.drafted > 0).any(1).sum(dtype=dtype)
+        return self.terms.sum([{kind: texts, **{kind + name: w.sum(dtype=dtype) for name, w in weights.items()}}])
 
-    def _coefficients(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The factor of each term's numerator in the loss: 0 where the term has no rows."""
-        lambdas = shares(self.objective.coefficients)
-        return {name: lambdas[name] / total.clamp(min=1e-8) * (total > 0) for name, total in totals.items()}
+    def _loss(
+        self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch's part of the loss, and its numerators."""
+        kind = self.terms.kind(batch)
+        objective = self.terms.objectives[kind]
+        own = {name: coefficients[kind + name] for name in objective.coefficients}
+        loss, sums = chunked_loss(objective, *self._sides(batch, objective, head, index), own, self.chunk_rows)
+        return loss, {kind + name: value for name, value in sums.items()}
 
     def _parts(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss, numerators and denominators of a batch."""
         head, index = self._head()
-        weights, sides = self._weights(batch, index), self._sides(batch, head, index)
-        return *chunked_loss(self.objective, *sides, self._coefficients(weights), self.chunk_rows), weights
+        weights = self._weights(batch, index)
+        return *self._loss(batch, head, index, self.terms.coefficients(weights)), weights
 
-    def _replayed(self, batch: ReplayBatch) -> ReplayBatch:
+    def _replayed(self, batch: ReplayBatch, needs_target: bool) -> ReplayBatch:
         """With features, and the target's hidden states if the objective reads them; the data may bring both."""
         batch = batch.to(self.target.device)
-        if batch.features is not None and (batch.target_hidden is not None or not self.objective.needs_target):
+        if batch.features is not None and (batch.target_hidden is not None or not needs_target):
             return batch
         if self.training:
             self.ledger.replay(self.target, batch)
@@ -200,9 +222,11 @@ class DraftModule(L.LightningModule):
         index = torch.full((self.target.vocab_size,), -1, device=self.device)
         return head, index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
-    def _sides(self, batch: ReplayBatch, head: Head, index: Tensor | None) -> tuple[Rows, DraftSide, TargetSide | None]:
+    def _sides(
+        self, batch: ReplayBatch, objective: Objective, head: Head, index: Tensor | None
+    ) -> tuple[Rows, DraftSide, TargetSide | None]:
         """The rows of a batch, and what the loss reads of the drafter and of the target."""
-        batch, objective = self._replayed(batch), self.objective
+        batch = self._replayed(batch, objective.needs_target)
         rows = flatten(batch, index)
         argmax = objective.needs_argmax and not bool(rows.reached.all())
         whole = self.target.head() if index is not None and (objective.whole_vocabulary or argmax) else None
@@ -223,24 +247,19 @@ class DraftModule(L.LightningModule):
             target = TargetSide(own, hidden, mass)
         return rows, draft, target
 
-    def _mix(self, terms: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
-        coefficients = self._coefficients(totals)
-        return torch.stack([coefficients[name] * value for name, value in terms.items()]).sum()
-
     def _sum(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Sums over micro-batches and processes."""
-        names = list(parts[0])
-        total = self._add(torch.stack([torch.stack([part[name] for part in parts]).sum() for name in names]))
-        return dict(zip(names, total.unbind(), strict=True))
+        here = self.terms.sum(parts)
+        return dict(zip(here, self._add(torch.stack(list(here.values()))).unbind(), strict=True))
 
     def _log_step(self, batch: list[ReplayBatch], summed: dict[str, Tensor], totals: dict[str, Tensor]) -> None:
-        loss = self._mix(summed, totals)
-        values = {f"train/{name}": value / totals[name].clamp(min=1e-8) for name, value in summed.items()}
-        drafted_at = torch.cat([micro.drafter_step[micro.lengths > 0] for micro in batch]).float()
+        loss = self.terms.loss(summed, totals)
+        values = {f"train/{name}": value for name, value in self.terms.log(summed, totals).items()}
+        drafted_at = torch.cat([micro.drafter_step[micro.drafter_step >= 0] for micro in batch]).float()
         blocks = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
-        counts = [blocks, drafted_at.sum(), drafted_at.new_tensor(len(drafted_at)), (drafted_at < 0).sum().float()]
-        values["train/blocks"], steps, texts, undrafted = self._add(torch.stack(counts).to(self.target.device)).unbind()
-        if not undrafted:
+        counts = [blocks, drafted_at.sum(), drafted_at.new_tensor(len(drafted_at))]
+        values["train/blocks"], steps, texts = self._add(torch.stack(counts).to(self.target.device)).unbind()
+        if texts:
             values["train/staleness"] = self.global_step - 1 - steps / texts
         values["ledger/flops"] = torch.tensor(self.ledger.training_flops)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)

@@ -58,27 +58,36 @@ class OnPolicyDataModule(DraftDataModule):
         return self.traces.writing(self.decoding, self.epoch) if split == "train" else self.decoding
 
     def train_dataloader(self) -> DataLoader:
-        self._phase, self.results = {}, []  # the last phase's are freed before the next one's come
-        self._phase = self._draw()
-        self.module.share_costs()
-        # a text's own hidden states are not the target's opinion of drafts after a rejection: nobody else may read them
-        seen = [replace(r, target_hidden=None) if self.stores_hidden else r for r in self._phase.values()]
-        self.results = [r for r in seen if len(r.trace.anchors)]
-        drafted = distributed.gather([len(r.trace.anchors) > 0 for r in self._phase.values()])
-        places = [place for place, any_block in enumerate(drafted) if any_block]
+        keys, index = self._next_prompts()
+        owners = self._draw(keys, index, range(len(index)))
+        return self._loader(list(owners), lambda part, step: self._own_blocks({p: owners[p] for p in part}, step))
+
+    def _loader(self, places: Sequence[int], blocks: Callable[[Sequence[int], int], list[ReplayBatch]]) -> DataLoader:
+        """Steps of `batch_size` places of the epoch's prompts.
+
+        Args:
+            blocks: (places, step) -> micro-batches of their blocks.
+        """
         if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
-        size, epoch = self.batching.batch_size, self.epoch
+        size = self.batching.batch_size
         steps = max(1, len(places) // size)
 
         def build(step: int) -> list[ReplayBatch]:
             # a remainder joins the last step: no trace that was paid for is dropped
-            part = places[step * size : len(places) if step == steps - 1 else (step + 1) * size]
-            owners = [place % distributed.count() for place in part]  # traces are replayed where they were rolled out
-            draw, store = generator(self.seed, epoch, step), self._store()
-            return [self._batch([self._phase[place] for place in m], draw, store) for m in self.micro(part, owners)]
+            return blocks(places[step * size : len(places) if step == steps - 1 else (step + 1) * size], step)
 
         return DataLoader(Steps(build, steps), batch_size=None)
+
+    def _own_blocks(self, owners: dict[int, int], step: int) -> list[ReplayBatch]:
+        """Micro-batches of the blocks that were drafted at these places.
+
+        Args:
+            owners: place -> its process: traces are replayed where they were rolled out.
+        """
+        draw, store = generator(self.seed, self.epoch, step), self._store()
+        parts = self.micro(list(owners), list(owners.values()))
+        return [self._batch([self._phase[place] for place in part], draw, store) for part in parts]
 
     def _batch(self, members: Sequence[Rollout], draw: torch.Generator, store: SpillStore) -> ReplayBatch:
         if not members:
@@ -94,12 +103,24 @@ class OnPolicyDataModule(DraftDataModule):
         """For the states of one phase, or of one step."""
         return SpillStore(self.keep_gib, Path(self.cache.folder).expanduser() / "spilled")
 
-    def _draw(self) -> dict[int, Rollout]:
-        """This process's share of the epoch's traces, by their places in the epoch."""
-        keys, index = self._next_prompts()
+    def _draw(self, keys: Sequence[int], index: Sequence[int], places: Sequence[int]) -> dict[int, int]:
+        """Draws the epoch's traces at these places of its prompts.
+
+        Returns:
+            place -> its process, of the places where anything was drafted.
+        """
+        self._phase, self.results = {}, []  # the last phase's are freed before the next one's come
         # states of a verification do not fit blocks that are moved
-        phase = Phase(keys, index, keep_states=self.place is None, store=self._store())
-        return dict(zip(distributed.own(range(len(index))), self.traces.draw(self, phase), strict=True))
+        keep = self.place is None
+        phase = Phase([keys[p] for p in places], [index[p] for p in places], keep_states=keep, store=self._store())
+        traces = self.traces.draw(self, phase) if places else []
+        self._phase = dict(zip(distributed.own(places), traces, strict=True))
+        self.module.share_costs()
+        # a text's own hidden states are not the target's opinion of drafts after a rejection: nobody else may read them
+        seen = [replace(r, target_hidden=None) if self.stores_hidden else r for r in traces]
+        self.results = [r for r in seen if len(r.trace.anchors)]
+        drafted = distributed.gather([len(r.trace.anchors) > 0 for r in traces])
+        return {p: i % distributed.count() for i, (p, some) in enumerate(zip(places, drafted, strict=True)) if some}
 
     def _next_prompts(self) -> tuple[range, list[int]]:
         """Places of this epoch's prompts in the run, and their numbers; every pass over the prompts shuffles anew."""

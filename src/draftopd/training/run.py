@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from draftopd.checkpoints.files import locate
-from draftopd.checkpoints.native import find_checkpoint, load_drafter
+from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state
 from draftopd.checkpoints.published import drafter_config
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -51,12 +51,19 @@ def build(config: DictConfig) -> System:
     OmegaConf.set_readonly(config, True)
     L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
     drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
+    if drafter.init == "target":
+        drafter.copy_target(target.body)  # a checkpoint's weights come after
     if config.resume and Path(config.resume).is_dir():
         raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
     for name in (config.init_from, config.resume):
         if name:
             load_drafter(drafter, find_checkpoint(name, config.logger), target)
-    module = instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
+    objectives = {name: instantiate(config.get(name)) for name in ("objective", "random_objective")}
+    module = instantiate(config.module)(target=target, drafter=drafter, **objectives)
+    if config.init_optimizer:
+        if not config.init_from:
+            raise DraftError("init_optimizer=true takes the optimizer of init_from: name a checkpoint there")
+        module.init_optimizer = optimizer_state(find_checkpoint(config.init_from, config.logger))
     data = instantiate(config.data)(prompts=instantiate(config.prompts), cache=instantiate(config.texts))
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
     observed = Observed()

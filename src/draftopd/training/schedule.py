@@ -1,4 +1,4 @@
-"""The learning rate over a run's budget."""
+"""The learning rate over a run's budget, and the optimizer that a run starts with."""
 
 import math
 from typing import Any
@@ -6,7 +6,31 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from draftopd.errors import DraftError
 from draftopd.training.budget import Budget
+
+
+def start_from(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Gives a new optimizer another one's state, Adam's moments and step counts, and none of its settings.
+
+    Args:
+        saved: state dict of an optimizer of the same weights.
+
+    Raises:
+        DraftError: of another kind, or of weights of other shapes.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kinds = [[sorted(group.keys() - {"initial_lr"}) for group in found] for found in (groups, saved["param_groups"])]
+    shapes = {i: [x.shape for x in state.values() if x.ndim] for i, state in saved["state"].items()}
+    same = shapes.keys() <= set(range(len(weights))) and all(
+        shape == weights[i].shape for i, found in shapes.items() for shape in found
+    )
+    if kinds[0] != kinds[1] or not same:
+        raise DraftError(
+            "the optimizer of init_from is of another kind, or of a drafter of other shapes: set init_optimizer=false"
+        )
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 class BudgetCosine(LRScheduler):

@@ -3,11 +3,13 @@
 As in on_policy.py, Lightning is handed one list of micro-batches per optimizer step and reloads every epoch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
 
+from draftopd.data.texts import Texts
 from draftopd.decoding import distributed
 from draftopd.trace import ReplayBatch
 from draftopd.training.datamodule import DraftDataModule, Steps, candidates, generator
@@ -37,11 +39,17 @@ class SFTDataModule(DraftDataModule):
         )
 
         def build(step: int) -> list[ReplayBatch]:
-            draw = generator(self.seed, epoch, step)
-            places = {i: candidates(texts[i]) for i in order[step * size : (step + 1) * size]}
-            chosen = [i for i, at in places.items() if len(at)]
-            shuffled = {i: torch.randperm(len(places[i]), generator=draw) for i in chosen}  # for all processes
-            anchors = {i: places[i][shuffled[i][: self.num_anchors].sort().values] for i in chosen}
-            return [self.text_batch(texts, part, [anchors[i] for i in part]) for part in self.micro(chosen)]
+            part = order[step * size : (step + 1) * size]
+            return random_blocks(self, texts, part, self.num_anchors, generator(self.seed, epoch, step))
 
         return DataLoader(Steps(build, max(1, len(texts) // size)), batch_size=None)
+
+
+def random_blocks(
+    data: DraftDataModule, texts: Texts, index: Sequence[int], num_anchors: int, draw: torch.Generator
+) -> list[ReplayBatch]:
+    """Micro-batches of these texts, each with at most `num_anchors` distinct random anchors."""
+    places = [(i, at) for i in index if len(at := candidates(texts[i]))]
+    shuffled = [torch.randperm(len(at), generator=draw) for _, at in places]  # for all processes
+    chosen = [(i, at[o[:num_anchors].sort().values]) for (i, at), o in zip(places, shuffled, strict=True)]
+    return [data.text_batch(texts, [i for i, _ in part], [at for _, at in part]) for part in data.micro(chosen)]
