@@ -160,7 +160,7 @@ class DecodingBatch:
         with self.ledger.timed("verify"):
             hidden, features = self.target.step(block, self.cache, self.options.layer_ids)
             accepted, bonus = self._accept(drafts, hidden, places, proposal)
-        self.ledger.verify(self.target, self.drafter, *block.shape, mean_length)
+        self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], mean_length)
         if self.features is not None:
             self.features[self.cache.where] = features
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, accepted[:, None], bonus[:, None])

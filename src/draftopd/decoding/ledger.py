@@ -120,7 +120,7 @@ class Ledger:
             self.flops["draft"] += drafter.context_flops(rows * width)
 
     def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: float) -> None:
-        """`width` tokens in each of `rows` rows after texts of this mean length, and the drafter's part of that step."""
+        """`width` tokens in each of `rows` rows after texts of a mean length, and the drafter's part of that step."""
         self._target("verify", target, rows * width, _causal(rows, width, length + width), 0)
         if drafter is not None:
             self._draft(target, drafter, rows * width, rows, length)
