@@ -34,7 +34,7 @@ WARM_UP = 64  # tokens of the text that a process starts with
 NOTES = {
     "sft": "cross-entropy, the texts' features at hand",
     "opd": "draft_opd on as many blocks, Target.replay of texts and rejected tails included",
-    "redraft": "a block behind every position of the text, its features at hand; no target forward",
+    "redraft": "the chain of blocks along the text, its features at hand; no target forward",
     "text": "random tokens: a tenth of them is prompt; every block accepts 0 to K drafts in turn",
     "vocabulary": "the drafter's own, as it is shipped",
     "peak_bytes": "most memory above what the process held with both models loaded; what is made on first use (the "

@@ -31,10 +31,11 @@ RATIOS = {  # of seconds
     "redraft_replay_vs_rollout_b8": ("rollout_b8", "redraft_replay"),
 }
 NOTES = {
-    "rollout": "writes the responses again and keeps features and what judges the drafts, as training does",
-    "redraft": "traces alone, from the texts and their features in memory; the target runs not at all",
-    "redraft_replay": "and Target.replay of the new traces: everything that a rollout keeps. The target reads the "
-    "texts and the rejected tails behind them",
+    "rollout": "writes the responses again and stores features and the target's hidden state for each draft, as "
+    "training does",
+    "redraft": "only traces, from the texts and their features in memory, all texts together; the target does not run",
+    "redraft_replay": "and Target.replay of the new traces: everything that a rollout stores. The target reads the "
+    "texts and the rejected tails after them",
     "texts": "written once, before the rounds and not timed with them",
     "ratios": "seconds of the rollout / seconds of the other, above 1 where the other is faster",
     "differing_traces": "traces that are not those of rollout_b1 of the same round; a tie, where the drafter's best "
@@ -68,8 +69,8 @@ def systems(
     max_new_tokens: int,
     micro_batch_size: int,
 ) -> dict[str, Way]:
-    """The ways to the traces of these prompts, by name; their texts are there, with features."""
-    decoding = Decoding(max_new_tokens)
+    """The ways to the traces of these prompts, by name; their texts exist, with features."""
+    decoding = Decoding(max_new_tokens, len(texts))
 
     def rolled(batch_size: int, ledger: Ledger) -> list[Trace]:
         size = Decoding(max_new_tokens, batch_size)

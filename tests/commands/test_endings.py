@@ -28,6 +28,50 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(command, tmp_path, e
     assert resumed["ledger"]["flops"] == pytest.approx(whole["ledger"]["flops"])
 
 
+def drawn(monkeypatch) -> list[tuple[int, list[list[int]], list[int]]]:
+    """Filled by a run, epoch by epoch: traces drawn at step, the texts' tokens in the order of the batches, anchors."""
+    seen: list[tuple[int, list[list[int]], list[int]]] = []
+    original = OnPolicyDataModule.train_dataloader
+
+    def record(self):
+        loader = original(self)
+        batches = [micro for step in loader for micro in step]
+        texts = [t.tolist()[:n] for b in batches for t, n in zip(b.tokens, b.lengths, strict=True)]
+        steps = {int(s) for b in batches for s in b.drafter_step}
+        seen.append((steps.pop(), texts, sorted(int(a) for b in batches for a in b.anchors[b.drafted > 0])))
+        assert not steps
+        return loader
+
+    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", record)
+    return seen
+
+
+def test_traces_are_reused_for_so_many_epochs_in_another_order(command, monkeypatch):
+    seen = drawn(monkeypatch)
+    assert command("experiment=smoke/draft_opd", "traces.reuse=2", "budget.epochs=3", *UNTIMED) == 0
+    assert [step for step, _, _ in seen] == [0, 0, 4]  # two steps an epoch
+    (_, first, _), (_, again, _), _ = seen
+    assert first != again
+    assert sorted(first) == sorted(again)
+    assert seen[0][2] == seen[1][2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("traces", ["rollouts", "redrafts"])
+def test_a_run_that_stops_between_epochs_on_the_same_traces_goes_on_with_them(command, tmp_path, monkeypatch, traces):
+    seen = drawn(monkeypatch)
+    words = ("experiment=smoke/draft_opd", f"traces={traces}", "traces.reuse=2", "budget.epochs=3", "seed=3", *UNTIMED)
+    assert command(*words) == 0
+    whole = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert command(*words, "trainer.max_epochs=1") == 0
+    half = outputs(tmp_path) / "checkpoints" / "last.ckpt"
+    assert command(*words, f"resume={half}") == 0
+    assert seen[:3] == seen[3:]
+    resumed = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 3])
 def test_an_epoch_that_was_cut_short_is_drawn_again(command, tmp_path, monkeypatch, cut: int):

@@ -2,9 +2,8 @@
 
 Matrix products of linear layers are those that torch's FlopCounterMode counts as `mm`. It counts attention with the
 pairs that a mask hides; the ledger does not, so the visible pairs are counted here from the masks of every call. The
-angles of rotary positions (`bmm` in transformers) are in neither. What remains is equal to the last operation wherever
-no row is padding: blocks that were cut, idle rows and prompts of different lengths are counted as longer than they are
-or not at all.
+angles of rotary positions (`bmm` in transformers) are in neither. What remains is equal to the last operation, rows of
+complete responses and padding of prompts included. Only training batches are counted without their padding.
 """
 
 import pytest
@@ -101,23 +100,34 @@ def test_a_speculative_rollout(target: Target, drafter: Drafter, measure):
 
 
 def test_a_batch_with_a_shared_opening_and_rows_of_different_lengths(target: Target, drafter: Drafter, measure):
-    """Linear layers remain exact; attention is counted up to the longest row: 5 % in all."""
+    """Padding of prompts is counted, because it is computed."""
     prompts = [[7, 8, 9, *prompt] for prompt in PROMPTS]
     ledger = Ledger()
     run = lambda: rollout(target, drafter, prompts, Decoding(12, 3), ledger=ledger)  # noqa: E731
     _, products, attention = measure(run)
-    assert sum(ledger.flops.values()) == pytest.approx(products + attention, rel=0.05)
+    assert sum(ledger.flops.values()) == pytest.approx(products + attention, rel=EXACT)
+
+
+def test_complete_responses_that_wait_are_computed_and_counted(target: Target, eager_drafter: DFlash, measure):
+    """The first of five to end waits for a second one: a batch is made smaller by a quarter of its rows."""
+    ledger = Ledger()
+    run = lambda: rollout(target, eager_drafter, PROMPTS, Decoding(24), ledger=ledger)  # noqa: E731
+    results, products, attention = measure(run)
+    assert sum(ledger.flops.values()) == pytest.approx(products + attention, rel=EXACT)
+    assert ledger.tokens["draft"] > 4 * sum(len(r.trace.anchors) for r in results)
 
 
 def texts(target: Target, drafter: Drafter) -> list[Rollout]:
     return rollout(target, None, PROMPT, Decoding(12), keep_states=True, layer_ids=drafter.layer_ids)
 
 
-def test_redrafting(target: Target, drafter: Drafter, measure):
-    given, ledger = texts(target, drafter), Ledger()
-    _, products, attention = measure(lambda: redraft(target, drafter, given, Decoding(12), ledger=ledger))
+def test_redrafting_texts_of_different_lengths(target: Target, drafter: Drafter, measure):
+    options = {"keep_states": True, "layer_ids": drafter.layer_ids}
+    given, ledger = rollout(target, None, PROMPTS, Decoding(12), **options), Ledger()
+    again, products, attention = measure(lambda: redraft(target, drafter, given, Decoding(12), ledger=ledger))
     assert dict(ledger.flops) == {"draft": pytest.approx(products + attention, rel=EXACT)}
-    assert ledger.tokens["redraft"] == 11  # positions with a token after them
+    assert ledger.tokens["redraft"] == sum(r.trace.response_length - 1 for r in given)
+    assert ledger.tokens["draft"] == 4 * sum(len(r.trace.anchors) for r in again)
     assert ledger.metrics()["ledger/tokens_per_second/draft"] > 0
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from draftopd.decoding.ledger import Ledger
-from draftopd.decoding.redraft import affordable_blocks, redraft
+from draftopd.decoding.redraft import affordable_rows, redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -108,13 +108,31 @@ def test_texts_of_an_older_drafter_are_drafted_along_by_a_newer_one(target: Targ
     assert_same(redraft(target, trained, texts, Decoding(24)), rollout(target, trained, PROMPTS, Decoding(24)))
 
 
-def test_the_memory_bound_changes_no_trace(target: Target, trained: Drafter):
-    decoding = Decoding(24)
-    small = replace(decoding, memory_gib=1e-5)
-    blocks = [affordable_blocks(target, trained, 30, 100, d) for d in (decoding, small)]
-    assert blocks[0] > 24 > blocks[1] == 1
-    texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=trained.layer_ids)
-    assert_same(redraft(target, trained, texts, small), redraft(target, trained, texts, decoding))
+def test_texts_drafted_along_together_change_no_trace(target: Target, trained: Drafter):
+    decoding = Decoding(24, temperature=1.0)
+    alone = [replace(decoding, memory_gib=1e-5), replace(decoding, batch_size=1)]
+    assert [affordable_rows(target, trained, 30, 100, d) for d in (decoding, *alone)] == [16, 1, 1]
+    texts = rollout(target, None, PROMPTS * 4, decoding, keep_states=True, layer_ids=trained.layer_ids)
+    done: list[int] = []
+    found = redraft(target, trained, texts, decoding, on_done=done.append)
+    assert sum(done) == len(texts)
+    for other in (*alone, replace(decoding, batch_size=7)):
+        assert_same(redraft(target, trained, texts, other), found)
+
+
+def test_a_block_does_not_see_the_text_from_its_anchor_on(target: Target, trained: Drafter):
+    """One text and the same with other features after an anchor: the block at that anchor is the same."""
+    (text,) = rollout(target, None, PROMPTS[:1], Decoding(24), keep_states=True, layer_ids=trained.layer_ids)
+    assert text.features is not None
+    drafts = {}
+    for anchor in range(text.trace.prompt_length, len(text.trace.tokens) - 1):
+        cut, features = replace(text.trace, prompt_length=anchor), text.features.clone()
+        features[anchor:] = 1e3
+        both = redraft(target, trained, [Rollout(cut, f) for f in (text.features, features)], Decoding(24))
+        first, second = (r.trace.drafts[0] for r in both)
+        assert torch.equal(first, second)
+        drafts[anchor] = first.tolist()
+    assert len({tuple(d) for d in drafts.values()}) > 1
 
 
 def test_texts_without_features_are_read_and_counted(target: Target, trained: Drafter):
@@ -128,7 +146,7 @@ def test_texts_without_features_are_read_and_counted(target: Target, trained: Dr
     ledger = Ledger()
     redraft(target, trained, texts, Decoding(24), ledger=ledger)
     assert ledger.target_tokens == 0
-    assert ledger.tokens["draft"] == 4 * sum(r.trace.response_length - 1 for r in wanted)
+    assert ledger.tokens["draft"] == 4 * sum(len(r.trace.anchors) for r in wanted)
 
 
 def test_replay_adds_what_the_verifications_of_a_rollout_saw(target: Target, trained: Drafter):

@@ -47,6 +47,11 @@ def test_redrafts_refuse_sampled_drafts():
         Redrafts().check(Decoding(temperature=1.0, rule="rejection"))
 
 
+def test_traces_are_reused_in_whole_epochs():
+    with pytest.raises(DraftError, match=r"traces\.reuse=0"):
+        Rollouts(reuse=0).check(Decoding())
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_the_budget_callback_resumes(command, tmp_path):
     """Older versions kept the budget's state among the callbacks, and no state of a scheduler."""

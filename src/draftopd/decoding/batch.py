@@ -55,7 +55,8 @@ class _Row:
 class DecodingBatch:
     """Responses that are decoded together; `cache.lengths` are the positions of their anchors.
 
-    A row whose response is complete idles until a waiting prompt takes it or the batch is made smaller.
+    A row whose response is complete stays in every forward, and costs what it costs, until a waiting prompt takes it or
+    the batch is made smaller.
 
     Args:
         rows, capacity: how many rows, and positions of each.
@@ -145,7 +146,8 @@ class DecodingBatch:
         return result
 
     def step(self) -> None:
-        """One block for every row: draft, verify, accept, commit."""
+        """One block for every row, complete ones included: draft, verify, accept, commit."""
+        mean_length = float(self.cache.lengths.double().mean())
         places = Places(self.decoding, self.keys, self.cache.lengths)
         proposal = Proposal(places)
         drafts = self.tokens[:, None][:, :0]
@@ -158,7 +160,7 @@ class DecodingBatch:
         with self.ledger.timed("verify"):
             hidden, features = self.target.step(block, self.cache, self.options.layer_ids)
             accepted, bonus = self._accept(drafts, hidden, places, proposal)
-        self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], self.cache.end)
+        self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], mean_length)
         if self.features is not None:
             self.features[self.cache.where] = features
         committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, accepted[:, None], bonus[:, None])

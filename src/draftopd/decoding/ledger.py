@@ -2,8 +2,9 @@
 
 FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for linear layers, 4 · heads · head_dim for
 each visible (query, key) pair of attention, full attention in every layer. A backward pass counts twice its forward.
-They are those of the method: they leave out layers that run twice to save memory, pairs that a kernel computes and
-hides, and padding. tests/decoding/test_ledger.py compares them with the operations that really ran.
+They are those of all rows in a forward, also of padding in prompts and of complete responses that wait for their batch
+to be made smaller. They leave out layers that run twice to save memory, pairs that a kernel computes and hides, and
+padding of training batches. tests/decoding/test_ledger.py compares them with the operations that really ran.
 """
 
 import time
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from draftopd.drafters.base import Drafter
 from draftopd.target.model import Target
-from draftopd.trace import ReplayBatch
+from draftopd.trace import ReplayBatch, Trace
 
 PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
 
 
-def _causal(rows: int, width: int, length: int) -> float:
-    """Visible pairs of `width` queries in each row; the last query sees `length` keys."""
+def _causal(rows: int, width: int, length: float) -> float:
+    """Visible pairs of `width` queries in each row; the last query sees `length` keys, on average over the rows."""
     return rows * width * (length - (width - 1) / 2)
 
 
@@ -118,16 +119,17 @@ class Ledger:
         if drafter is not None:
             self.flops["draft"] += drafter.context_flops(rows * width)
 
-    def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: int) -> None:
-        """`width` tokens in each of `rows` rows, up to position `length`, and the drafter's part of the same step."""
-        self._target("verify", target, rows * width, _causal(rows, width, length), 0)
+    def verify(self, target: Target, drafter: Drafter | None, rows: int, width: int, length: float) -> None:
+        """`width` tokens in each of `rows` rows after texts of a mean length, and the drafter's part of that step."""
+        self._target("verify", target, rows * width, _causal(rows, width, length + width), 0)
         if drafter is not None:
-            self._draft(target, drafter, rows * width, rows, length - width)
+            self._draft(target, drafter, rows * width, rows, length)
 
-    def redraft(self, target: Target, drafter: Drafter, length: int, blocks: int) -> None:
-        """A block after each of the last `blocks` tokens, the very last one aside, of a text of `length`."""
-        self._draft(target, drafter, length, blocks, length - 1 - (blocks + 1) / 2)
-        self.tokens["redraft"] += blocks
+    def redraft(self, target: Target, drafter: Drafter, trace: Trace) -> None:
+        """Taking in a text and drafting the blocks of its new trace."""
+        length = float(trace.anchors.double().mean()) if len(trace.anchors) else 0.0
+        self._draft(target, drafter, len(trace.tokens), len(trace.anchors), length)
+        self.tokens["redraft"] += trace.response_length - 1
 
     def read(self, target: Target, length: int) -> None:
         """Reading a text for its features."""

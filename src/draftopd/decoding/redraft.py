@@ -2,8 +2,9 @@
 
 What the target writes does not depend on the drafter: at temperature 0 it is the target's greedy text, and with token
 matching above 0 the random numbers belong to (seed, response, position). So the blocks that a rollout would draft along
-a committed text follow from the text and the drafter. A block is drafted after every position of the response at once
-and compared with the text, and the chain anchor -> anchor + accepted + 1 is followed as in a rollout.
+a committed text follow from the text and the drafter. This is the drafter's part of a rollout, with the text in the
+place of the verification: the chain anchor -> anchor + accepted + 1 is followed along many texts together, one block of
+each in a forward.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +12,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.target.cache import RaggedCache
 from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import Rollout, Trace
-
-ROWS = 512  # a forward may have that many, however short the text is
 
 
 def require_greedy_drafts(decoding: Decoding) -> None:
@@ -52,7 +53,7 @@ def redraft(
     Args:
         texts: complete responses that the target has written under `decoding`, with any drafter or none, and their
             features [T, F]; their blocks are not read.
-        decoding: its `memory_gib` bounds the memory of one forward.
+        decoding: its `batch_size` and `memory_gib` bound the texts that are drafted along together.
         drafter_step: recorded in the traces.
         ledger: counts tokens and FLOPs of `draft`, and of `replay` for texts without features.
         on_done: called with the number of responses just finished.
@@ -69,60 +70,89 @@ def redraft(
     was_training = drafter.training
     drafter.eval()
     head = drafter.head(target.head)
-    results = []
+    waiting = sorted(range(len(texts)), key=lambda i: len(texts[i].trace.tokens))
+    results: dict[int, Rollout] = {}
     try:
-        for text in texts:
-            if text.features is None:
-                ledger.read(target, len(text.trace.tokens))
-                tokens = text.trace.tokens[None].to(target.device)
-                text = replace(text, features=store(target.read(tokens, drafter.layer_ids)[1][0]))
+        while waiting:  # texts of similar length together, the longest first
+            longest = len(texts[waiting[-1]].trace.tokens)
+            rows = affordable_rows(target, drafter, longest, len(head.weight), decoding)
+            waiting, chosen = waiting[:-rows], waiting[-rows:]
+            part = [_with_features(target, drafter, texts[i], ledger, store) for i in chosen]
             with ledger.timed("draft"):
-                drafts = _drafts(target, drafter, text, head, decoding)
-            ledger.redraft(target, drafter, len(text.trace.tokens), len(drafts))
-            results.append(Rollout(walk(text.trace, drafts, drafter_step), text.features))
-            on_done(1)
+                traces = _follow(target, drafter, part, head, on_done)
+            for i, text, trace in zip(chosen, part, traces, strict=True):
+                ledger.redraft(target, drafter, trace)
+                results[i] = Rollout(replace(trace, drafter_step=drafter_step), text.features)
     finally:
         drafter.train(was_training)
-    return results
+    return [results[i] for i in range(len(texts))]
 
 
-def walk(text: Trace, drafts: Tensor, drafter_step: int) -> Trace:
-    """A rollout's blocks, chosen from drafts [N, K] after every response position but the last."""
-    anchors = torch.arange(len(drafts)) + text.prompt_length
-    after = anchors[:, None] + torch.arange(1, drafts.shape[1] + 1)
-    last = len(text.tokens) - 1
-    # a text ends with a stop token or at the length limit, where `cut_at_stop` ends its last block too
-    held = (drafts == text.tokens[after.clamp(max=last)]) & (after <= last)
-    accepted = held.long().cumprod(1).sum(1)
-    chosen, place = [], 0
-    while place < len(drafts):
-        chosen.append(place)
-        place += int(accepted[place]) + 1
-    return replace(
-        text, anchors=anchors[chosen], drafts=drafts[chosen], accepted=accepted[chosen], drafter_step=drafter_step
-    )
+def _follow(
+    target: Target, drafter: Drafter, texts: Sequence[Rollout], head: Head, on_done: Callable[[int], None]
+) -> list[Trace]:
+    """Texts with a rollout's blocks: every forward drafts the next block of each text that has not ended."""
+    traces, device = [text.trace for text in texts], target.device
+    tokens = pad_sequence([trace.tokens for trace in traces], batch_first=True).to(device)
+    anchors = torch.tensor([trace.prompt_length for trace in traces], device=device)
+    last = torch.tensor([len(trace.tokens) - 1 for trace in traces], device=device)
+    row, slots = torch.arange(len(texts), device=device), torch.arange(1, drafter.num_draft_tokens + 1, device=device)
+    state = _read(target, drafter, texts, tokens.shape[1])
+    blocks = [(row[:0].cpu(), row[:0].cpu(), row[:0, None].expand(-1, len(slots)).cpu(), row[:0].cpu())]
+    while len(row):
+        live = (anchors < last).nonzero()[:, 0]
+        if len(live) < len(row):
+            on_done(len(row) - len(live))
+            state.select(live)
+            row, tokens, anchors, last = (values[live] for values in (row, tokens, anchors, last))
+            continue
+        state.lengths = anchors
+        drafts = drafter.draft(state, tokens.gather(1, anchors[:, None])[:, 0], target.embed, head, _greedy)
+        after = anchors[:, None] + slots
+        # a text ends with a stop token or at the length limit, where `cut_at_stop` ends its last block too
+        held = (drafts == tokens.gather(1, after.clamp(max=tokens.shape[1] - 1))) & (after <= last[:, None])
+        accepted = held.long().cumprod(1).sum(1)
+        blocks.append((row.cpu(), anchors.cpu(), drafts.cpu(), accepted.cpu()))
+        anchors = anchors + accepted + 1
+    of, *parts = (torch.cat(values) for values in zip(*blocks, strict=True))
+    chosen = [[values[of == i] for values in parts] for i in range(len(texts))]
+    return [replace(t, anchors=a, drafts=d, accepted=r) for t, (a, d, r) in zip(traces, chosen, strict=True)]
 
 
-def _drafts(target: Target, drafter: Drafter, text: Rollout, head: Head, decoding: Decoding) -> Tensor:
-    """[N, K] after every response position but the last."""
-    trace = text.trace
-    anchors = torch.arange(trace.prompt_length, len(trace.tokens) - 1)
-    if not len(anchors):  # the first token, which is the target's own, was the last
-        return torch.zeros(0, drafter.num_draft_tokens, dtype=torch.long)
-    assert text.features is not None
-    tokens, features, at = (t[None].to(target.device) for t in (trace.tokens, text.features, anchors))
-    blocks = affordable_blocks(target, drafter, len(trace.tokens), len(head.weight), decoding)
-    return drafter.redraft(tokens, features, at, target.embed, head, blocks)[0].cpu()
+def _greedy(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
 
 
-def affordable_blocks(target: Target, drafter: Drafter, length: int, vocab_size: int, decoding: Decoding) -> int:
-    """Blocks of one forward along a text of `length` tokens: as many as fit into `decoding.memory_gib`, at least one.
+def _with_features(
+    target: Target, drafter: Drafter, text: Rollout, ledger: Ledger, store: Callable[[Tensor], Tensor]
+) -> Rollout:
+    if text.features is not None:
+        return text
+    ledger.read(target, len(text.trace.tokens))
+    tokens = text.trace.tokens[None].to(target.device)
+    return replace(text, features=store(target.read(tokens, drafter.layer_ids)[1][0]))
 
-    Blocks do not see each other. A forward has no more rows than the text has tokens (or ROWS), so that fewer pairs are
-    computed and hidden than are seen.
+
+def _read(target: Target, drafter: Drafter, texts: Sequence[Rollout], capacity: int) -> RaggedCache:
+    """A decoding state that holds whole texts; `Drafter.draft` sees of them what lies before the anchors."""
+    state = drafter.start(len(texts), capacity, target.device)
+    for row, text in enumerate(texts):
+        assert text.features is not None
+        tokens, features = (values[None].to(target.device) for values in (text.trace.tokens, text.features))
+        own = drafter.start(1, tokens.shape[1], target.device)
+        # no token follows the last one, but no block sees its features
+        drafter.extend(own, features, tokens.roll(-1, 1), target.embed)
+        state.put(torch.tensor([row], device=target.device), own)
+    return state
+
+
+def affordable_rows(target: Target, drafter: Drafter, length: int, vocab_size: int, decoding: Decoding) -> int:
+    """Texts of up to `length` tokens that are drafted along together: at least one.
+
+    `decoding.memory_gib` holds the state twice, because forwards and `RaggedCache.select` copy it, the scores of one
+    attention, and logits with a copy in float32.
     """
-    rows = max(ROWS, length)
-    scores = 4 * target.shape.num_attention_heads * drafter.block_size * (length + rows)
-    logits = 8 * drafter.num_draft_tokens * vocab_size  # and a copy in float32
-    afford = int(decoding.memory_gib * 2**30 / (scores + logits))
-    return max(1, min(afford, rows // drafter.block_size))
+    state = 2 * drafter.state_width * drafter.fc.weight.dtype.itemsize * length
+    scores = 4 * target.shape.num_attention_heads * drafter.block_size * (length + drafter.block_size)
+    logits = 8 * drafter.num_draft_tokens * vocab_size
+    return max(1, min(decoding.batch_size, int(decoding.memory_gib * 2**30 / (state + scores + logits))))

@@ -162,17 +162,6 @@ class Drafter(nn.Module, ABC):
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         """Hidden states [B, N, K, D] of all draft slots of all blocks, from batch.features [B, T, F]."""
 
-    @abstractmethod
-    def redraft(
-        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
-    ) -> Tensor:
-        """Greedy drafts [B, N, K] after the anchors [B, N] of existing texts: what `draft` would propose.
-
-        Args:
-            tokens [B, T], features [B, T, F]: of the texts.
-            blocks: how many blocks of a text go into one forward; the text itself is read once.
-        """
-
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         """An empty decoding state for a batch."""
         return RaggedCache(rows, capacity, device)
@@ -186,4 +175,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
-        """Proposes [B, K] tokens after the anchor tokens [B], which are at positions `state.lengths`."""
+        """Proposes [B, K] tokens after the anchor tokens [B], which are at positions `state.lengths`.
+
+        Nothing is seen of what the state holds from there on.
+        """

@@ -145,13 +145,6 @@ class DFlash(Drafter):
         assert batch.features is not None, "replay the batch first"
         return self._blocks(self._texts(batch.features), batch.tokens, batch.anchors, embed)
 
-    def redraft(
-        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
-    ) -> Tensor:
-        texts = self._texts(features)
-        parts = (self._blocks(texts, tokens, part, embed) for part in anchors.split(blocks, 1))
-        return torch.cat([head.tokens(head(hidden).argmax(-1)) for hidden in parts], 1)
-
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)
         positions = state.begin(features.shape[1])

@@ -202,20 +202,6 @@ class Eagle3(Drafter):
         at, attention = batch.anchors, self.attention
         return self._unroll(fused, text, anchors, at, embed=embed, choose=forced, attention=attention)[0]
 
-    def redraft(
-        self, tokens: Tensor, features: Tensor, anchors: Tensor, embed: Embed, head: Head, blocks: int
-    ) -> Tensor:
-        fused, text = self._texts(tokens, features, embed)
-
-        def choose(_: int, hidden: Tensor) -> Tensor:
-            return head.tokens(head(hidden).argmax(-1))
-
-        def unroll(part: Tensor) -> Tensor:
-            at = tokens.gather(1, part)
-            return self._unroll(fused, text, at, part, embed=embed, choose=choose, attention=self.attention)[1]
-
-        return torch.cat([unroll(part) for part in anchors.split(blocks, 1)], 1)
-
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         fused = self._fuse(features)
         positions = state.begin(features.shape[1])

@@ -41,7 +41,8 @@ class Diagnostics(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.staleness = []
-        self._phase("rollout", data_of(trainer).results, trainer, pl_module)
+        fresh = [r for r in data_of(trainer).results if r.trace.drafter_step == trainer.global_step]
+        self._phase("rollout", fresh, trainer, pl_module)  # not again where its traces are reused
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

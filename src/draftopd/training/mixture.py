@@ -55,7 +55,8 @@ class MixedDataModule(OnPolicyDataModule):
         first, last = self.ends
         share = first + (last - first) * self.module.budget.share
         # spread evenly over the epoch, so that every step has its share
-        own = [p for p in range(len(index)) if int((p + 1) * share + 1e-9) > int(p * share + 1e-9)]
+        spaced = [p for p in range(len(index)) if int((p + 1) * share + 1e-9) > int(p * share + 1e-9)]
+        own = self._drawn if self.reuses else spaced
         others = set(range(len(index))) - set(own)
         owners = self._draw(keys, index, own)
         if isinstance(self.traces, Redrafts) and not super().stores_hidden:

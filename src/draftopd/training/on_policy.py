@@ -7,6 +7,7 @@ draft every phase.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -49,13 +50,37 @@ class OnPolicyDataModule(DraftDataModule):
         self.traces.check(self.decoding)
         self.verified = self.traces.verified
         self._phase: dict[int, Rollout] = {}  # this process's, by their places in the epoch
+        self._drawn: list[int] = []  # places of all processes' traces
+        self._saved: list[Trace] = []  # a checkpoint's
+        self._drawn_in = -1  # epoch
 
     @property
     def stores_hidden(self) -> bool:
         return self.traces.stores_hidden(self.module.objective)
 
     def writing(self, split: str) -> Decoding:
-        return self.traces.writing(self.decoding, self.epoch) if split == "train" else self.decoding
+        return self.traces.writing(self.decoding, self._first_epoch) if split == "train" else self.decoding
+
+    @property
+    def _first_epoch(self) -> int:
+        """Of those that train on the traces of this one."""
+        return self.epoch - self.epoch % self.traces.reuse
+
+    @property
+    def reuses(self) -> bool:
+        """This epoch trains on traces that an earlier one has drawn."""
+        return self._drawn_in == self._first_epoch < self.epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """All processes' traces, where further epochs may train on them."""
+        if self.traces.reuse == 1:
+            return {}
+        traces = distributed.gather([vars(r.trace) for r in self._phase.values()])
+        return {"drawn_in": self._drawn_in, "places": self._drawn, "traces": traces}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._drawn_in, self._drawn = state["drawn_in"], state["places"]
+        self._saved = [Trace(**trace) for trace in state["traces"]]
 
     def train_dataloader(self) -> DataLoader:
         keys, index = self._next_prompts()
@@ -70,6 +95,9 @@ class OnPolicyDataModule(DraftDataModule):
         """
         if not places:
             raise DraftError("every response of this rollout ended with its first token: nothing was drafted")
+        if self.reuses:
+            draw = generator(self.seed, self.epoch)
+            places = [places[i] for i in torch.randperm(len(places), generator=draw).tolist()]
         size = self.batching.batch_size
         steps = max(1, len(places) // size)
 
@@ -104,28 +132,36 @@ class OnPolicyDataModule(DraftDataModule):
         return SpillStore(self.keep_gib, Path(self.cache.folder).expanduser() / "spilled")
 
     def _draw(self, keys: Sequence[int], index: Sequence[int], places: Sequence[int]) -> dict[int, int]:
-        """Draws the epoch's traces at these places of its prompts.
+        """Draws the epoch's traces at these places of its prompts, or has them from an earlier epoch.
 
         Returns:
             place -> its process, of the places where anything was drafted.
         """
+        if not self.reuses or self._saved:
+            self._take(keys, index, places)
+        drafted = distributed.gather([len(r.trace.anchors) > 0 for r in self._phase.values()])
+        return {p: i % distributed.count() for i, (p, some) in enumerate(zip(places, drafted, strict=True)) if some}
+
+    def _take(self, keys: Sequence[int], index: Sequence[int], places: Sequence[int]) -> None:
         self._phase, self.results = {}, []  # the last phase's are freed before the next one's come
         # states of a verification do not fit blocks that are moved
         keep = self.place is None
         phase = Phase([keys[p] for p in places], [index[p] for p in places], keep_states=keep, store=self._store())
-        traces = self.traces.draw(self, phase) if places else []
+        if self.reuses:
+            traces = self.traces.again(self, phase, distributed.own(self._saved))
+        else:
+            traces = self.traces.draw(self, phase) if places else []
+        self._saved, self._drawn, self._drawn_in = [], list(places), self._first_epoch
         self._phase = dict(zip(distributed.own(places), traces, strict=True))
         self.module.share_costs()
         # a text's own hidden states are not the target's opinion of drafts after a rejection: nobody else may read them
         seen = [replace(r, target_hidden=None) if self.stores_hidden else r for r in traces]
         self.results = [r for r in seen if len(r.trace.anchors)]
-        drafted = distributed.gather([len(r.trace.anchors) > 0 for r in traces])
-        return {p: i % distributed.count() for i, (p, some) in enumerate(zip(places, drafted, strict=True)) if some}
 
     def _next_prompts(self) -> tuple[range, list[int]]:
         """Places of this epoch's prompts in the run, and their numbers; every pass over the prompts shuffles anew."""
         size = len(self.encoded("train"))
-        first = self.epoch * self.prompts_per_epoch
+        first = self.epoch // self.traces.reuse * self.prompts_per_epoch
         places = range(first, first + self.prompts_per_epoch)
         orders: dict[int, list[int]] = {}
         for lap in {place // size for place in places}:

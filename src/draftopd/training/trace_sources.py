@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective
-from draftopd.trace import Rollout
+from draftopd.trace import Rollout, Trace
 from draftopd.training.datamodule import DraftDataModule
 
 
@@ -32,11 +32,21 @@ class Phase:
     store: SpillStore  # where they go
 
 
+@dataclass(frozen=True, kw_only=True)
 class TraceSource(ABC):
-    verified = True  # the text, by the target
+    """Where traces come from.
 
-    def check(self, decoding: Decoding) -> None:  # noqa: B027 - most sources work with all settings
+    Args:
+        reuse: epochs that train on a phase's traces before the next phase draws new ones; each shuffles them anew.
+    """
+
+    reuse: int = 1
+    verified: ClassVar[bool] = True  # the text, by the target
+
+    def check(self, decoding: Decoding) -> None:
         """Raises DraftError where the source does not work with these settings."""
+        if self.reuse < 1:
+            raise DraftError(f"traces.reuse={self.reuse} must be at least 1: so many epochs train on the same traces")
 
     def stores_hidden(self, objective: Objective) -> bool:
         """Stored training texts need the target's last hidden states besides the features."""
@@ -54,6 +64,10 @@ class TraceSource(ABC):
     def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
         """This process's share of the phase's traces, drafted by the current weights."""
 
+    def again(self, data: DraftDataModule, phase: Phase, traces: Sequence[Trace]) -> list[Rollout]:
+        """The same from a checkpoint, which has only the traces: the step replays what the verifications computed."""
+        return [Rollout(trace) for trace in traces]
+
 
 class Rollouts(TraceSource):
     """Target-assisted rollouts: every response is written anew (arXiv 2605.29343)."""
@@ -69,7 +83,7 @@ class FreeRunning(TraceSource):
     Validation and test roll out with the target, as everywhere.
     """
 
-    verified = False
+    verified: ClassVar[bool] = False
 
     def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
         return _write(free_running, data, phase)
@@ -91,7 +105,7 @@ def _timed(
         return draw(module.target, module.drafter, items, data.decoding, on_done=on_done)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Redrafts(TraceSource):
     """New drafts along texts that the target wrote once: at temperature 0 the traces of rollouts.
 
@@ -105,6 +119,7 @@ class Redrafts(TraceSource):
     rewrite_every: int | None = None
 
     def check(self, decoding: Decoding) -> None:
+        super().check(decoding)
         require_greedy_drafts(decoding)
         if self.rewrite_every is not None and (decoding.greedy or self.rewrite_every < 1):
             raise DraftError(
@@ -132,6 +147,12 @@ class Redrafts(TraceSource):
         results = _timed("redraft", redraft, data, chosen, phase.store)
         stored = (data.stored(texts, i)[1] for i in own)
         return [with_text_hidden(r, hidden, phase.store) for r, hidden in zip(results, stored, strict=True)]
+
+    def again(self, data: DraftDataModule, phase: Phase, traces: Sequence[Trace]) -> list[Rollout]:
+        texts, own = data.written("train", max(phase.index) + 1), distributed.own(phase.index)
+        stored = (data.stored(texts, i) for i in own)
+        parts = zip(traces, stored, strict=True)
+        return [with_text_hidden(Rollout(trace, features), hidden, phase.store) for trace, (features, hidden) in parts]
 
 
 def with_text_hidden(result: Rollout, hidden: Tensor | None, store: Callable[[Tensor], Tensor]) -> Rollout:
