@@ -29,6 +29,7 @@ def rollout(
     ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
     store: Callable[[Tensor], Tensor] = Tensor.cpu,
+    kind: type[DecodingBatch] = DecodingBatch,
 ) -> list[Rollout]:
     """Writes one response per prompt, in batches; results are in the order of the prompts.
 
@@ -45,13 +46,14 @@ def rollout(
         ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`, and seconds of `prefill` and `decode`.
         on_done: called with the number of responses just finished.
         store: moves returned states to the CPU (`data.storage.SpillStore`).
+        kind: decides what is committed (`free_running.FreeRunningBatch`).
 
     Raises:
         DraftError: `decoding.memory_gib` is too small for one response.
     """
     features = tuple(layer_ids if drafter is None else drafter.layer_ids)
     options = RolloutOptions(keep_states, features, keys, drafter_step, ledger or Ledger(), on_done, store)
-    return decode(DecodingBatch, target, drafter, prompts, decoding, options)
+    return decode(kind, target, drafter, prompts, decoding, options)
 
 
 @torch.no_grad()
