@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from draftopd.checkpoints.fields import OTHER
+from draftopd.checkpoints.fields import OTHER, NamedTarget
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
@@ -31,6 +31,10 @@ KEYS = (
 COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name not in ("head_dim", "rms_norm_eps")]
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
+TIED: dict[Kind, str] = {
+    DFlash: "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
+    Eagle3: "SGLang drafts from the embedding and silently drops lm_head.weight",
+}
 
 
 def sizes(spec: DrafterSpec) -> dict[str, Any]:
@@ -99,7 +103,8 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             "take a drafter whose layers all are full_attention",
         )
     if raw.get("tie_word_embeddings"):
-        _tied(kind, findings)
+        report = findings.error if kind is Eagle3 else findings.warning
+        report("tie_word_embeddings is true", TIED[kind], "set it to false")
     if raw.get("quantization_config"):
         findings.error(
             "quantization_config: the weights are quantised",
@@ -109,34 +114,21 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
     return config
 
 
-def _tied(kind: Kind, findings: Findings) -> None:
-    if kind is Eagle3:
-        findings.error(
-            "tie_word_embeddings is true",
-            "SGLang drafts from the embedding and silently drops lm_head.weight",
-            "set it to false",
-        )
-    else:
-        findings.warning(
-            "tie_word_embeddings is true",
-            "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
-            "set it to false",
-        )
-
-
 def spec(
     kind: Kind,
-    base: PreTrainedConfig,
+    base: PreTrainedConfig | None,
     config: dict[str, Any],
     *,
     rope_theta: float,
-    block_size: int,
+    block_size: int | None,
     layer_ids: list[int],
     target_layers: int | None,
-    target: tuple[str | None, tuple[str, ...]],
-    mask_token_id: int = 0,
-) -> DrafterSpec:
-    """The parsed values as one spec; `config` is the whole file, `target` a name and architectures."""
+    target: NamedTarget,
+    mask_token_id: int | None = 0,
+) -> DrafterSpec | None:
+    """The parsed values as one spec, None where an error has left one out; `config` is the whole file."""
+    if base is None or block_size is None or mask_token_id is None or not layer_ids:
+        return None
     draft = config.get("draft_vocab_size")
     sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES} | {"head_dim": head_dim(base)}
     shape = TargetShape(

@@ -55,6 +55,8 @@ def read(path: str | Path, target: Target | None = None) -> Published:
     weights = {name: contents.tensors[layout.tensor(name)] for name in drafter.state_dict()}
     kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
     drafter.to(kinds.pop() if len(kinds) == 1 else torch.float32).load_state_dict(weights)
+    for finding in findings.warnings:
+        log.warning("%s: %s", path, finding)
     return Published(drafter, layout.name, spec, findings.warnings)
 
 
@@ -64,9 +66,7 @@ def published(path: str | Path, target: Target) -> DFlash | Eagle3:
     Raises:
         DraftError: a check found an error; another target's drafter is one.
     """
-    found = read(path, target)
-    _log(path, found.warnings)
-    return target.adopt(found.drafter).to(target.device).eval()
+    return target.adopt(read(path, target).drafter).to(target.device).eval()
 
 
 def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:
@@ -86,7 +86,6 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
         DraftError: a check found an error, or the sizes differ.
     """
     found = read(path, target)
-    _log(path, found.warnings)
     ours, theirs = ({"kind": s.kind.__name__, **s.options()} for s in (DrafterSpec.of(drafter, target), found.spec))
     other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if ours[name] != theirs.get(name)]
     if other:
@@ -148,8 +147,3 @@ def _refuse(path: str | Path, findings: Findings) -> None:
     if errors:
         more = f"; and {len(errors) - 1} more, see python -m draftopd.check folder={path}" if len(errors) > 1 else ""
         raise DraftError(f"{path}: {errors[0]}{more}")
-
-
-def _log(path: str | Path, warnings: list[Finding]) -> None:
-    for finding in warnings:
-        log.warning("%s: %s", path, finding)

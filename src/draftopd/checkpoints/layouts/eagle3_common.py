@@ -41,13 +41,13 @@ def variants(places: list[dict[str, Any]], layers: int, size: int, findings: Fin
         )
 
 
-def layer_ids(before: list[int] | None, depth: int | None, findings: Findings) -> list[int]:
+def layer_ids(before: Any, depth: int | None, findings: Findings) -> list[int]:
     """0-based layer outputs from ids that count the hidden states before a layer, as vLLM does; empty after an error.
 
     Without ids every engine takes the layers of EAGLE's own code, so the target's depth tells them.
     """
     if before is not None:
-        return fields.outputs(before, LAYERS, "SGLang's", findings)
+        return fields.outputs(LAYERS, before, "SGLang's", findings)
     ids = own_layer_ids(depth)
     if not ids:
         findings.error(

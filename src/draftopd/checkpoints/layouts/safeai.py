@@ -50,7 +50,7 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
         return None
     _architecture(config, findings)
     base, theta = layer_config.parse(config, Eagle3, findings), fields.rope_theta(config, findings, eagle3_common.THETA)
-    target_layers = fields.depth("num_target_layers", config, findings)
+    target_layers = fields.depth(config, findings)
     ids = _layer_ids(config, nested, target_layers or depth, findings)
     block = fields.agreed(
         "block_size",
@@ -103,8 +103,7 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], depth: int | None
     """0-based layer outputs."""
     top, inner = config.get(eagle3_common.LAYERS), nested.get(eagle3_common.LAYERS)
     if inner is None:
-        before = None if top is None else fields.numbers(eagle3_common.LAYERS, top, findings)
-        ids = eagle3_common.layer_ids(before, depth, findings)
+        ids = eagle3_common.layer_ids(top, depth, findings)
         if top is not None and ids:
             _only_top(ids, depth, findings)
     else:

@@ -86,7 +86,7 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
         "z-lab's code stops; SGLang takes the drafter's own depth for the target's and refuses the layer ids",
         findings,
     )
-    if base is None or block is None or mask is None or target_layers is None or not ids:
+    if target_layers is None:
         return None
     return layer_config.spec(
         DFlash,
@@ -114,13 +114,7 @@ def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findin
             "block_size only in dflash_config", "z-lab's first code stops", "write it at the top level too"
         )
     for key in ("num_speculative_tokens", "num_lookahead_tokens"):
-        tokens = config.get(key)
-        if block is not None and tokens is not None and tokens != block - 1:
-            findings.error(
-                f"{key} is {tokens} beside block_size {block}",
-                "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
-                f"write {block - 1}",
-            )
+        fields.drafts(key, config.get(key), block, findings)
     return block
 
 
