@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from draftopd.blocks import Tails, branch_mask, causal_mask
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.frozen import GROUPED, layers_fit, replace_layers
+from draftopd.target.cpu.frozen import GROUPED, replace_layers
 from draftopd.target.cpu.linear import Module, Packed, accelerate, linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
@@ -42,9 +42,7 @@ class Target(nn.Module):
     ) -> None:
         super().__init__()
         model.requires_grad_(False)
-        self.cpu_layers = layers_fit(model, cpu_layers)
-        if self.cpu_layers:
-            replace_layers(model)
+        self.cpu_layers = replace_layers(model, cpu_layers)
         attention = model.config._attn_implementation
         self.attention = "sdpa" if attention == GROUPED else attention
         if self.attention not in ("sdpa", "eager"):
@@ -103,22 +101,7 @@ class Target(nn.Module):
 
     @property
     def shape(self) -> TargetShape:
-        config = self.config
-        heads = config.num_attention_heads
-        rope = config.rope_parameters or {}
-        rope = rope.get("full_attention", rope)  # Gemma 3 has one for each kind of layer
-        return TargetShape(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta", 10000.0),
-            vocab_size=self.vocab_size,
-            mask_token_id=self.mask_token_id,
-        )
+        return TargetShape.of(self.config, self.vocab_size, self.mask_token_id)
 
     @property
     def vocab_size(self) -> int:
