@@ -28,7 +28,7 @@ KEYS = (
     "use_sliding_window",
     "max_window_layers",
 )
-COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name not in ("head_dim", "rms_norm_eps")]
+COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name != "rms_norm_eps"]
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
 TIED: dict[Kind, str] = {
@@ -40,7 +40,7 @@ TIED: dict[Kind, str] = {
 def sizes(spec: DrafterSpec) -> dict[str, Any]:
     """The keys that all of transformers' decoders share."""
     return {
-        **{name: spec.sizes[name] for name in SIZES},
+        **{name: getattr(spec.shape, name) for name in SIZES},
         "num_hidden_layers": spec.num_layers,
         "max_position_embeddings": spec.max_position_embeddings,
         "rope_parameters": {"rope_type": "default", "rope_theta": spec.shape.rope_theta},
@@ -81,9 +81,9 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             f"write model_type {MODEL_TYPE[kind]}, as {kind.__name__} drafters have, and whole numbers for sizes",
         )
         return None
-    counts = {key: getattr(config, key) for key in COUNTS} | {"head_dim": head_dim(config)}
-    wrong = [f"{key} {value}" for key, value in counts.items() if not 1 <= value < LARGEST]
-    if wrong or config.num_attention_heads % config.num_key_value_heads or counts["head_dim"] % 2:
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)
+    wrong = [f"{key} {getattr(config, key)}" for key in COUNTS if not 1 <= getattr(config, key) < LARGEST]
+    if wrong or config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         text = ", ".join(wrong) or "odd head_dim, or attention heads that key-value heads do not divide"
         findings.error(
             f"impossible sizes: {text}",
@@ -130,7 +130,7 @@ def spec(
     if base is None or block_size is None or mask_token_id is None or not layer_ids:
         return None
     draft = config.get("draft_vocab_size")
-    sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES} | {"head_dim": head_dim(base)}
+    sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES}
     shape = TargetShape(
         **sizes,
         rope_theta=rope_theta,
@@ -151,7 +151,3 @@ def spec(
         target_architectures=target[1],
         target_fingerprint=config.get("target_fingerprint"),
     )
-
-
-def head_dim(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from draftopd.checkpoints import files
-from draftopd.checkpoints.checks import LAYOUTS, inspect, note_reads
+from draftopd.checkpoints.checks import LAYOUTS, READS, inspect
 from draftopd.checkpoints.files import Contents, locate
 from draftopd.checkpoints.findings import Finding, Findings
 from draftopd.checkpoints.spec import DrafterSpec, Layout
@@ -124,7 +124,7 @@ def write(
         marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
         extras = {"lm_head.weight": rows, "t2d": marks}
         tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
-    config = chosen.compose(spec, str(dtype).removeprefix("torch.")) | note_reads(drafter)
+    config = chosen.compose(spec, str(dtype).removeprefix("torch.")) | {READS: drafter.reads}
     contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
     inspect(contents, findings, target)
     _refuse(path, findings)

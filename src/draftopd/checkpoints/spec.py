@@ -1,7 +1,7 @@
 """A published drafter, independent of its layout."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -68,19 +68,15 @@ class DrafterSpec:
             target_fingerprint=target.fingerprint,
         )
 
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """Of the drafter's own layers, by the names of `LayerSizes`."""
-        return asdict(LayerSizes.of(self.shape, {}))
-
     def options(self) -> dict[str, Any]:
         """Arguments of the drafter's constructor, besides its target's shape."""
-        options = {
+        options: dict[str, Any] = {
             "block_size": self.block_size,
             "layer_ids": list(self.layer_ids),
             "draft_vocab_size": self.draft_vocab_size,
-            **{name: size for name, size in self.sizes.items() if name != "hidden_size"},
+            **{field.name: getattr(self.shape, field.name) for field in fields(LayerSizes)},
         }
+        del options["hidden_size"]  # the target's
         if self.kind is DFlash:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}
         return options

@@ -66,11 +66,9 @@ def redraft(
     """
     require_greedy_drafts(decoding)
     ledger = ledger or Ledger()
-    was_training = drafter.training
-    drafter.eval()
     head = drafter.head(target.head)
     results = []
-    try:
+    with drafter.evaluating():
         for text in texts:
             if text.features is None:
                 ledger.read(target, len(text.trace.tokens))
@@ -81,8 +79,6 @@ def redraft(
             ledger.redraft(target, drafter, len(text.trace.tokens), len(drafts))
             results.append(Rollout(walk(text.trace, drafts, drafter_step), text.features))
             on_done(1)
-    finally:
-        drafter.train(was_training)
     return results
 
 

@@ -69,6 +69,16 @@ class Drafter(nn.Module, ABC):
         return {"layer_ids": list(self.layer_ids)}
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode for a while."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    @contextmanager
     def blocks_of(self, block_size: int) -> Iterator[None]:
         """Drafts blocks of another size for a while; acceptance falls beyond the trained size."""
         own, self.block_size = self.block_size, block_size

@@ -31,15 +31,9 @@ Choose = Callable[[int, Tensor], Tensor]
 
 
 def default_layer_ids(target_layers: int) -> list[int]:
-    """A low, a middle and a high layer: 1, L / 2 - 1 and L - 4 (0-based layer outputs).
-
-    Raises:
-        DraftError: the target is too shallow for three.
-    """
+    """A low, a middle and a high layer: 1, L / 2 - 1 and L - 4 (0-based layer outputs); none where L is too small."""
     ids = [1, target_layers // 2 - 1, target_layers - 4]
-    if not ids[0] < ids[1] < ids[2]:
-        raise DraftError(f"EAGLE-3 has no default layers for a target of {target_layers}: set drafter.layer_ids")
-    return ids
+    return ids if ids[0] < ids[1] < ids[2] else []
 
 
 class Layer(nn.Module):
@@ -90,7 +84,10 @@ class Eagle3(Drafter):
         rms_norm_eps: float | None = None,
         rope_theta: float | None = None,
     ) -> None:
-        ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
+        depth = target.num_layers
+        ids = default_layer_ids(depth) if layer_ids is None else layer_ids
+        if layer_ids is None and not ids:
+            raise DraftError(f"EAGLE-3 has no default layers for a target of {depth}: set drafter.layer_ids")
         super().__init__(target, block_size, ids, draft_vocab_size)
         own_sizes = {
             "num_attention_heads": num_attention_heads,

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +69,7 @@ class Target(nn.Module):
         return super().train(False)  # frozen: no dropout, whatever Lightning asks for
 
     def _refuse_unknown_attention(self) -> None:
-        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
-        unknown = kinds - {"full_attention", "sliding_attention"}
+        unknown = set(getattr(self.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
         if unknown:
             raise DraftError(
                 f"the target's layers of type {', '.join(sorted(unknown))} cannot be rolled back after a rejected "
@@ -93,7 +93,7 @@ class Target(nn.Module):
 
     @property
     def embed_rows(self) -> int:
-        return cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        return self.model.get_input_embeddings().weight.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -115,8 +115,7 @@ class Target(nn.Module):
     @cached_property
     def stop_tokens(self) -> Tensor:
         """[S] ids that end a response."""
-        generation = self.model.generation_config
-        ids = generation.eos_token_id if generation is not None else None
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return torch.tensor([] if ids is None else ids if isinstance(ids, list) else [ids], dtype=torch.long)
 
@@ -154,7 +153,7 @@ class Target(nn.Module):
             if self.attention == "sdpa":
                 return mask
             dtype = self.model.dtype
-            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
         window = getattr(self.config, "sliding_window", None)
         near = visible if window is None else visible & (query[..., :, None] - key[..., None, :] < window)[:, None]
@@ -187,8 +186,10 @@ class Target(nn.Module):
             taps[index] = output[0] if isinstance(output, tuple) else output
 
         last = len(self.body.layers)
-        handles = [self.body.layers[i].register_forward_hook(partial(tap, i)) for i in layer_ids if i < last]
-        try:
+        with ExitStack() as hooks:
+            for i in layer_ids:
+                if i < last:
+                    hooks.enter_context(self.body.layers[i].register_forward_hook(partial(tap, i)))
             hidden = self.body(
                 input_ids=tokens,
                 position_ids=positions,
@@ -196,9 +197,6 @@ class Target(nn.Module):
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).last_hidden_state
-        finally:
-            for handle in handles:
-                handle.remove()
         taps[last] = hidden
         return hidden, torch.cat([taps[i] for i in layer_ids], -1) if layer_ids else hidden[..., :0]
 

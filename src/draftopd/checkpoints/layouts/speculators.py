@@ -126,15 +126,13 @@ def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None =
     ids = eagle3_common.layer_ids(config.get(eagle3_common.LAYERS), target_layers or depth, findings)
     eagle3_common.count(ids, layer.get("num_aux_hidden_states") or 3, findings)
     verifier, tokens = _verifier(config, findings)
-    if base is None or tokens is None or not ids:
-        return None
-    eagle3_common.variants([config, layer], base.num_hidden_layers, base.hidden_size, findings)
+    eagle3_common.variants([config, layer], base, findings)
     return layer_config.spec(
         Eagle3,
         base,
         config,
         rope_theta=theta,
-        block_size=tokens + 1,
+        block_size=None if tokens is None else tokens + 1,
         layer_ids=ids,
         target_layers=target_layers,
         target=verifier,
