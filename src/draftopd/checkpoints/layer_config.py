@@ -11,8 +11,7 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
-from draftopd.drafters.layers import LayerSizes
-from draftopd.target.head import TargetShape
+from draftopd.target.head import LayerSizes, TargetShape
 
 SIZES = tuple(field.name for field in fields(LayerSizes) if field.name != "rope_theta")  # rope has two schemas
 # keys passed to transformers, whose defaults a published file may leave out

@@ -23,11 +23,7 @@ from draftopd.target.model import Target
 
 
 def find_checkpoint(name: str, logger: DictConfig | None) -> Path:
-    """A checkpoint file or published folder by its path, or the checkpoint of an MLflow run by its id.
-
-    Raises:
-        DraftError: there is none.
-    """
+    """A checkpoint file or published folder by its path, or an MLflow run's checkpoint by its id; else DraftError."""
     path = Path(name).expanduser()
     if path.is_file() or path.is_dir():
         return path
@@ -115,11 +111,7 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
 
 
 def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, Drafter, DictConfig]:
-    """Target, drafter and config of a checkpoint file, without its prompts.
-
-    Raises:
-        DraftError: it is not a checkpoint of ours.
-    """
+    """Target, drafter and config of a checkpoint file, without its prompts; DraftError where it is none of ours."""
     if path.is_dir():
         raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
     config = OmegaConf.create(with_new_names(*_read(path, "config")))

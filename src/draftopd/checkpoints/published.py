@@ -47,8 +47,7 @@ def check_folder(path: str | Path, target: Target | None = None) -> Findings:
 def read(path: str | Path, target: Target | None = None) -> Published:
     """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout; config.json tells which.
 
-    Raises:
-        DraftError: a check found an error.
+    Raises DraftError where a check found an error; another target's drafter is one.
     """
     contents, layout, spec, findings = _checked(path, target)
     drafter = spec.build()
@@ -61,30 +60,18 @@ def read(path: str | Path, target: Target | None = None) -> Published:
 
 
 def published(path: str | Path, target: Target) -> DFlash | Eagle3:
-    """The drafter of a folder or hub id, ready to draft for its target.
-
-    Raises:
-        DraftError: a check found an error; another target's drafter is one.
-    """
+    """The drafter of a folder or hub id, ready to draft for its target; raises as `read`."""
     return target.adopt(read(path, target).drafter).to(target.device).eval()
 
 
 def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:
-    """A `drafter` config group with the sizes that a folder's config.json gives.
-
-    Raises:
-        DraftError: a check found an error; another target's drafter is one.
-    """
+    """A `drafter` config group with the sizes that a folder's config.json gives; raises as `read`."""
     *_, spec, _ = _checked(path, target)
     return {"_target_": f"{spec.kind.__module__}.{spec.kind.__name__}", "_partial_": True, **spec.options()}
 
 
 def load_published(drafter: Drafter, path: Path, target: Target) -> None:
-    """Puts the weights of a folder into a drafter of the same sizes.
-
-    Raises:
-        DraftError: a check found an error, or the sizes differ.
-    """
+    """Puts the weights of a folder into a drafter; raises as `read`, and where the sizes differ."""
     found = read(path, target)
     ours, theirs = ({"kind": s.kind.__name__, **s.options()} for s in (DrafterSpec.of(drafter, target), found.spec))
     other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if ours[name] != theirs.get(name)]

@@ -10,9 +10,8 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
-from draftopd.drafters.layers import LayerSizes
 from draftopd.errors import DraftError
-from draftopd.target.head import TargetShape
+from draftopd.target.head import LayerSizes, TargetShape
 from draftopd.target.model import Target
 
 Kind = type[DFlash] | type[Eagle3]
@@ -45,8 +44,7 @@ class DrafterSpec:
     def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
         """`target_name` is the target's hub id; by default what it was loaded from.
 
-        Raises:
-            DraftError: there is no published layout for this kind of drafter.
+        Raises DraftError where no published layout takes this kind of drafter.
         """
         if not isinstance(drafter, DFlash | Eagle3):
             raise DraftError(
@@ -74,9 +72,8 @@ class DrafterSpec:
             "block_size": self.block_size,
             "layer_ids": list(self.layer_ids),
             "draft_vocab_size": self.draft_vocab_size,
-            **{field.name: getattr(self.shape, field.name) for field in fields(LayerSizes)},
+            **{f.name: getattr(self.shape, f.name) for f in fields(LayerSizes) if f.name != "hidden_size"},
         }
-        del options["hidden_size"]  # the target's
         if self.kind is DFlash:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}
         return options

@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, masked_blocks
 from draftopd.drafters.base import Drafter, Embed, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join, layer_sizes
 from draftopd.target.cache import RaggedCache
-from draftopd.target.head import Head, TargetShape
+from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
 
 
@@ -82,7 +82,7 @@ class DFlash(Drafter):
             "rms_norm_eps": rms_norm_eps,
             "rope_theta": rope_theta,
         }
-        self.sizes = LayerSizes.of(target, own_sizes)
+        self.sizes = layer_sizes(target, own_sizes)
         size, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps)

@@ -17,11 +17,11 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import branch_mask, flex_branch_mask
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join, layer_sizes
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear, linear
-from draftopd.target.head import Head, TargetShape
+from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
 
 Texts = tuple[Tensor, KeysValues]
@@ -97,7 +97,7 @@ class Eagle3(Drafter):
             "rms_norm_eps": rms_norm_eps,
             "rope_theta": rope_theta,
         }
-        self.sizes = LayerSizes.of(target, own_sizes)
+        self.sizes = layer_sizes(target, own_sizes)
         size = self.sizes.hidden_size
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.midlayer = Layer(self.sizes)

@@ -10,17 +10,23 @@ from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
-class TargetShape:
-    """What a drafter must know of its target to be built."""
+class LayerSizes:
+    """Sizes of decoder layers, named as in the configs of transformers."""
 
     hidden_size: int
-    num_layers: int
+    intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    intermediate_size: int
     rms_norm_eps: float
     rope_theta: float
+
+
+@dataclass(frozen=True)
+class TargetShape(LayerSizes):
+    """What a drafter must know of its target to be built."""
+
+    num_layers: int
     vocab_size: int
     mask_token_id: int
 

@@ -29,9 +29,8 @@ class Target(nn.Module):
         tokenizer: its tokenizer, with its chat template if it has one.
         mask_token_id: a row of the embedding table that never occurs in text; DFlash's mask token. By default the
             first row after the tokenizer's own tokens.
-        cpu_layers: faster layers for float32 on x86 processors (`cpu/`), put into `model`. True: always. False: the
-            layers of transformers and torch. None: where they work, decided by the weights' dtype and device now; on a
-            GPU later their products are torch's.
+        cpu_layers: puts faster layers for float32 on x86 processors (`cpu/`) into `model`. None: where they work,
+            decided by the weights' dtype and device now; on a GPU later their products are torch's.
     """
 
     def __init__(
@@ -55,6 +54,8 @@ class Target(nn.Module):
         if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
             raise DraftError(f"{type(model).__name__} is not supported: its decoder has no list named 'layers'")
         self.config = model.config.get_text_config()
+        self.window: int | None = getattr(self.config, "sliding_window", None)
+        self.layer_types: list[str] = getattr(self.config, "layer_types", None) or []
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
         if not 0 <= self.mask_token_id < self.embed_rows:
             raise DraftError(
@@ -69,7 +70,7 @@ class Target(nn.Module):
         return super().train(False)  # frozen: no dropout, whatever Lightning asks for
 
     def _refuse_unknown_attention(self) -> None:
-        unknown = set(getattr(self.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
         if unknown:
             raise DraftError(
                 f"the target's layers of type {', '.join(sorted(unknown))} cannot be rolled back after a rejected "
@@ -148,19 +149,15 @@ class Target(nn.Module):
 
     def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
         """A visibility mask as transformers takes it: additive for eager attention, a dict if kinds of layers mix."""
-
-        def additive(mask: Tensor) -> Tensor:
-            if self.attention == "sdpa":
-                return mask
+        near = visible
+        if self.window is not None:
+            near = visible & (query[..., :, None] - key[..., None, :] < self.window)[:, None]
+        if self.attention == "eager":
             dtype = self.model.dtype
-            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-
-        window = getattr(self.config, "sliding_window", None)
-        near = visible if window is None else visible & (query[..., :, None] - key[..., None, :] < window)[:, None]
-        kinds = getattr(self.config, "layer_types", None)
-        if kinds and "sliding_attention" in kinds:
-            return {"full_attention": additive(visible), "sliding_attention": additive(near)}
-        return additive(visible if kinds else near)
+            visible, near = ((~mask).to(dtype) * torch.finfo(dtype).min for mask in (visible, near))
+        if "sliding_attention" in self.layer_types:
+            return {"full_attention": visible, "sliding_attention": near}
+        return visible if self.layer_types else near
 
     def forward(
         self,
@@ -206,8 +203,7 @@ class Target(nn.Module):
         positions = cache.begin(tokens.shape[1])
         slots = torch.arange(cache.end, device=tokens.device).expand(len(tokens), -1)
         # without a mask, attention need not repeat its keys for grouped queries
-        windows = getattr(self.config, "sliding_window", None) is not None
-        everything = tokens.shape[1] == 1 and cache.even and self.attention == "sdpa" and not windows
+        everything = tokens.shape[1] == 1 and cache.even and self.attention == "sdpa" and self.window is None
         visible = None if everything else causal_mask(positions, cache.end)
         return self(tokens, positions, visible, slots, layer_ids, cache)
 
