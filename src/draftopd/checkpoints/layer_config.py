@@ -91,6 +91,11 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             "head_dim, gate_proj intermediate_size",
         )
         return None
+    _unsupported(config, raw, kind, findings)
+    return config
+
+
+def _unsupported(config: PreTrainedConfig, raw: dict[str, Any], kind: Kind, findings: Findings) -> None:
     if config.hidden_act != "silu":
         findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run only silu", OTHER)
     if config.attention_bias:
@@ -110,7 +115,6 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             "vLLM and SGLang may serve them, here and in transformers' DFlash they are not unpacked",
             "take the drafter that was quantised; drop the key if model.safetensors holds plain floats",
         )
-    return config
 
 
 def spec(

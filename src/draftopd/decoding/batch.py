@@ -128,7 +128,7 @@ class DecodingBatch:
             self.opening = (first, *self._read(tokens[:1, : len(self.prefix)], first))
             first.lengths += len(self.prefix)
         first, *opening = self.opening
-        cache.open_with(first)
+        cache.put(slice(None), first)
         parts = zip(opening, self._read(tokens[:, len(self.prefix) :], cache), strict=True)
         hidden, features = (torch.cat([shared.expand(len(tokens), -1, -1), own], 1) for shared, own in parts)
         return cache, hidden, features

@@ -68,16 +68,8 @@ class RaggedCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
 
-    def open_with(self, prefix: "RaggedCache") -> None:
-        """Starts every row of an empty cache with the only row of another (a prefix that all prompts share)."""
-        length = int(prefix.lengths[0])
-        for layer, stores in prefix.stores.items():
-            for store, source in zip(self._stores(layer, stores), stores, strict=True):
-                store[:, :length] = source[:, :length]
-        self.lengths = torch.full_like(self.lengths, length)
-
-    def put(self, rows: Tensor, other: "RaggedCache") -> None:
-        """Replaces rows by those of a cache of no larger capacity (waiting prompts enter the batch)."""
+    def put(self, rows: Tensor | slice, other: "RaggedCache") -> None:
+        """Replaces rows by those of a cache of no larger capacity, or all by its only row."""
         self.lengths[rows] = other.lengths
         for layer, stores in other.stores.items():
             for store, new in zip(self._stores(layer, stores), stores, strict=True):
