@@ -47,7 +47,7 @@ def redraft(
     """The traces that `rollout` of the same prompts would give with this drafter, float ties aside.
 
     The target runs only for texts without features. It runs without gradients and with the drafter in eval mode, and
-    restores its mode.
+    restores its mode. Raises DraftError where drafts would be sampled.
 
     Args:
         texts: complete responses that the target has written under `decoding`, with any drafter or none, and their
@@ -60,17 +60,12 @@ def redraft(
 
     Returns:
         new traces with the texts' features; the target's hidden states are left to `Target.replay`.
-
-    Raises:
-        DraftError: drafts would be sampled.
     """
     require_greedy_drafts(decoding)
     ledger = ledger or Ledger()
-    was_training = drafter.training
-    drafter.eval()
     head = drafter.head(target.head)
     results = []
-    try:
+    with drafter.evaluating():
         for text in texts:
             if text.features is None:
                 ledger.read(target, len(text.trace.tokens))
@@ -81,8 +76,6 @@ def redraft(
             ledger.redraft(target, drafter, len(text.trace.tokens), len(drafts))
             results.append(Rollout(walk(text.trace, drafts, drafter_step), text.features))
             on_done(1)
-    finally:
-        drafter.train(was_training)
     return results
 
 
