@@ -59,7 +59,7 @@ class Work:
     def sft(self, features: bool = True, hidden: bool = False) -> ReplayBatch:
         traces = [r.trace for r in self.rolled]
         slots = self.rolled[0].trace.drafts.shape[1]
-        given = (self.features if features else None, self.hidden if hidden else None)
+        given = (self.features if features else (), self.hidden if hidden else ())
         return text_blocks(traces, self.anchors, slots, *given)
 
     def opd(self, kept: bool = True) -> ReplayBatch:

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from draftopd.drafters.dflash import DFlash
-from draftopd.drafters.layers import Attention
+from draftopd.drafters.layers import Attention, rotate
 
 
 class DFlashAssistant(nn.Module):
@@ -72,6 +72,6 @@ def attend(
 ) -> Tensor:
     """The drafter's attention of a block [1, W, D] over keys and values that a cache has put together."""
     query = attention.q_norm(attention.q_proj(block).unflatten(-1, (-1, attention.head_dim)))
-    query = attention.rotary(query, positions).transpose(1, 2)
+    query = rotate(query, positions, attention.rope_theta).transpose(1, 2)
     out = F.scaled_dot_product_attention(query, *seen, attn_mask=mask, enable_gqa=True)
     return attention.o_proj(out.transpose(1, 2).flatten(2))

@@ -1,10 +1,10 @@
 import torch
 
-from draftopd.blocks import block_positions, branch_mask, causal_mask, gather_blocks
+from draftopd.blocks import block_positions, branch_mask, causal_mask, masked_blocks
 
 
-def test_gather_blocks_puts_the_anchor_before_mask_tokens():
-    blocks = gather_blocks(torch.tensor([[5, 6, 7, 8]]), torch.tensor([[1, 3]]), 3, mask_token_id=0)
+def test_masked_blocks_put_the_anchor_before_mask_tokens():
+    blocks = masked_blocks(torch.tensor([[6, 8]]), 3, mask_token_id=0)
     assert blocks.tolist() == [[[6, 0, 0], [8, 0, 0]]]
 
 

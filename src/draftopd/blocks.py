@@ -13,10 +13,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from draftopd.trace import ReplayBatch
 
 
-def gather_blocks(tokens: Tensor, anchors: Tensor, block_size: int, mask_token_id: int) -> Tensor:
-    """Drafter input [B, N, W]: the anchor token, then the mask token. tokens [B, T], anchors [B, N]."""
-    blocks = torch.full((*anchors.shape, block_size), mask_token_id, device=tokens.device)
-    blocks[..., 0] = tokens.gather(1, anchors)
+def masked_blocks(anchors: Tensor, block_size: int, mask_token_id: int) -> Tensor:
+    """Drafter input [B, N, W]: the anchor token, then mask tokens. anchors [B, N]: the tokens."""
+    blocks = torch.full((*anchors.shape, block_size), mask_token_id, device=anchors.device)
+    blocks[..., 0] = anchors
     return blocks
 
 

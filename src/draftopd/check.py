@@ -11,11 +11,7 @@ from draftopd.errors import DraftError
 
 
 def report(config: DictConfig) -> None:
-    """Prints every finding.
-
-    Raises:
-        DraftError: one of them is an error.
-    """
+    """Prints every finding; raises DraftError where one of them is an error."""
     findings = check_folder(config.folder, instantiate(config.target) if config.target else None)
     for finding in findings:
         print(f"{finding.severity}: {finding.what}\n  goes wrong: {finding.effect}\n  fix: {finding.fix}")

@@ -138,14 +138,16 @@ class ReplayBatch:
 
 
 def collate(
-    traces: Sequence[Trace],
-    features: Sequence[Tensor] | None = None,
-    target_hidden: Sequence[Tensor] | None = None,
+    traces: Sequence[Trace], features: Sequence[Tensor | None] = (), target_hidden: Sequence[Tensor | None] = ()
 ) -> ReplayBatch:
-    """Pads traces, and the target's states where they are stored, to one batch."""
+    """Pads traces to one batch, and the target's states where all traces have them."""
 
-    def pad(rows: Sequence[Tensor]) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    def pad(rows: list[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def pad_states(rows: Sequence[Tensor | None]) -> Tensor | None:
+        states = [row for row in rows if row is not None]
+        return pad(states) if len(states) == len(traces) else None
 
     return ReplayBatch(
         tokens=pad([t.tokens for t in traces]),
@@ -155,45 +157,28 @@ def collate(
         drafted=pad([t.drafted for t in traces]),
         lengths=torch.tensor([len(t.tokens) for t in traces]),
         drafter_step=torch.tensor([t.drafter_step for t in traces]),
-        features=None if features is None else pad(features),
-        target_hidden=None if target_hidden is None else pad(target_hidden),
+        features=pad_states(features),
+        target_hidden=pad_states(target_hidden),
     )
 
 
 def no_blocks(num_draft_tokens: int, feature_size: int, hidden_size: int) -> ReplayBatch:
     """A batch without supervised drafts, for a process whose share is empty: its gradients are zeros."""
-    nothing = torch.zeros(1, 1, dtype=torch.long)
-    return ReplayBatch(
-        tokens=nothing,
-        anchors=nothing,
-        drafts=nothing[..., None].expand(-1, -1, num_draft_tokens),
-        accepted=nothing,
-        drafted=nothing,
-        lengths=nothing[0],
-        drafter_step=nothing[0] - 1,
-        features=torch.zeros(1, 1, feature_size),
-        target_hidden=torch.zeros(1, 1, num_draft_tokens, hidden_size),
-    )
+    zero = torch.zeros(1, dtype=torch.long)
+    trace = Trace(zero, 1, anchors=zero, drafts=zero.expand(1, num_draft_tokens), accepted=zero, drafter_step=-1)
+    return collate([trace], [torch.zeros(1, feature_size)], [torch.zeros(1, num_draft_tokens, hidden_size)])
 
 
 def collate_rollouts(rollouts: Sequence[Rollout]) -> ReplayBatch:
-    """Pads rollouts to one batch, with the states that all of them have."""
-    features = [r.features for r in rollouts if r.features is not None]
-    hidden = [r.target_hidden for r in rollouts if r.target_hidden is not None]
-    whole = len(rollouts)
-    return collate(
-        [r.trace for r in rollouts],
-        features if len(features) == whole else None,
-        hidden if len(hidden) == whole else None,
-    )
+    return collate([r.trace for r in rollouts], [r.features for r in rollouts], [r.target_hidden for r in rollouts])
 
 
 def text_blocks(
     texts: Sequence[Trace],
     anchors: Sequence[Tensor],
     num_draft_tokens: int,
-    features: Sequence[Tensor] | None = None,
-    hidden: Sequence[Tensor] | None = None,
+    features: Sequence[Tensor | None] = (),
+    hidden: Sequence[Tensor | None] = (),
 ) -> ReplayBatch:
     """SFT's batch: at each anchor the drafts are the tokens that follow in the text, all accepted.
 
@@ -201,13 +186,12 @@ def text_blocks(
         anchors: for each text, [N] indices with at least one token after them.
         hidden: for each text, [T, D] the target's last hidden states; the row before a token verifies it.
     """
-    traces, verifying = [], []
-    for i, (text, at) in enumerate(zip(texts, anchors, strict=True)):
+    traces, verifying = [], list[Tensor | None]()
+    for text, at, states in zip(texts, anchors, hidden or [None] * len(texts), strict=True):
+        last = len(text.tokens) - 1
         index = at[:, None] + torch.arange(1, num_draft_tokens + 1)
-        drafts = text.tokens[index.clamp(max=len(text.tokens) - 1)]
-        accepted = (len(text.tokens) - 1 - at).clamp(max=num_draft_tokens)
-        traces.append(replace(text, anchors=at, drafts=drafts, accepted=accepted))
-        if hidden is not None:
-            verifying.append(hidden[i][(index - 1).clamp(max=len(text.tokens) - 1)])
-    batch = collate(traces, features, verifying or None)
+        accepted = (last - at).clamp(max=num_draft_tokens)
+        traces.append(replace(text, anchors=at, drafts=text.tokens[index.clamp(max=last)], accepted=accepted))
+        verifying.append(None if states is None else states[(index - 1).clamp(max=last)])
+    batch = collate(traces, features, verifying)
     return replace(batch, drafted=batch.accepted)

@@ -149,4 +149,4 @@ def test_the_config_of_a_drafter_of_z_labs_is_read():
 def test_either_rope_schema_is_read(target, folders, tmp_path, change):
     found = read(changed(folders[Z], tmp_path, change), target)
     assert found.spec == read(folders[Z], target).spec
-    assert found.drafter.layers[0].self_attn.rotary.theta == 5e5
+    assert found.drafter.layers[0].self_attn.rope_theta == 5e5

@@ -64,7 +64,7 @@ def test_default_layers_are_low_middle_and_high(layers, expected):
 def test_the_shipped_drafter_has_the_default_targets_sizes():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose("fit", overrides=["experiment=eagle3_sft"])
-    smollm2 = TargetShape(576, 30, 9, 3, 64, 1536, 1e-5, 1e5, 49_152, 0)
+    smollm2 = TargetShape(576, 1536, 9, 3, 64, 1e-5, 1e5, 30, 49_152, 0)
     sizes = {name: value for name, value in config.drafter.items() if name != "path"}
     drafter = instantiate(sizes)(target=smollm2)
     assert drafter.layer_ids == (1, 14, 26)

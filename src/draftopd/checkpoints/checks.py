@@ -17,11 +17,16 @@ from draftopd.checkpoints.layouts import speculators
 from draftopd.checkpoints.layouts.safeai import SAFEAI
 from draftopd.checkpoints.layouts.zlab import ZLAB
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
-from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.model import Target
 
+READS = "trained_to_read"
+"""What a drafter was trained to read, repeated in config.json under a key that no engine reads.
+
+A layer offset between two conventions leaves a config.json in which every key that engines read is valid (vllm#40727):
+without this key only lost acceptance shows it. Folders of others lack the key.
+"""
 ARCHITECTURES = '["DFlashDraftModel"] or ["LlamaForCausalLMEagle3"]'
 LAYOUTS = (ZLAB, SAFEAI, speculators.DFLASH, speculators.EAGLE3)
 LAYER_IDS: dict[Kind, str] = {
@@ -61,7 +66,7 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
     if findings.errors:
         return layout, spec
     check_weights.check(contents, spec, layout, findings)
-    check_reads(config, spec.build("meta"), findings)
+    _reads(config, spec.build("meta").reads, findings)
     if target is not None:
         _target(contents.tensors, spec, target, findings)
     else:
@@ -165,24 +170,12 @@ def _lent(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, finding
             )
 
 
-READS = "trained_to_read"
-
-
-def note_reads(drafter: Drafter) -> dict[str, Any]:
-    """What a drafter was trained to read, repeated in config.json under a key that no engine reads.
-
-    A layer offset between two conventions leaves a config.json in which every key that engines read is valid
-    (vllm#40727): without this key only lost acceptance shows it. Folders of others lack the key.
-    """
-    return {READS: drafter.reads}
-
-
-def check_reads(config: dict[str, Any], drafter: Drafter, findings: Findings) -> None:
-    """Compares that key with the drafter that the other keys of config.json describe."""
+def _reads(config: dict[str, Any], described: dict[str, list[int]], findings: Findings) -> None:
+    """Compares READS with what the other keys of config.json describe."""
     noted = config.get(READS)
-    if noted is not None and noted != drafter.reads:
+    if noted not in (None, described):
         findings.error(
-            f"config.json lets the drafter read {drafter.reads}, it was trained to read {noted}",
+            f"config.json lets the drafter read {described}, it was trained to read {noted}",
             "it gets other features than it was trained on: acceptance falls and nothing fails (vllm#40727)",
             "change the first back, or export it again",
         )

@@ -7,6 +7,8 @@ from draftopd.checkpoints.findings import Findings
 OTHER = "take another drafter"
 UNREAD = "engines ignore it, an export from here copies it"
 ROPES = ("rope_parameters", "rope_scaling")
+NamedTarget = tuple[str | None, tuple[str, ...]]
+"""its name and architectures"""
 
 
 def names(value: Any) -> list[str]:
@@ -22,8 +24,8 @@ def architectures(key: str, value: Any, effect: str, findings: Findings) -> tupl
     return tuple(names(value))
 
 
-def named_target(config: dict[str, Any], findings: Findings) -> tuple[str | None, tuple[str, ...]]:
-    """Its name and architectures, where a layout has both at the top level."""
+def named_target(config: dict[str, Any], findings: Findings) -> NamedTarget:
+    """Where a layout has both at the top level."""
     key = "target_architectures"
     return config.get("target_name_or_path"), architectures(key, config.get(key), UNREAD, findings)
 
@@ -111,17 +113,29 @@ def numbers(key: str, value: Any, findings: Findings) -> list[int]:
     return []
 
 
-def depth(key: str, config: dict[str, Any], findings: Findings) -> int | None:
-    """A number of layers; None where it is left out, or after an error."""
-    value = config.get(key)
+def depth(config: dict[str, Any], findings: Findings) -> int | None:
+    """The target's number of layers; None where it is left out, or after an error."""
+    value = config.get("num_target_layers")
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
-    findings.error(f"{key} is {value!r}", "SGLang refuses it", "write the target's number of layers, or drop the key")
+    fix = "write the target's number of layers, or drop the key"
+    findings.error(f"num_target_layers is {value!r}", "SGLang refuses it", fix)
     return None
 
 
-def outputs(before: list[int], key: str, whose: str, findings: Findings) -> list[int]:
+def drafts(key: str, tokens: int | None, block_size: int | None, findings: Findings) -> None:
+    """A number of drafts that is given beside the block size."""
+    if tokens is not None and block_size is not None and tokens != block_size - 1:
+        findings.error(
+            f"{key} is {tokens} beside block_size {block_size}",
+            "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
+            f"write {block_size - 1}",
+        )
+
+
+def outputs(key: str, value: Any, whose: str, findings: Findings) -> list[int]:
     """0-based layer outputs from ids that count the hidden states before a layer; empty after an error."""
+    before = numbers(key, value, findings)
     if 0 in before:
         findings.error(
             f"{key} {before} holds 0, the embedding's output",

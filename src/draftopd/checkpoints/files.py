@@ -26,11 +26,7 @@ class Contents:
 
 
 def locate(path: str | Path) -> Path:
-    """The folder itself, or the hub's cache folder of a hub id, fetched.
-
-    Raises:
-        DraftError: neither.
-    """
+    """The folder itself, or the hub's cache folder of a hub id, fetched; DraftError where it is neither."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -81,10 +77,7 @@ def load(folder: Path, findings: Findings) -> Contents | None:
 
 
 def save(folder: Path, contents: Contents) -> None:
-    """
-    Raises:
-        DraftError: the folder holds something already, or cannot be written.
-    """
+    """Raises DraftError where the folder holds something already, or cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):

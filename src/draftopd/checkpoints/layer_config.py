@@ -6,13 +6,12 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from draftopd.checkpoints.fields import OTHER
+from draftopd.checkpoints.fields import OTHER, NamedTarget
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
-from draftopd.drafters.layers import LayerSizes
-from draftopd.target.head import TargetShape
+from draftopd.target.head import LayerSizes, TargetShape
 
 SIZES = tuple(field.name for field in fields(LayerSizes) if field.name != "rope_theta")  # rope has two schemas
 # keys passed to transformers, whose defaults a published file may leave out
@@ -28,15 +27,19 @@ KEYS = (
     "use_sliding_window",
     "max_window_layers",
 )
-COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name not in ("head_dim", "rms_norm_eps")]
+COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name != "rms_norm_eps"]
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
+TIED: dict[Kind, str] = {
+    DFlash: "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
+    Eagle3: "SGLang drafts from the embedding and silently drops lm_head.weight",
+}
 
 
 def sizes(spec: DrafterSpec) -> dict[str, Any]:
     """The keys that all of transformers' decoders share."""
     return {
-        **{name: spec.sizes[name] for name in SIZES},
+        **{name: getattr(spec.shape, name) for name in SIZES},
         "num_hidden_layers": spec.num_layers,
         "max_position_embeddings": spec.max_position_embeddings,
         "rope_parameters": {"rope_type": "default", "rope_theta": spec.shape.rope_theta},
@@ -77,9 +80,9 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             f"write model_type {MODEL_TYPE[kind]}, as {kind.__name__} drafters have, and whole numbers for sizes",
         )
         return None
-    counts = {key: getattr(config, key) for key in COUNTS} | {"head_dim": head_dim(config)}
-    wrong = [f"{key} {value}" for key, value in counts.items() if not 1 <= value < LARGEST]
-    if wrong or config.num_attention_heads % config.num_key_value_heads or counts["head_dim"] % 2:
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)
+    wrong = [f"{key} {getattr(config, key)}" for key in COUNTS if not 1 <= getattr(config, key) < LARGEST]
+    if wrong or config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         text = ", ".join(wrong) or "odd head_dim, or attention heads that key-value heads do not divide"
         findings.error(
             f"impossible sizes: {text}",
@@ -88,6 +91,11 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             "head_dim, gate_proj intermediate_size",
         )
         return None
+    _unsupported(config, raw, kind, findings)
+    return config
+
+
+def _unsupported(config: PreTrainedConfig, raw: dict[str, Any], kind: Kind, findings: Findings) -> None:
     if config.hidden_act != "silu":
         findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run only silu", OTHER)
     if config.attention_bias:
@@ -99,46 +107,33 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             "take a drafter whose layers all are full_attention",
         )
     if raw.get("tie_word_embeddings"):
-        _tied(kind, findings)
+        report = findings.error if kind is Eagle3 else findings.warning
+        report("tie_word_embeddings is true", TIED[kind], "set it to false")
     if raw.get("quantization_config"):
         findings.error(
             "quantization_config: the weights are quantised",
             "vLLM and SGLang may serve them, here and in transformers' DFlash they are not unpacked",
             "take the drafter that was quantised; drop the key if model.safetensors holds plain floats",
         )
-    return config
-
-
-def _tied(kind: Kind, findings: Findings) -> None:
-    if kind is Eagle3:
-        findings.error(
-            "tie_word_embeddings is true",
-            "SGLang drafts from the embedding and silently drops lm_head.weight",
-            "set it to false",
-        )
-    else:
-        findings.warning(
-            "tie_word_embeddings is true",
-            "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
-            "set it to false",
-        )
 
 
 def spec(
     kind: Kind,
-    base: PreTrainedConfig,
+    base: PreTrainedConfig | None,
     config: dict[str, Any],
     *,
     rope_theta: float,
-    block_size: int,
+    block_size: int | None,
     layer_ids: list[int],
     target_layers: int | None,
-    target: tuple[str | None, tuple[str, ...]],
-    mask_token_id: int = 0,
-) -> DrafterSpec:
-    """The parsed values as one spec; `config` is the whole file, `target` a name and architectures."""
+    target: NamedTarget,
+    mask_token_id: int | None = 0,
+) -> DrafterSpec | None:
+    """The parsed values as one spec, None where an error has left one out; `config` is the whole file."""
+    if base is None or block_size is None or mask_token_id is None or not layer_ids:
+        return None
     draft = config.get("draft_vocab_size")
-    sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES} | {"head_dim": head_dim(base)}
+    sizes: dict[str, Any] = {name: getattr(base, name, None) for name in SIZES}
     shape = TargetShape(
         **sizes,
         rope_theta=rope_theta,
@@ -159,7 +154,3 @@ def spec(
         target_architectures=target[1],
         target_fingerprint=config.get("target_fingerprint"),
     )
-
-
-def head_dim(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)

@@ -23,11 +23,7 @@ from draftopd.target.model import Target
 
 
 def find_checkpoint(name: str, logger: DictConfig | None) -> Path:
-    """A checkpoint file or published folder by its path, or the checkpoint of an MLflow run by its id.
-
-    Raises:
-        DraftError: there is none.
-    """
+    """A checkpoint file or published folder by its path, or an MLflow run's checkpoint by its id; else DraftError."""
     path = Path(name).expanduser()
     if path.is_file() or path.is_dir():
         return path
@@ -56,11 +52,7 @@ def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
     """
     if path.is_dir():
         return load_published(drafter, path, target)
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state, trained_for, reads = (checkpoint[key] for key in ("state_dict", "target_fingerprint", "reads"))
-    except (OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise DraftError(f"{path} is not a checkpoint of draftopd: {str(error).splitlines()[0]}") from error
+    state, trained_for, reads = _read(path, "state_dict", "target_fingerprint", "reads")
     if trained_for != target.fingerprint:
         raise DraftError(
             f"the drafter in {path} was trained for the target {trained_for} and this target is {target.fingerprint}: "
@@ -76,17 +68,23 @@ def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
         raise DraftError(f"the drafter in {path} has another shape than the config's drafter: {reason}") from error
 
 
-def optimizer_state(path: Path) -> dict[str, Any]:
-    """The optimizer's state dict in a checkpoint.
+def _read(path: Path, *keys: str) -> list[Any]:
+    """Parts of a checkpoint file; DraftError where it is none of ours."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return [saved[key] for key in keys]
+    except (OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise DraftError(f"{path} is not a checkpoint of draftopd: {reason}") from error
 
-    Raises:
-        DraftError: it has none.
-    """
-    saved = {} if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
-    states = saved.get("optimizer_states") or [{}]
-    if not states[0].get("state"):
+
+def optimizer_state(path: Path) -> dict[str, Any]:
+    """The optimizer's state dict in a checkpoint; DraftError where it has none."""
+    (states,) = [[{}]] if path.is_dir() else _read(path, "optimizer_states")
+    if not states or not states[0].get("state"):
         raise DraftError(f"{path} has no optimizer: init_optimizer=true needs a checkpoint file of a run that trained")
-    return states[0]
+    state: dict[str, Any] = states[0]
+    return state
 
 
 @dataclass(frozen=True)
@@ -123,18 +121,10 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
 
 
 def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, Drafter, DictConfig]:
-    """Target, drafter and config of a checkpoint file, without its prompts.
-
-    Raises:
-        DraftError: it is not a checkpoint of ours.
-    """
+    """Target, drafter and config of a checkpoint file, without its prompts; DraftError where it is none of ours."""
     if path.is_dir():
         raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        config = OmegaConf.create(with_new_names(saved["config"]))
-    except (LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no config of one") from error
+    config = OmegaConf.create(with_new_names(*_read(path, "config")))
     if target is None:
         target = instantiate(config.target)
     assert target is not None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from draftopd.checkpoints import files
-from draftopd.checkpoints.checks import LAYOUTS, inspect, note_reads
+from draftopd.checkpoints.checks import LAYOUTS, READS, inspect
 from draftopd.checkpoints.files import Contents, locate
 from draftopd.checkpoints.findings import Finding, Findings
 from draftopd.checkpoints.spec import DrafterSpec, Layout
@@ -47,46 +47,32 @@ def check_folder(path: str | Path, target: Target | None = None) -> Findings:
 def read(path: str | Path, target: Target | None = None) -> Published:
     """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout; config.json tells which.
 
-    Raises:
-        DraftError: a check found an error.
+    Raises DraftError where a check found an error; another target's drafter is one.
     """
     contents, layout, spec, findings = _checked(path, target)
     drafter = spec.build()
     weights = {name: contents.tensors[layout.tensor(name)] for name in drafter.state_dict()}
     kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
     drafter.to(kinds.pop() if len(kinds) == 1 else torch.float32).load_state_dict(weights)
+    for finding in findings.warnings:
+        log.warning("%s: %s", path, finding)
     return Published(drafter, layout.name, spec, findings.warnings)
 
 
 def published(path: str | Path, target: Target) -> DFlash | Eagle3:
-    """The drafter of a folder or hub id, ready to draft for its target.
-
-    Raises:
-        DraftError: a check found an error; another target's drafter is one.
-    """
-    found = read(path, target)
-    _log(path, found.warnings)
-    return target.adopt(found.drafter).to(target.device).eval()
+    """The drafter of a folder or hub id, ready to draft for its target; raises as `read`."""
+    return target.adopt(read(path, target).drafter).to(target.device).eval()
 
 
 def drafter_config(path: str | Path, target: Target) -> dict[str, Any]:
-    """A `drafter` config group with the sizes that a folder's config.json gives.
-
-    Raises:
-        DraftError: a check found an error; another target's drafter is one.
-    """
+    """A `drafter` config group with the sizes that a folder's config.json gives; raises as `read`."""
     *_, spec, _ = _checked(path, target)
     return {"_target_": f"{spec.kind.__module__}.{spec.kind.__name__}", "_partial_": True, **spec.options()}
 
 
 def load_published(drafter: Drafter, path: Path, target: Target) -> None:
-    """Puts the weights of a folder into a drafter of the same sizes.
-
-    Raises:
-        DraftError: a check found an error, or the sizes differ.
-    """
+    """Puts the weights of a folder into a drafter; raises as `read`, and where the sizes differ."""
     found = read(path, target)
-    _log(path, found.warnings)
     ours, theirs = ({"kind": s.kind.__name__, **s.options()} for s in (DrafterSpec.of(drafter, target), found.spec))
     other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if ours[name] != theirs.get(name)]
     if other:
@@ -125,7 +111,7 @@ def write(
         marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
         extras = {"lm_head.weight": rows, "t2d": marks}
         tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
-    config = chosen.compose(spec, str(dtype).removeprefix("torch.")) | note_reads(drafter)
+    config = chosen.compose(spec, str(dtype).removeprefix("torch.")) | {READS: drafter.reads}
     contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
     inspect(contents, findings, target)
     _refuse(path, findings)
@@ -148,8 +134,3 @@ def _refuse(path: str | Path, findings: Findings) -> None:
     if errors:
         more = f"; and {len(errors) - 1} more, see python -m draftopd.check folder={path}" if len(errors) > 1 else ""
         raise DraftError(f"{path}: {errors[0]}{more}")
-
-
-def _log(path: str | Path, warnings: list[Finding]) -> None:
-    for finding in warnings:
-        log.warning("%s: %s", path, finding)

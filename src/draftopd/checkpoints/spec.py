@@ -1,7 +1,7 @@
 """A published drafter, independent of its layout."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,8 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
-from draftopd.drafters.layers import LayerSizes
 from draftopd.errors import DraftError
-from draftopd.target.head import TargetShape
+from draftopd.target.head import LayerSizes, TargetShape
 from draftopd.target.model import Target
 
 Kind = type[DFlash] | type[Eagle3]
@@ -45,8 +44,7 @@ class DrafterSpec:
     def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
         """`target_name` is the target's hub id; by default what it was loaded from.
 
-        Raises:
-            DraftError: there is no published layout for this kind of drafter.
+        Raises DraftError where no published layout takes this kind of drafter.
         """
         if not isinstance(drafter, DFlash | Eagle3):
             raise DraftError(
@@ -68,18 +66,13 @@ class DrafterSpec:
             target_fingerprint=target.fingerprint,
         )
 
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """Of the drafter's own layers, by the names of `LayerSizes`."""
-        return asdict(LayerSizes.of(self.shape, {}))
-
     def options(self) -> dict[str, Any]:
         """Arguments of the drafter's constructor, besides its target's shape."""
-        options = {
+        options: dict[str, Any] = {
             "block_size": self.block_size,
             "layer_ids": list(self.layer_ids),
             "draft_vocab_size": self.draft_vocab_size,
-            **{name: size for name, size in self.sizes.items() if name != "hidden_size"},
+            **{f.name: getattr(self.shape, f.name) for f in fields(LayerSizes) if f.name != "hidden_size"},
         }
         if self.kind is DFlash:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}

@@ -3,8 +3,6 @@
 target.model.generate(ids, assistant_model=to_transformers(drafter, target), speculation_type="dflash")
 """
 
-from typing import Any
-
 from transformers import PreTrainedModel
 
 from draftopd.checkpoints.layer_config import sizes
@@ -40,22 +38,19 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
         from transformers import MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
     except ImportError as error:
         raise DraftError("this transformers has no DFlash model: install transformers 5.23 or later") from error
-    model = MuseGlimmerAssistantModel(MuseGlimmerAssistantConfig(**_config(spec)))
+    config = MuseGlimmerAssistantConfig(
+        **sizes(spec),
+        layer_types=["full_attention"] * spec.num_layers,  # its default is sliding windows
+        block_size=spec.block_size,
+        mask_token_id=spec.shape.mask_token_id,
+        target_layer_ids=list(spec.layer_ids),
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model = MuseGlimmerAssistantModel(config)
     weights = drafter.state_dict()
     weights.pop("d2t", None)
     model.load_state_dict({RENAMES.get(name, name): value for name, value in weights.items()})
     dtype = next(drafter.parameters()).dtype
     return model.to(device=target.device, dtype=dtype).eval()  # type: ignore[call-arg]  # its decorator hides self
-
-
-def _config(spec: DrafterSpec) -> dict[str, Any]:
-    return {
-        **sizes(spec),
-        "layer_types": ["full_attention"] * spec.num_layers,  # its default is sliding windows
-        "block_size": spec.block_size,
-        "mask_token_id": spec.shape.mask_token_id,
-        "target_layer_ids": list(spec.layer_ids),
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }

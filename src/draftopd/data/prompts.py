@@ -36,8 +36,7 @@ class Prompt:
 def continued(prompt: Prompt, answer: str) -> Prompt:
     """The prompt of the next turn: the target's answer to this one (text, no special tokens), then the next follow-up.
 
-    Raises:
-        ValueError: the prompt has no follow-ups.
+    Raises ValueError where there is none.
     """
     if not prompt.followups:
         raise ValueError(f"{prompt.id} has no follow-ups")

@@ -55,10 +55,7 @@ def reject(
     cut = accepted < drafts.shape[1]
     minus = q[row, accepted.clamp(max=q.shape[1] - 1)] * cut[:, None]
     residual = here.clone()
-    if vocabulary is None:
-        residual -= minus
-    else:
-        residual[:, vocabulary] -= minus
+    residual[:, slice(None) if vocabulary is None else vocabulary] -= minus
     residual = residual.clamp(min=0)
     # p = q up to rounding leaves no residual: p itself is the limit
     residual = torch.where(residual.sum(1, keepdim=True) > 0, residual, here)

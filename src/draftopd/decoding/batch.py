@@ -29,23 +29,16 @@ class RolloutOptions:
     store: Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A prompt whose response has not begun."""
-
-    index: int
-    tokens: Sequence[int]
-    key: int
-    """of the response's random numbers"""
-
-
 @dataclass
-class _Row:
-    """One response so far."""
+class Response:
+    """One response so far: only its prompt at first."""
 
     index: int
-    prompt_length: int
-    tokens: list[int]
+    prompt: Sequence[int]
+    key: int
+    """of its random numbers"""
+    tokens: list[int] = field(default_factory=list)
+    """prompt and committed tokens"""
     anchors: list[int] = field(default_factory=list)
     drafts: list[Tensor] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -82,7 +75,7 @@ class DecodingBatch:
         self.head = target.head()
         self.draft_head = None if drafter is None else drafter.head(target.head)
         self.stop = target.stop_tokens.to(device)
-        self.rows: list[_Row | None] = [None] * rows
+        self.rows: list[Response | None] = [None] * rows
         self.cache = RaggedCache(rows, self.capacity, device)
         self.state = None if drafter is None else drafter.start(rows, self.capacity, device)
         self.opening: tuple[RaggedCache, Tensor, Tensor] | None = None  # the prefix, read
@@ -95,21 +88,21 @@ class DecodingBatch:
     def free(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row is None]
 
-    def join(self, prompts: Sequence[Waiting]) -> None:
+    def join(self, new: Sequence[Response]) -> None:
         """Reads new prompts into free rows and commits each response's first token, which is the target's own."""
         device = self.target.device
-        lengths = torch.tensor([len(p.tokens) for p in prompts], device=device)
-        keys = torch.tensor([p.key for p in prompts], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p.tokens) for p in prompts], batch_first=True).to(device)
+        lengths = torch.tensor([len(r.prompt) for r in new], device=device)
+        keys = torch.tensor([r.key for r in new], device=device)
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.prompt) for r in new], batch_first=True).to(device)
         cache, hidden, features = self._prefill(padded)
         last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         tokens = Places(self.decoding, keys, lengths - 1).choose(self.head(last))[:, 0]
-        taken = self.free()[: len(prompts)]
+        taken = self.free()[: len(new)]
         rows = torch.tensor(taken, device=device)
         cache.lengths = lengths
         self.cache.put(rows, cache)
         if self.drafter is not None and self.state is not None:
-            state = self.drafter.start(len(prompts), padded.shape[1], device)
+            state = self.drafter.start(len(new), padded.shape[1], device)
             following = padded.roll(-1, 1).scatter(1, (lengths - 1)[:, None], tokens[:, None])
             self.drafter.extend(state, features, following, self.target.embed)
             state.lengths = lengths
@@ -122,8 +115,9 @@ class DecodingBatch:
         limit = self.decoding.max_new_tokens
         self.keys[rows], self.tokens[rows], self.room[rows] = keys, tokens, limit - 1
         self.done[rows] = torch.isin(tokens, self.stop) | (limit <= 1)
-        for row, prompt, token in zip(taken, prompts, tokens.tolist(), strict=True):
-            self.rows[row] = _Row(prompt.index, len(prompt.tokens), [*prompt.tokens, token])
+        for row, response, token in zip(taken, new, tokens.tolist(), strict=True):
+            response.tokens = [*response.prompt, token]
+            self.rows[row] = response
 
     def _prefill(self, tokens: Tensor) -> tuple[RaggedCache, Tensor, Tensor]:
         """Cache of P positions, hidden states [B, P, D] and features [B, P, F] of prompts [B, P]."""
@@ -135,7 +129,7 @@ class DecodingBatch:
             self.opening = (first, *self._read(tokens[:1, : len(self.prefix)], first))
             first.lengths += len(self.prefix)
         first, *opening = self.opening
-        cache.open_with(first)
+        cache.put(slice(None), first)
         parts = zip(opening, self._read(tokens[:, len(self.prefix) :], cache), strict=True)
         hidden, features = (torch.cat([shared.expand(len(tokens), -1, -1), own], 1) for shared, own in parts)
         return cache, hidden, features
@@ -217,11 +211,11 @@ class DecodingBatch:
             self.state.select(stay)
             self.state.lengths = self.cache.lengths
 
-    def _result(self, index: int, row: _Row) -> Rollout:
+    def _result(self, index: int, row: Response) -> Rollout:
         empty = torch.zeros(0, self.num_draft_tokens, dtype=torch.long)
         trace = Trace(
             tokens=torch.tensor(row.tokens),
-            prompt_length=row.prompt_length,
+            prompt_length=len(row.prompt),
             anchors=torch.tensor(row.anchors, dtype=torch.long),
             drafts=torch.stack(row.drafts) if row.drafts else empty,
             accepted=torch.tensor(row.accepted, dtype=torch.long),

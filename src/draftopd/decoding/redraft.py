@@ -48,7 +48,7 @@ def redraft(
     """The traces that `rollout` of the same prompts would give with this drafter, float ties aside.
 
     The target runs only for texts without features. It runs without gradients and with the drafter in eval mode, and
-    restores its mode.
+    restores its mode. Raises DraftError where drafts would be sampled.
 
     Args:
         texts: complete responses that the target has written under `decoding`, with any drafter or none, and their
@@ -61,18 +61,13 @@ def redraft(
 
     Returns:
         new traces with the texts' features; the target's hidden states are left to `Target.replay`.
-
-    Raises:
-        DraftError: drafts would be sampled.
     """
     require_greedy_drafts(decoding)
     ledger = ledger or Ledger()
-    was_training = drafter.training
-    drafter.eval()
     head = drafter.head(target.head)
     waiting = sorted(range(len(texts)), key=lambda i: len(texts[i].trace.tokens))
     results: dict[int, Rollout] = {}
-    try:
+    with drafter.evaluating():
         while waiting:  # texts of similar length together, the longest first
             longest = len(texts[waiting[-1]].trace.tokens)
             rows = affordable_rows(target, drafter, longest, len(head.weight), decoding)
@@ -83,8 +78,6 @@ def redraft(
             for i, text, trace in zip(chosen, part, traces, strict=True):
                 ledger.redraft(target, drafter, trace)
                 results[i] = Rollout(replace(trace, drafter_step=drafter_step), text.features)
-    finally:
-        drafter.train(was_training)
     return [results[i] for i in range(len(texts))]
 
 

@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from draftopd.decoding.batch import DecodingBatch, RolloutOptions, Waiting
+from draftopd.decoding.batch import DecodingBatch, Response, RolloutOptions
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -29,6 +30,7 @@ def rollout(
     ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
     store: Callable[[Tensor], Tensor] = Tensor.cpu,
+    kind: type[DecodingBatch] = DecodingBatch,
 ) -> list[Rollout]:
     """Writes one response per prompt, in batches; results are in the order of the prompts.
 
@@ -45,13 +47,14 @@ def rollout(
         ledger: counts tokens and FLOPs of `prefill`, `verify` and `draft`, and seconds of `prefill` and `decode`.
         on_done: called with the number of responses just finished.
         store: moves returned states to the CPU (`data.storage.SpillStore`).
+        kind: decides what is committed (`free_running.FreeRunningBatch`).
 
     Raises:
         DraftError: `decoding.memory_gib` is too small for one response.
     """
     features = tuple(layer_ids if drafter is None else drafter.layer_ids)
     options = RolloutOptions(keep_states, features, keys, drafter_step, ledger or Ledger(), on_done, store)
-    return decode(DecodingBatch, target, drafter, prompts, decoding, options)
+    return decode(kind, target, drafter, prompts, decoding, options)
 
 
 @torch.no_grad()
@@ -66,27 +69,21 @@ def decode(
     """`rollout` by batches of this kind, which decides what is committed."""
     if not prompts:
         return []
-    was_training = drafter is not None and drafter.training
-    if drafter is not None:
-        drafter.eval()
     # prompts of similar length are prefilled together: less padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    waiting = deque(Waiting(i, prompts[i], i if options.keys is None else options.keys[i]) for i in order)
+    waiting = deque(Response(i, prompts[i], i if options.keys is None else options.keys[i]) for i in order)
     num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
     capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
     states = len(options.layer_ids) + num_draft_tokens if options.keep_states else 0
     rows = affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
     prefix = common_prefix(prompts)
     batch = kind(target, drafter, decoding, options, rows=min(rows, len(prompts)), capacity=capacity, prefix=prefix)
-    try:
+    with nullcontext() if drafter is None else drafter.evaluating():
         results = _run(batch, waiting)
-    finally:
-        if drafter is not None:
-            drafter.train(was_training)
     return [results[i] for i in range(len(prompts))]
 
 
-def _run(batch: DecodingBatch, waiting: deque[Waiting]) -> dict[int, Rollout]:
+def _run(batch: DecodingBatch, waiting: deque[Response]) -> dict[int, Rollout]:
     """Steps until no prompt waits and every row is free; several free rows are filled at once."""
     results: dict[int, Rollout] = {}
     width, wanted = len(batch.rows), len(waiting)

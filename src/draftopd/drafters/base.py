@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from draftopd.drafters.layers import Attention
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.head import Head, TargetShape
@@ -76,6 +77,16 @@ class Drafter(nn.Module, ABC):
     def reads(self) -> dict[str, list[int]]:
         """What the weights do not tell; saved in checkpoints and compared when they are loaded."""
         return {"layer_ids": list(self.layer_ids)}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode for a while."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     @contextmanager
     def blocks_of(self, block_size: int) -> Iterator[None]:
@@ -146,13 +157,18 @@ class Drafter(nn.Module, ABC):
         return self.hidden_size * (target_vocab_size if self.d2t is None else len(self.d2t))
 
     @property
-    @abstractmethod
+    def attentions(self) -> list[Attention]:
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    @property
     def state_width(self) -> int:
         """Numbers that the decoding state holds for each position of a row."""
+        return sum(2 * attention.k_proj.out_features for attention in self.attentions)
 
-    @abstractmethod
     def context_flops(self, tokens: float) -> float:
         """FLOPs of reading the features of this many committed tokens."""
+        layers = [self.fc, *(layer for a in self.attentions for layer in (a.k_proj, a.v_proj))]
+        return 2.0 * sum(layer.weight.numel() for layer in layers) * tokens
 
     @abstractmethod
     def block_flops(self, blocks: float, length: float) -> float:

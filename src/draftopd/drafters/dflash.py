@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, gather_blocks
+from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, masked_blocks
 from draftopd.drafters.base import Drafter, Embed, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join, layer_sizes
 from draftopd.target.cache import RaggedCache
-from draftopd.target.head import Head, TargetShape
+from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
 
 
@@ -84,7 +84,7 @@ class DFlash(Drafter):
             "rms_norm_eps": rms_norm_eps,
             "rope_theta": rope_theta,
         }
-        self.sizes = LayerSizes.of(target, own_sizes)
+        self.sizes = layer_sizes(target, own_sizes)
         size, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps)
@@ -100,19 +100,10 @@ class DFlash(Drafter):
     def stack(self) -> list[Layer]:
         return cast(list[Layer], self.layers)
 
-    @property
-    def state_width(self) -> int:
-        return sum(2 * layer.self_attn.k_proj.out_features for layer in self.stack)
-
-    def context_flops(self, tokens: float) -> float:
-        attentions = [layer.self_attn for layer in self.stack]
-        weights = self.fc.weight.numel() + sum(a.k_proj.weight.numel() + a.v_proj.weight.numel() for a in attentions)
-        return 2.0 * weights * tokens
-
     def block_flops(self, blocks: float, length: float) -> float:
         rows = blocks * self.block_size
         weights = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
-        queries = sum(layer.self_attn.q_proj.out_features for layer in self.stack)
+        queries = sum(attention.q_proj.out_features for attention in self.attentions)
         return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size)
 
     def _context(self, features: Tensor) -> Tensor:
@@ -124,18 +115,21 @@ class DFlash(Drafter):
         positions = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
         return [self.run(layer.self_attn.keys_values, context, positions) for layer in self.stack]
 
-    def _blocks(self, texts: list[KeysValues], tokens: Tensor, anchors: Tensor, embed: Embed) -> Tensor:
-        """Hidden states [B, N, K, D] of the draft slots after anchors [B, N]."""
+    def _blocks(
+        self, texts: list[KeysValues], anchors: Tensor, positions: Tensor, embed: Embed, attention: str
+    ) -> Tensor:
+        """Hidden states [B, N, K, D] of the draft slots after the anchor tokens [B, N] at these positions."""
         rows, width = anchors.shape
-        inputs = gather_blocks(tokens, anchors, self.block_size, self.mask_token_id)
-        positions = block_positions(anchors, self.block_size).flatten(1)
-        start = anchors[..., None].expand_as(inputs).flatten(1)
+        inputs = masked_blocks(anchors, self.block_size, self.mask_token_id)
+        start = positions[..., None].expand_as(inputs).flatten(1)
+        positions = block_positions(positions, self.block_size).flatten(1)
         block = torch.arange(width, device=start.device).repeat_interleave(self.block_size).expand(rows, -1)
-        length, flex = tokens.shape[1], self.attention == "flex_attention"
+        length = texts[0][0].shape[1]
         mask: Tensor | BlockMask
-        mask = (
-            flex_branch_mask(start, block, length, block) if flex else branch_mask(start, block, length, causal=False)
-        )
+        if attention == "flex_attention":
+            mask = flex_branch_mask(start, block, length, block)
+        else:
+            mask = branch_mask(start, block, length, causal=False)
         x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
         for layer, text in zip(self.stack, texts, strict=True):
             x = self.run(layer, x, positions, text, mask)
@@ -143,7 +137,8 @@ class DFlash(Drafter):
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
-        return self._blocks(self._texts(batch.features), batch.tokens, batch.anchors, embed)
+        anchors = batch.tokens.gather(1, batch.anchors)
+        return self._blocks(self._texts(batch.features), anchors, batch.anchors, embed, self.attention)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)
@@ -152,14 +147,7 @@ class DFlash(Drafter):
             state.append(i, *layer.self_attn.keys_values(context, positions))
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
-        inputs = torch.full((len(anchors), self.block_size), self.mask_token_id, device=anchors.device)
-        inputs[:, 0] = anchors
-        positions = block_positions(state.lengths[:, None], self.block_size)[:, 0]
         end = int(state.lengths.max())
-        block = torch.zeros_like(positions)
-        mask = branch_mask(state.lengths[:, None].expand_as(positions), block, end, causal=False)
-        x = embed(inputs).to(self.norm.weight.dtype)
-        for i, layer in enumerate(self.stack):
-            keys, values = state.stores[i]
-            x = layer(x, positions, (keys[:, :end], values[:, :end]), mask)
-        return head.tokens(propose(head(self.norm(x[:, 1:]))))
+        texts = [(keys[:, :end], values[:, :end]) for keys, values in state.stores.values()]
+        hidden = self._blocks(texts, anchors[:, None], state.lengths[:, None], embed, "sdpa")[:, 0]
+        return head.tokens(propose(head(hidden)))

@@ -18,24 +18,23 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import branch_mask, flex_branch_mask
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, LayerSizes, init_linear, join
+from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join, layer_sizes
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear, linear
-from draftopd.target.head import Head, TargetShape
+from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
+
+Texts = tuple[Tensor, KeysValues]
+"""fused features [B, T, D] by position, and their pairs"""
+Choose = Callable[[int, Tensor], Tensor]
+"""slot k from 0, its hidden states [B, N, D] -> the tokens [B, N] that slot k + 1 reads"""
 
 
 def default_layer_ids(target_layers: int) -> list[int]:
-    """A low, a middle and a high layer: 1, L / 2 - 1 and L - 4 (0-based layer outputs).
-
-    Raises:
-        DraftError: the target is too shallow for three.
-    """
+    """A low, a middle and a high layer: 1, L / 2 - 1 and L - 4 (0-based layer outputs); none where L is too small."""
     ids = [1, target_layers // 2 - 1, target_layers - 4]
-    if not ids[0] < ids[1] < ids[2]:
-        raise DraftError(f"EAGLE-3 has no default layers for a target of {target_layers}: set drafter.layer_ids")
-    return ids
+    return ids if ids[0] < ids[1] < ids[2] else []
 
 
 class Layer(nn.Module):
@@ -88,7 +87,10 @@ class Eagle3(Drafter):
         rope_theta: float | None = None,
         init: Literal["random", "target"] = "random",
     ) -> None:
-        ids = layer_ids if layer_ids is not None else default_layer_ids(target.num_layers)
+        depth = target.num_layers
+        ids = default_layer_ids(depth) if layer_ids is None else layer_ids
+        if layer_ids is None and not ids:
+            raise DraftError(f"EAGLE-3 has no default layers for a target of {depth}: set drafter.layer_ids")
         super().__init__(target, block_size, ids, draft_vocab_size, init)
         own_sizes = {
             "num_attention_heads": num_attention_heads,
@@ -98,7 +100,7 @@ class Eagle3(Drafter):
             "rms_norm_eps": rms_norm_eps,
             "rope_theta": rope_theta,
         }
-        self.sizes = LayerSizes.of(target, own_sizes)
+        self.sizes = layer_sizes(target, own_sizes)
         size = self.sizes.hidden_size
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.midlayer = Layer(self.sizes)
@@ -124,12 +126,7 @@ class Eagle3(Drafter):
 
     @property
     def state_width(self) -> int:
-        return 2 * self.midlayer.self_attn.k_proj.out_features + self.hidden_size
-
-    def context_flops(self, tokens: float) -> float:
-        attention = self.midlayer.self_attn
-        weights = self.fc.weight.numel() + attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
-        return 2.0 * weights * tokens
+        return super().state_width + self.hidden_size
 
     def block_flops(self, blocks: float, length: float) -> float:
         rows = blocks * self.num_draft_tokens
@@ -155,26 +152,17 @@ class Eagle3(Drafter):
         return [mask[:, :, k * width : (k + 1) * width, : length + (k + 1) * width] for k in range(slots)]
 
     def _unroll(
-        self,
-        fused: Tensor,
-        text: KeysValues,
-        anchors: Tensor,
-        positions: Tensor,
-        *,
-        embed: Embed,
-        choose: Callable[[int, Tensor], Tensor],
-        attention: str,
+        self, texts: Texts, anchors: Tensor, positions: Tensor, *, embed: Embed, choose: Choose, attention: str
     ) -> tuple[Tensor, Tensor]:
         """Fills blocks slot by slot, all blocks of a text side by side.
 
         Args:
-            fused [B, T, D], text: the fused features by position, and their pairs.
             anchors, positions: [B, N] the anchor tokens and their positions.
-            choose: (slot k from 0, its hidden states [B, N, D]) -> the tokens [B, N] that slot k + 1 reads.
 
         Returns:
             hidden states [B, N, K, D] for the head, and the chosen tokens [B, N, K].
         """
+        fused, text = texts
         masks = self._masks(positions - 1, text[0].shape[1], attention)
         first = (positions - 1).clamp(min=0)[..., None]  # padding blocks have their anchor at 0
         hidden = fused.gather(1, first.expand(-1, -1, fused.shape[-1]))
@@ -187,8 +175,8 @@ class Eagle3(Drafter):
             chosen.append(tokens)
         return torch.stack(outputs, 2), torch.stack(chosen, 2)
 
-    def _texts(self, tokens: Tensor, features: Tensor, embed: Embed) -> tuple[Tensor, KeysValues]:
-        """Fused features [B, T, D] and pairs of whole texts."""
+    def _texts(self, tokens: Tensor, features: Tensor, embed: Embed) -> Texts:
+        """Of whole texts: tokens [B, T], features [B, T, F]."""
         fused = self._fuse(features)
         positions = torch.arange(fused.shape[1], device=fused.device).expand(len(fused), -1)
         # no token follows the last one: its pair is wrong, and no block sees it
@@ -196,11 +184,10 @@ class Eagle3(Drafter):
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
-        fused, text = self._texts(batch.tokens, batch.features, embed)
+        texts = self._texts(batch.tokens, batch.features, embed)
         anchors = batch.tokens.gather(1, batch.anchors)
         forced = lambda k, _: batch.drafts[..., k]  # noqa: E731
-        at, attention = batch.anchors, self.attention
-        return self._unroll(fused, text, anchors, at, embed=embed, choose=forced, attention=attention)[0]
+        return self._unroll(texts, anchors, batch.anchors, embed=embed, choose=forced, attention=self.attention)[0]
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         fused = self._fuse(features)
@@ -214,5 +201,5 @@ class Eagle3(Drafter):
         def choose(_: int, hidden: Tensor) -> Tensor:
             return head.tokens(propose(head(hidden)))
 
-        text, at, positions = (keys, values), anchors[:, None], state.lengths[:, None]
-        return self._unroll(fused, text, at, positions, embed=embed, choose=choose, attention="sdpa")[1][:, 0]
+        texts, at, positions = (fused, (keys, values)), anchors[:, None], state.lengths[:, None]
+        return self._unroll(texts, at, positions, embed=embed, choose=choose, attention="sdpa")[1][:, 0]

@@ -1,7 +1,7 @@
 """What drafters are made of: rotary positions, grouped-query attention over explicit keys, a gated MLP."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -11,33 +11,20 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from draftopd.errors import DraftError
-from draftopd.target.head import TargetShape
+from draftopd.target.head import LayerSizes
 
 KeysValues = tuple[Tensor, Tensor]
 """keys and values, each [B, S, kv_heads, head_dim]"""
 
 
-@dataclass(frozen=True)
-class LayerSizes:
-    """Sizes of a drafter's decoder layers, named as in the configs of transformers."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-
-    @classmethod
-    def of(cls, target: TargetShape, given: Mapping[str, float | None]) -> "LayerSizes":
-        """The target's sizes, except those that are given; DraftError where the heads do not fit together."""
-        own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(cls)}
-        sizes = cls(**own | {name: value for name, value in given.items() if value is not None})
-        heads, groups, width = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
-        if min(heads, groups, width) < 1 or heads % groups or width % 2:
-            raise DraftError(f"a drafter cannot have {heads} heads of head_dim {width} and {groups} key-value heads")
-        return sizes
+def layer_sizes(target: LayerSizes, given: Mapping[str, float | None]) -> LayerSizes:
+    """The target's sizes, except those that are given; DraftError where the heads do not fit together."""
+    own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(LayerSizes)}
+    sizes = LayerSizes(**own | {name: value for name, value in given.items() if value is not None})
+    heads, groups, width = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
+    if min(heads, groups, width) < 1 or heads % groups or width % 2:
+        raise DraftError(f"a drafter cannot have {heads} heads of head_dim {width} and {groups} key-value heads")
+    return sizes
 
 
 @cache
@@ -51,21 +38,14 @@ def join(*parts: KeysValues) -> KeysValues:
     return torch.cat([keys for keys, _ in parts], 1), torch.cat([values for _, values in parts], 1)
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding, half-split layout as in Llama and Qwen."""
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        self.head_dim, self.theta = head_dim, theta
-
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [B, R, heads, head_dim] at positions [B, R]."""
-        half = self.head_dim // 2
-        steps = torch.arange(half, device=x.device, dtype=torch.float32) / half
-        angle = positions[..., None, None].float() * self.theta**-steps
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        a, b = x[..., :half], x[..., half:]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary position embedding of x [B, R, heads, head_dim] at positions [B, R]; half-split as in Llama and Qwen."""
+    half = x.shape[-1] // 2
+    steps = torch.arange(half, device=x.device, dtype=torch.float32) / half
+    angle = positions[..., None, None].float() * theta**-steps
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class Attention(nn.Module):
@@ -79,7 +59,7 @@ class Attention(nn.Module):
     def __init__(self, inputs: int, sizes: LayerSizes, *, norm_heads: bool) -> None:
         super().__init__()
         heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
-        size, self.head_dim = sizes.hidden_size, head_dim
+        size, self.head_dim, self.rope_theta = sizes.hidden_size, head_dim, sizes.rope_theta
 
         self.q_proj = nn.Linear(inputs, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(inputs, kv_heads * head_dim, bias=False)
@@ -88,17 +68,16 @@ class Attention(nn.Module):
 
         self.q_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
-        self.rotary = Rotary(head_dim, sizes.rope_theta)
 
     def keys_values(self, x: Tensor, positions: Tensor) -> KeysValues:
         """Of rows x [B, R, inputs] at positions [B, R]."""
         keys = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
-        return self.rotary(keys, positions), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        return rotate(keys, positions, self.rope_theta), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
 
     def forward(self, x: Tensor, positions: Tensor, seen: KeysValues, mask: Tensor | BlockMask) -> Tensor:
         """[B, R, size]: rows x [B, R, inputs] look at seen [B, S, ...] where mask [B, 1, R, S] allows it."""
         query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
-        query = self.rotary(query, positions).transpose(1, 2)
+        query = rotate(query, positions, self.rope_theta).transpose(1, 2)
         keys, values = (states.transpose(1, 2) for states in seen)
         attend: Callable[..., Tensor] = self._flex if isinstance(mask, BlockMask) else self._sdpa
         out = attend(query, keys, values, mask)

@@ -74,10 +74,8 @@ def _divergences(target: Target, drafter: Drafter, results: Sequence[Rollout], r
     """Means of forward and of reverse KL by group."""
     batch = _part(target, drafter, results, max(1, rows // (len(results) * drafter.num_draft_tokens)))
     assert batch.target_hidden is not None
-    was_training = drafter.training
-    drafter.eval()
-    drafted, verified = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
-    drafter.train(was_training)
+    with drafter.evaluating():
+        drafted, verified = drafter(batch, target.embed)[batch.valid], batch.target_hidden[batch.valid]
     target_head, draft_head = target.head(drafter.vocabulary), drafter.head(target.head)
     values: list[Tensor] = []
     for p, q in zip(verified.split(256), drafted.split(256), strict=True):

@@ -16,15 +16,6 @@ Where = tuple[slice | Tensor, slice | Tensor]
 """rows and slots of a buffer [B, S, ...]"""
 
 
-def slots_after(lengths: Tensor, width: int) -> tuple[Where, int]:
-    """The slots lengths[b]..lengths[b] + width of each row b, and the largest of their ends."""
-    first, last = (int(value) for value in lengths.aminmax())
-    if first == last:  # writing to a plain slice is several times faster
-        return (slice(None), slice(first, first + width)), last + width
-    slots = lengths[:, None] + torch.arange(width, device=lengths.device)
-    return (torch.arange(len(lengths), device=lengths.device)[:, None], slots), last + width
-
-
 class RaggedCache(Cache):
     """States by position for each layer, usually keys and values [B, S, heads, head_dim]; a `Cache` of transformers."""
 
@@ -39,9 +30,14 @@ class RaggedCache(Cache):
     def begin(self, width: int) -> Tensor:
         """Starts a forward of `width` tokens a row; gives their positions [B, width]."""
         positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
-        self.where, self.end = slots_after(self.lengths, width)
+        first, last = (int(value) for value in self.lengths.aminmax())
+        self.end = last + width
         if self.end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens a row, not {self.end}")
+        if first == last:  # writing to a plain slice is several times faster
+            self.where = (slice(None), slice(first, self.end))
+        else:
+            self.where = (torch.arange(len(positions), device=positions.device)[:, None], positions)
         return positions
 
     @property
@@ -72,16 +68,8 @@ class RaggedCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.end
 
-    def open_with(self, prefix: "RaggedCache") -> None:
-        """Starts every row of an empty cache with the only row of another (a prefix that all prompts share)."""
-        length = int(prefix.lengths[0])
-        for layer, stores in prefix.stores.items():
-            for store, source in zip(self._stores(layer, stores), stores, strict=True):
-                store[:, :length] = source[:, :length]
-        self.lengths = torch.full_like(self.lengths, length)
-
-    def put(self, rows: Tensor, other: "RaggedCache") -> None:
-        """Replaces rows by those of a cache of no larger capacity (waiting prompts enter the batch)."""
+    def put(self, rows: Tensor | slice, other: "RaggedCache") -> None:
+        """Replaces rows by those of a cache of no larger capacity, or all by its only row."""
         self.lengths[rows] = other.lengths
         for layer, stores in other.stores.items():
             for store, new in zip(self._stores(layer, stores), stores, strict=True):

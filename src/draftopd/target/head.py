@@ -6,24 +6,51 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
-class TargetShape:
-    """What a drafter must know of its target to be built."""
+class LayerSizes:
+    """Sizes of decoder layers, named as in the configs of transformers."""
 
     hidden_size: int
-    num_layers: int
+    intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    intermediate_size: int
     rms_norm_eps: float
     rope_theta: float
+
+
+@dataclass(frozen=True)
+class TargetShape(LayerSizes):
+    """What a drafter must know of its target to be built."""
+
+    num_layers: int
     vocab_size: int
     mask_token_id: int
 
+    @classmethod
+    def of(cls, config: PreTrainedConfig, vocab_size: int, mask_token_id: int) -> "TargetShape":
+        """From the config of a language model, not all of which name every size."""
+        size, heads = config.hidden_size, config.num_attention_heads
+        rope = config.rope_parameters or {}
+        rope = rope.get("full_attention", rope)  # Gemma 3 has one for each kind of layer
+        return cls(
+            hidden_size=size,
+            num_layers=config.num_hidden_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or size // heads,
+            intermediate_size=getattr(config, "intermediate_size", None) or 4 * size,
+            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta", 10000.0),
+            vocab_size=vocab_size,
+            mask_token_id=mask_token_id,
+        )
 
+
+@dataclass(frozen=True, eq=False)
 class Head:
     """An output head: [..., D] -> [..., V'] over all tokens or those of a draft vocabulary.
 
@@ -37,17 +64,12 @@ class Head:
         product: (rows [..., D], weight, bias) -> [..., V'].
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        scale: float = 1.0,
-        softcap: float | None = None,
-        vocabulary: Tensor | None = None,
-        product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear,
-    ) -> None:
-        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
-        self.vocabulary, self.product = vocabulary, product
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    vocabulary: Tensor | None = None
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
     @property
     def trained(self) -> tuple[Tensor, ...]:

@@ -1,11 +1,11 @@
 """The ways to get a target: SmolLM2 without a model hub, any causal LM of transformers, a tiny one for tests."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
@@ -97,7 +97,5 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def _quiet() -> None:
     """Hides transformers' log lines, and its progress bar over the weights of even a small model."""
-    from transformers.utils import logging as transformers_logging
-
     transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()

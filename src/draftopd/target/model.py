@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from draftopd.blocks import Tails, branch_mask, causal_mask
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
-from draftopd.target.cpu.frozen import GROUPED, layers_fit, replace_layers
+from draftopd.target.cpu.frozen import GROUPED, replace_layers
 from draftopd.target.cpu.linear import Module, Packed, accelerate, linear
 from draftopd.target.head import Head, TargetShape
 from draftopd.trace import ReplayBatch
@@ -28,9 +29,8 @@ class Target(nn.Module):
         tokenizer: its tokenizer, with its chat template if it has one.
         mask_token_id: a row of the embedding table that never occurs in text; DFlash's mask token. By default the
             first row after the tokenizer's own tokens.
-        cpu_layers: faster layers for float32 on x86 processors (`cpu/`), put into `model`. True: always. False: the
-            layers of transformers and torch. None: where they work, decided by the weights' dtype and device now; on a
-            GPU later their products are torch's.
+        cpu_layers: puts faster layers for float32 on x86 processors (`cpu/`) into `model`. None: where they work,
+            decided by the weights' dtype and device now; on a GPU later their products are torch's.
     """
 
     def __init__(
@@ -42,9 +42,7 @@ class Target(nn.Module):
     ) -> None:
         super().__init__()
         model.requires_grad_(False)
-        self.cpu_layers = layers_fit(model, cpu_layers)
-        if self.cpu_layers:
-            replace_layers(model)
+        self.cpu_layers = replace_layers(model, cpu_layers)
         attention = model.config._attn_implementation
         self.attention = "sdpa" if attention == GROUPED else attention
         if self.attention not in ("sdpa", "eager"):
@@ -56,6 +54,8 @@ class Target(nn.Module):
         if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
             raise DraftError(f"{type(model).__name__} is not supported: its decoder has no list named 'layers'")
         self.config = model.config.get_text_config()
+        self.window: int | None = getattr(self.config, "sliding_window", None)
+        self.layer_types: list[str] = getattr(self.config, "layer_types", None) or []
         self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
         if not 0 <= self.mask_token_id < self.embed_rows:
             raise DraftError(
@@ -70,8 +70,7 @@ class Target(nn.Module):
         return super().train(False)  # frozen: no dropout, whatever Lightning asks for
 
     def _refuse_unknown_attention(self) -> None:
-        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
-        unknown = kinds - {"full_attention", "sliding_attention"}
+        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
         if unknown:
             raise DraftError(
                 f"the target's layers of type {', '.join(sorted(unknown))} cannot be rolled back after a rejected "
@@ -95,7 +94,7 @@ class Target(nn.Module):
 
     @property
     def embed_rows(self) -> int:
-        return cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        return self.model.get_input_embeddings().weight.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -103,22 +102,7 @@ class Target(nn.Module):
 
     @property
     def shape(self) -> TargetShape:
-        config = self.config
-        heads = config.num_attention_heads
-        rope = config.rope_parameters or {}
-        rope = rope.get("full_attention", rope)  # Gemma 3 has one for each kind of layer
-        return TargetShape(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta", 10000.0),
-            vocab_size=self.vocab_size,
-            mask_token_id=self.mask_token_id,
-        )
+        return TargetShape.of(self.config, self.vocab_size, self.mask_token_id)
 
     @property
     def vocab_size(self) -> int:
@@ -132,8 +116,7 @@ class Target(nn.Module):
     @cached_property
     def stop_tokens(self) -> Tensor:
         """[S] ids that end a response."""
-        generation = self.model.generation_config
-        ids = generation.eos_token_id if generation is not None else None
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return torch.tensor([] if ids is None else ids if isinstance(ids, list) else [ids], dtype=torch.long)
 
@@ -166,19 +149,15 @@ class Target(nn.Module):
 
     def _masks(self, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
         """A visibility mask as transformers takes it: additive for eager attention, a dict if kinds of layers mix."""
-
-        def additive(mask: Tensor) -> Tensor:
-            if self.attention == "sdpa":
-                return mask
+        near = visible
+        if self.window is not None:
+            near = visible & (query[..., :, None] - key[..., None, :] < self.window)[:, None]
+        if self.attention == "eager":
             dtype = self.model.dtype
-            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-        window = getattr(self.config, "sliding_window", None)
-        near = visible if window is None else visible & (query[..., :, None] - key[..., None, :] < window)[:, None]
-        kinds = getattr(self.config, "layer_types", None)
-        if kinds and "sliding_attention" in kinds:
-            return {"full_attention": additive(visible), "sliding_attention": additive(near)}
-        return additive(visible if kinds else near)
+            visible, near = ((~mask).to(dtype) * torch.finfo(dtype).min for mask in (visible, near))
+        if "sliding_attention" in self.layer_types:
+            return {"full_attention": visible, "sliding_attention": near}
+        return visible if self.layer_types else near
 
     def forward(
         self,
@@ -204,8 +183,10 @@ class Target(nn.Module):
             taps[index] = output[0] if isinstance(output, tuple) else output
 
         last = len(self.body.layers)
-        handles = [self.body.layers[i].register_forward_hook(partial(tap, i)) for i in layer_ids if i < last]
-        try:
+        with ExitStack() as hooks:
+            for i in layer_ids:
+                if i < last:
+                    hooks.enter_context(self.body.layers[i].register_forward_hook(partial(tap, i)))
             hidden = self.body(
                 input_ids=tokens,
                 position_ids=positions,
@@ -213,9 +194,6 @@ class Target(nn.Module):
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).last_hidden_state
-        finally:
-            for handle in handles:
-                handle.remove()
         taps[last] = hidden
         return hidden, torch.cat([taps[i] for i in layer_ids], -1) if layer_ids else hidden[..., :0]
 
@@ -225,8 +203,7 @@ class Target(nn.Module):
         positions = cache.begin(tokens.shape[1])
         slots = torch.arange(cache.end, device=tokens.device).expand(len(tokens), -1)
         # without a mask, attention need not repeat its keys for grouped queries
-        windows = getattr(self.config, "sliding_window", None) is not None
-        everything = tokens.shape[1] == 1 and cache.even and self.attention == "sdpa" and not windows
+        everything = tokens.shape[1] == 1 and cache.even and self.attention == "sdpa" and self.window is None
         visible = None if everything else causal_mask(positions, cache.end)
         return self(tokens, positions, visible, slots, layer_ids, cache)
 

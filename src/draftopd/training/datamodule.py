@@ -161,11 +161,9 @@ class DraftDataModule(L.LightningDataModule):
         """Blocks at anchors [N] of these texts, every draft accepted, with the stored states of the target."""
         if not index:
             return self.nothing()
-        stored = [self.stored(texts, i) for i in index]
-        features = [f for f, _ in stored if f is not None]
-        hidden = [h for _, h in stored if h is not None]
+        features, hidden = zip(*(self.stored(texts, i) for i in index), strict=True)
         slots = self.module.drafter.num_draft_tokens
-        return text_blocks([texts[i] for i in index], anchors, slots, features or None, hidden or None)
+        return text_blocks([texts[i] for i in index], anchors, slots, features, hidden)
 
     def stored(self, texts: Texts, index: int) -> tuple[Tensor | None, Tensor | None]:
         """The target's stored states of a text: features [T, F] and last hidden states [T, D], each None if absent."""

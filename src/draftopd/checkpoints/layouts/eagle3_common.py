@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from draftopd.checkpoints import fields
 from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.eagle3 import default_layer_ids
-from draftopd.errors import DraftError
 
 LAYERS = "eagle_aux_hidden_state_layer_ids"
 THETA = 10000.0  # rope base of a Llama that names none; EAGLE's own files name none
@@ -23,8 +24,11 @@ VARIANTS = {
 }
 
 
-def variants(places: list[dict[str, Any]], layers: int, size: int, findings: Findings) -> None:
+def variants(places: list[dict[str, Any]], base: PreTrainedConfig | None, findings: Findings) -> None:
     """Keys of other drafters in `places`, the objects of config.json where engines look, or other layers."""
+    if base is None:
+        return
+    layers, size = base.num_hidden_layers, base.hidden_size
     for key, what in VARIANTS.items():
         if any(place.get(key) for place in places):
             findings.error(f"{key} is set: {what}", "only plain EAGLE-3 is supported here", fields.OTHER)
@@ -41,14 +45,14 @@ def variants(places: list[dict[str, Any]], layers: int, size: int, findings: Fin
         )
 
 
-def layer_ids(before: list[int] | None, depth: int | None, findings: Findings) -> list[int]:
+def layer_ids(before: Any, depth: int | None, findings: Findings) -> list[int]:
     """0-based layer outputs from ids that count the hidden states before a layer, as vLLM does; empty after an error.
 
     Without ids every engine takes the layers of EAGLE's own code, so the target's depth tells them.
     """
     if before is not None:
-        return fields.outputs(before, LAYERS, "SGLang's", findings)
-    ids = own_layer_ids(depth)
+        return fields.outputs(LAYERS, before, "SGLang's", findings)
+    ids = default_layer_ids(depth or 0)
     if not ids:
         findings.error(
             f"no {LAYERS}, and no depth of a target to derive EAGLE's layers 1, L / 2 - 1 and L - 4 from",
@@ -56,14 +60,6 @@ def layer_ids(before: list[int] | None, depth: int | None, findings: Findings) -
             "write the ids, or num_target_layers; evaluate and export take target= as well",
         )
     return ids
-
-
-def own_layer_ids(depth: int | None) -> list[int]:
-    """Those of EAGLE's own code; none where the depth is unknown or too small."""
-    try:
-        return default_layer_ids(depth or 0)
-    except DraftError:
-        return []
 
 
 def count(ids: list[int], told: int, findings: Findings) -> None:

@@ -12,7 +12,7 @@ from draftopd.checkpoints import fields, layer_config
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.layouts import eagle3_common
 from draftopd.checkpoints.spec import DrafterSpec, Layout
-from draftopd.drafters.eagle3 import Eagle3
+from draftopd.drafters.eagle3 import Eagle3, default_layer_ids
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 VLLM_ONLY = ("Eagle3LlamaForCausalLM", "LlamaForCausalLM")
@@ -50,7 +50,7 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
         return None
     _architecture(config, findings)
     base, theta = layer_config.parse(config, Eagle3, findings), fields.rope_theta(config, findings, eagle3_common.THETA)
-    target_layers = fields.depth("num_target_layers", config, findings)
+    target_layers = fields.depth(config, findings)
     ids = _layer_ids(config, nested, target_layers or depth, findings)
     block = fields.agreed(
         "block_size",
@@ -68,9 +68,7 @@ def parse(config: dict[str, Any], findings: Findings, depth: int | None = None) 
         findings.error(
             "use_aux_hidden_state is false", "vLLM then leaves fc out and feeds the target's last state", fields.OTHER
         )
-    if base is None or block is None or not ids:
-        return None
-    eagle3_common.variants([config, nested], base.num_hidden_layers, base.hidden_size, findings)
+    eagle3_common.variants([config, nested], base, findings)
     return layer_config.spec(
         Eagle3,
         base,
@@ -103,10 +101,13 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], depth: int | None
     """0-based layer outputs."""
     top, inner = config.get(eagle3_common.LAYERS), nested.get(eagle3_common.LAYERS)
     if inner is None:
-        before = None if top is None else fields.numbers(eagle3_common.LAYERS, top, findings)
-        ids = eagle3_common.layer_ids(before, depth, findings)
-        if top is not None and ids:
-            _only_top(ids, depth, findings)
+        ids = eagle3_common.layer_ids(top, depth, findings)
+        if top is not None and ids and ids != default_layer_ids(depth or 0):
+            findings.warning(
+                f"{eagle3_common.LAYERS} only at the top level",
+                "SGLang looks only into eagle_config and falls back to EAGLE's own layers",
+                f"write {ids} into eagle_config too",
+            )
     else:
         ids = fields.numbers(f"eagle_config.{eagle3_common.LAYERS}", inner, findings)
         if ids:
@@ -134,15 +135,6 @@ def _nested(ids: list[int], top: Any, depth: int | None, findings: Findings) -> 
             f"{eagle3_common.LAYERS} only in eagle_config",
             "SGLang adds one to them, vLLM does not and reads one layer lower",
             f"write {after} at the top level too, where vLLM looks first and SGLang never",
-        )
-
-
-def _only_top(ids: list[int], depth: int | None, findings: Findings) -> None:
-    if ids != eagle3_common.own_layer_ids(depth):
-        findings.warning(
-            f"{eagle3_common.LAYERS} only at the top level",
-            "SGLang looks only into eagle_config and falls back to EAGLE's own layers",
-            f"write {ids} into eagle_config too",
         )
 
 

@@ -5,7 +5,6 @@ verifier's and stays out of the file, and so does DFlash's head; a reduced vocab
 rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to speculate.
 """
 
-from functools import partial
 from typing import Any
 
 from draftopd.checkpoints import fields, layer_config
@@ -15,11 +14,9 @@ from draftopd.checkpoints.spec import DrafterSpec, Layout
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 
+MODEL = "speculators_model_type"
 VERSION = "0.9.0"  # of the layout
-
-
-def _recognises(kind: str, config: dict[str, Any]) -> bool:
-    return config.get("speculators_model_type") == kind
+AUX = "aux_hidden_state_layer_ids"
 
 
 def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
@@ -27,7 +24,7 @@ def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
         **_envelope(spec, "dflash", "DFlashSpeculator", dtype),
         "block_size": spec.block_size,
         "mask_token_id": spec.shape.mask_token_id,
-        "aux_hidden_state_layer_ids": [i + 1 for i in spec.layer_ids],
+        AUX: [i + 1 for i in spec.layer_ids],
         "sliding_window_non_causal": True,  # false makes vLLM 0.32 causal in every layer, full attention too
         "sample_from_anchor": False,
     }
@@ -52,7 +49,7 @@ def _envelope(spec: DrafterSpec, algorithm: str, architecture: str, dtype: str) 
     verifier = {"name_or_path": spec.target_name, "architectures": list(spec.target_architectures)}
     return {
         "architectures": [architecture],
-        "speculators_model_type": algorithm,
+        MODEL: algorithm,
         "speculators_version": VERSION,
         "speculators_config": {
             "algorithm": algorithm,
@@ -91,18 +88,9 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
     mask = fields.agreed(
         "mask_token_id", {"config.json": config.get("mask_token_id")}, "vLLM refuses, speculators stops", findings
     )
-    aux = fields.numbers("aux_hidden_state_layer_ids", config.get("aux_hidden_state_layer_ids"), findings)
-    ids = fields.outputs(aux, "aux_hidden_state_layer_ids", "z-lab's", findings)
+    ids = fields.outputs(AUX, config.get(AUX), "z-lab's", findings)
     verifier, tokens = _verifier(config, findings)
-    if block is not None and tokens is not None and tokens != block - 1:
-        findings.error(
-            f"speculative_tokens is {tokens} beside block_size {block}",
-            "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
-            f"write {block - 1}",
-        )
-    target_layers = fields.depth("num_target_layers", config, findings)
-    if base is None or block is None or mask is None or not ids:
-        return None
+    fields.drafts("speculative_tokens", tokens, block, findings)
     return layer_config.spec(
         DFlash,
         base,
@@ -110,7 +98,7 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
         rope_theta=theta,
         block_size=block,
         layer_ids=ids,
-        target_layers=target_layers,
+        target_layers=fields.depth(config, findings),
         target=verifier,
         mask_token_id=mask,
     )
@@ -134,20 +122,17 @@ def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None =
             "speculators takes false, vLLM true: acceptance falls and nothing fails",
             "write false, if the drafter was trained so",
         )
-    target_layers, aux = fields.depth("num_target_layers", config, findings), config.get(eagle3_common.LAYERS)
-    before = None if aux is None else fields.numbers(eagle3_common.LAYERS, aux, findings)
-    ids = eagle3_common.layer_ids(before, target_layers or depth, findings)
+    target_layers = fields.depth(config, findings)
+    ids = eagle3_common.layer_ids(config.get(eagle3_common.LAYERS), target_layers or depth, findings)
     eagle3_common.count(ids, layer.get("num_aux_hidden_states") or 3, findings)
     verifier, tokens = _verifier(config, findings)
-    if base is None or tokens is None or not ids:
-        return None
-    eagle3_common.variants([config, layer], base.num_hidden_layers, base.hidden_size, findings)
+    eagle3_common.variants([config, layer], base, findings)
     return layer_config.spec(
         Eagle3,
         base,
         config,
         rope_theta=theta,
-        block_size=tokens + 1,
+        block_size=None if tokens is None else tokens + 1,
         layer_ids=ids,
         target_layers=target_layers,
         target=verifier,
@@ -166,7 +151,7 @@ def _layer(config: dict[str, Any], findings: Findings) -> dict[str, Any] | None:
     return None
 
 
-def _verifier(config: dict[str, Any], findings: Findings) -> tuple[tuple[str | None, tuple[str, ...]], int | None]:
+def _verifier(config: dict[str, Any], findings: Findings) -> tuple[fields.NamedTarget, int | None]:
     """`speculators_config`: the target's name and architectures, and the number of tokens to speculate."""
     try:
         section = config["speculators_config"]
@@ -192,7 +177,8 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[tuple[str | N
 
 
 REDUCED = ("d2t", "t2d", "lm_head.weight")
-IS_DFLASH, IS_EAGLE3 = partial(_recognises, "dflash"), partial(_recognises, "eagle3")
 RENAMED = ("midlayer.", "layers.0.")
-DFLASH = Layout("speculators", DFlash, IS_DFLASH, parse_dflash, compose_dflash, REDUCED)
-EAGLE3 = Layout("speculators", Eagle3, IS_EAGLE3, parse_eagle3, compose_eagle3, REDUCED[:2], RENAMED)
+DFLASH = Layout("speculators", DFlash, lambda c: c.get(MODEL) == "dflash", parse_dflash, compose_dflash, REDUCED)
+EAGLE3 = Layout(
+    "speculators", Eagle3, lambda c: c.get(MODEL) == "eagle3", parse_eagle3, compose_eagle3, REDUCED[:2], RENAMED
+)

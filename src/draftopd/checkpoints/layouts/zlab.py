@@ -60,17 +60,7 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
             "no dflash_config", "z-lab's code and vLLM find neither layers nor mask token", "add it as z-lab's files do"
         )
         return None
-    if config.get("architectures") != [ARCHITECTURE]:
-        findings.error(
-            f"architectures is {config.get('architectures')}",
-            "vLLM and SGLang choose the model by it",
-            f'write ["{ARCHITECTURE}"]; DFlash2, Domino and DSpark drafters are not supported here',
-        )
-    for key, kind in VARIANTS.items():
-        if nested.get(key) or config.get(key):
-            findings.error(f"{key} is set: {kind}", "only plain DFlash is supported here", fields.OTHER)
-    if config.get("is_neox_style") is False:
-        findings.error("is_neox_style is false", "only half-split rope is supported here", fields.OTHER)
+    _variants(config, nested, findings)
     base, theta = layer_config.parse(config, DFlash, findings), fields.rope_theta(config, findings)
     block = _block_size(config, nested, findings)
     mask = fields.agreed(
@@ -86,7 +76,7 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
         "z-lab's code stops; SGLang takes the drafter's own depth for the target's and refuses the layer ids",
         findings,
     )
-    if base is None or block is None or mask is None or target_layers is None or not ids:
+    if target_layers is None:
         return None
     return layer_config.spec(
         DFlash,
@@ -99,6 +89,20 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
         target=fields.named_target(config, findings),
         mask_token_id=mask,
     )
+
+
+def _variants(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> None:
+    if config.get("architectures") != [ARCHITECTURE]:
+        findings.error(
+            f"architectures is {config.get('architectures')}",
+            "vLLM and SGLang choose the model by it",
+            f'write ["{ARCHITECTURE}"]; DFlash2, Domino and DSpark drafters are not supported here',
+        )
+    for key, kind in VARIANTS.items():
+        if nested.get(key) or config.get(key):
+            findings.error(f"{key} is set: {kind}", "only plain DFlash is supported here", fields.OTHER)
+    if config.get("is_neox_style") is False:
+        findings.error("is_neox_style is false", "only half-split rope is supported here", fields.OTHER)
 
 
 def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> int | None:
@@ -114,13 +118,7 @@ def _block_size(config: dict[str, Any], nested: dict[str, Any], findings: Findin
             "block_size only in dflash_config", "z-lab's first code stops", "write it at the top level too"
         )
     for key in ("num_speculative_tokens", "num_lookahead_tokens"):
-        tokens = config.get(key)
-        if block is not None and tokens is not None and tokens != block - 1:
-            findings.error(
-                f"{key} is {tokens} beside block_size {block}",
-                "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
-                f"write {block - 1}",
-            )
+        fields.drafts(key, config.get(key), block, findings)
     return block
 
 

@@ -18,21 +18,17 @@ NORMS = {f"{family}RMSNorm" for family in ("Llama", "Mistral", "Qwen2", "Qwen3",
 """classes of transformers that compute the same as `Norm` in more operations"""
 
 
-def layers_fit(model: PreTrainedModel, wanted: bool | None) -> bool:
-    """Whether a model gets these layers; None = wherever they work.
+def replace_layers(model: PreTrainedModel, wanted: bool | None) -> bool:
+    """Puts faster layers over the same weights into a model, by default wherever they work; tells whether it did.
 
-    Raises:
-        DraftError: they are wanted and do not work here.
+    Names in the state dict stay. Raises DraftError where they are wanted and do not work.
     """
     on_cpu = model.dtype == torch.float32 and model.device.type == "cpu"
     library = find_library() if on_cpu else "float32 weights on the CPU"
     if wanted and isinstance(library, str):
         raise DraftError(f"target.cpu_layers=true needs {library}: leave it null")
-    return not isinstance(library, str) if wanted is None else wanted
-
-
-def replace_layers(model: PreTrainedModel) -> None:
-    """Puts faster layers over the same weights into a model; names in its state dict stay."""
+    if wanted is False or isinstance(library, str):
+        return False
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
             parameter.data = parameter.data.clone()  # memory-mapped from a file, they are a few percent slower
@@ -43,6 +39,7 @@ def replace_layers(model: PreTrainedModel) -> None:
                 setattr(parent, name, Norm(child))
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(GROUPED)
+    return True
 
 
 class Norm(nn.Module):
