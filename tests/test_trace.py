@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from draftopd.target.load import tiny_tokenizer
-from draftopd.trace import Trace, collate, text_blocks
+from draftopd.trace import Trace, collate, no_blocks, text_blocks
 
 
 def trace(tokens, prompt_length, anchors, drafts, accepted) -> Trace:
@@ -72,3 +72,12 @@ def test_render_shows_accepted_and_rejected_drafts():
     assert styles["cd"] == "green"
     assert styles["x"] == "red strike"
     assert styles["e"] == "bold blue"
+
+
+def test_a_batch_for_an_empty_share_counts_nothing():
+    batch = no_blocks(3, feature_size=8, hidden_size=4)
+    assert (batch.lengths.tolist(), batch.drafted.tolist(), bool(batch.valid.any())) == ([0], [[0]], False)
+    assert batch.drafter_step.tolist() == [-1]
+    assert batch.features is not None
+    assert batch.target_hidden is not None
+    assert (batch.features.shape, batch.target_hidden.shape) == ((1, 1, 8), (1, 1, 3, 4))

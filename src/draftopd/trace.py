@@ -166,7 +166,8 @@ def no_blocks(num_draft_tokens: int, feature_size: int, hidden_size: int) -> Rep
     """A batch without supervised drafts, for a process whose share is empty: its gradients are zeros."""
     zero = torch.zeros(1, dtype=torch.long)
     trace = Trace(zero, 1, anchors=zero, drafts=zero.expand(1, num_draft_tokens), accepted=zero, drafter_step=-1)
-    return collate([trace], [torch.zeros(1, feature_size)], [torch.zeros(1, num_draft_tokens, hidden_size)])
+    batch = collate([trace], [torch.zeros(1, feature_size)], [torch.zeros(1, num_draft_tokens, hidden_size)])
+    return replace(batch, lengths=torch.zeros_like(batch.lengths))  # it is no text: neither counted nor charged
 
 
 def collate_rollouts(rollouts: Sequence[Rollout]) -> ReplayBatch:

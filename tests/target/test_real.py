@@ -139,4 +139,4 @@ def test_the_command_trains_a_few_steps_on_a_file_of_the_users(command, tmp_path
     (results,) = (tmp_path / "outputs").rglob("results.json")
     (stage,) = json.loads(results.read_text())["results"]
     assert stage["scores"]["mean"]["acceptance_length"]["mean"] >= 1.0
-    assert stage["training_flops"] > 0
+    assert stage["training"]["flops"] > 0
