@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from draftopd.command import CONFIG_DIR
 from draftopd.training.run import drafter_group
+from runs import UNTIMED, outputs
 
 EXPERIMENTS = sorted(
     str(path.relative_to(CONFIG_DIR / "experiment").with_suffix(""))
@@ -42,7 +43,7 @@ def test_every_experiment_composes_and_says_its_question(name: str):
 
 
 def test_every_choice_of_a_group_composes():
-    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "trainer", "logger"]
+    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "trainer", "callbacks", "logger"]
     choices = [
         [path.relative_to(CONFIG_DIR / group).with_suffix("") for path in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
         for group in groups
@@ -50,6 +51,16 @@ def test_every_choice_of_a_group_composes():
     for several in zip_longest(*([c for c in choice if c.stem != "common"] for choice in choices)):
         chosen = {group: choice for group, choice in zip(groups, several, strict=True) if choice is not None}
         assert chosen.keys() <= composed(*(f"{group}={choice}" for group, choice in chosen.items())).keys()
+
+
+def test_options_of_a_mixed_step_run_together(command, tmp_path):
+    words = ("data=mixed", "callbacks=ema", "drafter.init=target", "objective@random_objective=d_pace")
+    assert command("experiment=smoke/draft_opd", *words, "budget.epochs=null", "budget.steps=1", *UNTIMED) == 0
+    saved = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    assert {"verify", "train"} <= saved["ledger"]["flops"].keys()
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+    assert saved["config"]["random_objective"]["_target_"].endswith("DPace")
 
 
 @pytest.mark.parametrize(("experiment", "expected"), [("eagle3_opd", True), ("dflash_opd", False)])

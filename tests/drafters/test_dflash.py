@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from draftopd.drafters.dflash import DFlash, default_layer_ids
+from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
+from draftopd.target import load
 from draftopd.target.model import Target
 from draftopd.trace import Trace, text_blocks
-from pair import PROMPTS
+from pair import EAGLE_LAYERS, FAMILIES, PROMPTS, SIZES
+from runs import UNTIMED, outputs
 
 LAYER = [
     "input_layernorm",
@@ -90,3 +93,41 @@ def test_a_vocabulary_survives_its_offsets(target: Target):
     drafter.set_vocabulary(torch.tensor([4, 9, 50]))
     assert drafter.d2t.tolist() == [4, 8, 48]
     assert drafter.vocabulary.tolist() == [4, 9, 50]
+
+
+def test_a_drafter_can_start_from_the_targets_final_norm_and_last_layers():
+    """What the target lacks, norms of heads, stays; so does everything whose shape differs."""
+    target = load.tiny({"model_type": "llama", **SIZES}, cpu_layers=False)
+    with torch.no_grad():
+        target.body.norm.weight.copy_(torch.linspace(0.5, 2, 32))
+    drafter = DFlash(target.shape, num_layers=2, block_size=4, intermediate_size=48, init="target")
+    fc, gate = drafter.fc.weight.clone(), drafter.stack[0].mlp.gate_proj.weight.clone()
+    drafter.copy_target(target.body)
+    assert torch.equal(drafter.norm.weight, target.body.norm.weight)
+    for own, theirs in zip(drafter.stack, target.body.layers[-2:], strict=True):
+        assert torch.equal(own.self_attn.q_proj.weight, theirs.self_attn.q_proj.weight)
+        assert torch.equal(own.input_layernorm.weight, theirs.input_layernorm.weight)
+        assert (own.self_attn.q_norm.weight == 1).all()
+    assert torch.equal(drafter.fc.weight, fc)
+    assert torch.equal(drafter.stack[0].mlp.gate_proj.weight, gate)
+    eagle = Eagle3(target.shape, 4, EAGLE_LAYERS, init="target")
+    query = eagle.midlayer.self_attn.q_proj.weight.clone()
+    eagle.copy_target(target.body)
+    assert torch.equal(eagle.midlayer.mlp.up_proj.weight, target.body.layers[-1].mlp.up_proj.weight)
+    assert torch.equal(eagle.midlayer.self_attn.q_proj.weight, query)  # it reads pairs
+
+
+def test_norms_of_another_kind_are_not_copied():
+    target = load.tiny({"model_type": "gemma3_text", **FAMILIES["gemma3_text"]})
+    with pytest.raises(DraftError, match=r"drafter\.init=random"):
+        DFlash(target.shape, num_layers=1, block_size=4).copy_target(target.body)
+    with pytest.raises(DraftError, match="'random' or 'target'"):
+        DFlash(target.shape, num_layers=1, block_size=4, init="other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "eagle3_sft"])
+def test_a_drafter_that_starts_from_the_target_trains(command, tmp_path, kind: str):
+    assert command(f"experiment=smoke/{kind}", "drafter.init=target", "budget.epochs=1", *UNTIMED) == 0
+    state = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())

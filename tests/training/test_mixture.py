@@ -104,16 +104,16 @@ def test_each_term_has_one_denominator_and_each_kind_its_share_of_texts():
     """Two texts of three have drafted blocks; they come in two micro-batches."""
     terms = Terms(DraftOPD(accepted=1.0, rejected=3.0), CrossEntropy(decay=None))
     parts = [
-        {"own/": 1.0, "own/accepted": 4.0, "own/rejected": 0.0},
-        {"own/": 1.0, "own/accepted": 6.0, "own/rejected": 5.0},
-        {"random/": 1.0, "random/cross_entropy": 20.0},
+        {"own": 1.0, "own/accepted": 4.0, "own/rejected": 0.0},
+        {"own": 1.0, "own/accepted": 6.0, "own/rejected": 5.0},
+        {"random": 1.0, "random/cross_entropy": 20.0},
     ]
     totals = terms.sum([{name: torch.tensor(value) for name, value in part.items()} for part in parts])
     found = {name: value.item() for name, value in terms.coefficients(totals).items()}
     expected = {"own/accepted": 2 / 3 / 4 / 10, "own/rejected": 2 / 3 * 3 / 4 / 5, "random/cross_entropy": 1 / 3 / 20}
     assert found == pytest.approx(expected)
     assert terms.log(totals, totals)["own_share"].item() == pytest.approx(2 / 3)
-    alone = terms.sum([{"random/": torch.tensor(2.0), "random/cross_entropy": torch.tensor(8.0)}])
+    alone = terms.sum([{"random": torch.tensor(2.0), "random/cross_entropy": torch.tensor(8.0)}])
     assert [value.item() for value in terms.coefficients(alone).values()] == pytest.approx([0, 0, 1 / 8])
 
 

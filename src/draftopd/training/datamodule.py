@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -81,9 +81,6 @@ class DraftDataModule(L.LightningDataModule):
     cache: TextCache
     decoding: Decoding
     batching: Batching
-    mixed: ClassVar[bool] = False
-    """a step has blocks of two kinds: drafted ones, and others at random anchors, in batches of their own"""
-
     seed: int = 0
     skip_share: float = 0.0
 

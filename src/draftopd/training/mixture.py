@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch.utils.data import DataLoader
 
@@ -17,7 +16,7 @@ from draftopd.training.trace_sources import Redrafts
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MixedDataModule(OnPolicyDataModule):
-    """On-policy distillation and SFT in the same optimizer steps, on different texts of them.
+    """On-policy distillation and SFT in the same optimizer steps, on different texts.
 
     Of the epoch's prompts, `own_share` get traces of the current drafter, the others random anchors on the texts that
     the target wrote for them. With a share of 1 these are the batches of OnPolicyDataModule; with 0, along `redrafts`
@@ -33,8 +32,6 @@ class MixedDataModule(OnPolicyDataModule):
         DraftError: a share is outside 0..1.
     """
 
-    mixed: ClassVar[bool] = True
-
     own_share: float = 0.5
     own_share_end: float | None = None
     num_anchors: int = 24
@@ -44,6 +41,9 @@ class MixedDataModule(OnPolicyDataModule):
         self.ends = (self.own_share, self.own_share if self.own_share_end is None else self.own_share_end)
         if not all(0 <= end <= 1 for end in self.ends):
             raise DraftError(f"data.own_share and data.own_share_end must lie in 0..1, not {self.ends}")
+
+    def setup(self, stage: str) -> None:
+        self.module.mix_anchors()
 
     @property
     def stores_hidden(self) -> bool:

@@ -83,6 +83,11 @@ class DraftModule(L.LightningModule):
         self.init_optimizer: dict[str, Any] | None = None
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
+    def mix_anchors(self) -> None:
+        """For data whose batches have either drafted blocks or blocks at random anchors."""
+        self.random_objective = self.random_objective or self.objective
+        self.terms = Terms(self.objective, self.random_objective)
+
     def configure_model(self) -> None:
         """FSDP2 shards the drafter, unless it uses a head of its own outside its forward; the target stays whole."""
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -108,11 +113,8 @@ class DraftModule(L.LightningModule):
         if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
             raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.mixed:
-            self.random_objective = self.random_objective or self.objective
-        elif self.random_objective is not None:
+        if self.random_objective is not None and len(self.terms.objectives) == 1:
             raise DraftError("random_objective is for data=mixed: other data have one kind of anchors")
-        self.terms = Terms(self.objective, self.random_objective)
         for split in ("val", "test"):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
@@ -140,7 +142,8 @@ class DraftModule(L.LightningModule):
         done: list[dict[str, Tensor]] = []
         with self.ledger.timed("train"):
             for micro in batch:
-                loss, terms = self._loss(micro, head, index, coefficients)
+                sides = self._sides(micro, head, index)
+                loss, terms = chunked_loss(*sides, coefficients, self.chunk_rows)
                 with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
                     self.manual_backward(loss * self.trainer.world_size)
                 done.append(terms)
@@ -181,28 +184,17 @@ class DraftModule(L.LightningModule):
         return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
 
     def _weights(self, batch: ReplayBatch, index: Tensor | None) -> dict[str, Tensor]:
-        """Denominators of the batch's terms, and by their prefix how many texts have blocks."""
+        """Denominators of the batch's terms, and how many texts have blocks."""
         dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
         ids, kind = replace(batch, features=None, target_hidden=None).to(self.target.device), self.terms.kind(batch)
-        weights = self.terms.objectives[kind].denominators(flatten(ids, index))
-        texts = (ids.drafted > 0).any(1).sum(dtype=dtype)
-        return self.terms.sum([{kind: texts, **{kind + name: w.sum(dtype=dtype) for name, w in weights.items()}}])
-
-    def _loss(
-        self, batch: ReplayBatch, head: Head, index: Tensor | None, coefficients: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A batch's part of the loss, and its numerators."""
-        kind = self.terms.kind(batch)
-        objective = self.terms.objectives[kind]
-        own = {name: coefficients[kind + name] for name in objective.coefficients}
-        loss, sums = chunked_loss(objective, *self._sides(batch, objective, head, index), own, self.chunk_rows)
-        return loss, {kind + name: value for name, value in sums.items()}
+        weights = self.terms.objectives[kind].denominators(flatten(ids, index)) | {kind: (ids.drafted > 0).any(1)}
+        return self.terms.sum([{name: weight.sum(dtype=dtype) for name, weight in weights.items()}])
 
     def _parts(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss, numerators and denominators of a batch."""
         head, index = self._head()
-        weights = self._weights(batch, index)
-        return *self._loss(batch, head, index, self.terms.coefficients(weights)), weights
+        weights, sides = self._weights(batch, index), self._sides(batch, head, index)
+        return *chunked_loss(*sides, self.terms.coefficients(weights), self.chunk_rows), weights
 
     def _replayed(self, batch: ReplayBatch, needs_target: bool) -> ReplayBatch:
         """With features, and the target's hidden states if the objective reads them; the data may bring both."""
@@ -223,9 +215,10 @@ class DraftModule(L.LightningModule):
         return head, index.index_copy(0, head.vocabulary, torch.arange(len(head.vocabulary), device=self.device))
 
     def _sides(
-        self, batch: ReplayBatch, objective: Objective, head: Head, index: Tensor | None
-    ) -> tuple[Rows, DraftSide, TargetSide | None]:
-        """The rows of a batch, and what the loss reads of the drafter and of the target."""
+        self, batch: ReplayBatch, head: Head, index: Tensor | None
+    ) -> tuple[Objective, Rows, DraftSide, TargetSide | None]:
+        """A batch's objective and rows, and what the loss reads of the drafter and of the target."""
+        objective = self.terms.objectives[self.terms.kind(batch)]
         batch = self._replayed(batch, objective.needs_target)
         rows = flatten(batch, index)
         argmax = objective.needs_argmax and not bool(rows.reached.all())
@@ -245,7 +238,7 @@ class DraftModule(L.LightningModule):
                 if argmax and index is not None:
                     rows = replace(rows, argmax=index[most_probable(whole, hidden, size)])
             target = TargetSide(own, hidden, mass)
-        return rows, draft, target
+        return objective, rows, draft, target
 
     def _sum(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Sums over micro-batches and processes."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from draftopd.objectives.base import Objective, shares
+from draftopd.objectives.base import Mix, Objective, shares
 from draftopd.trace import ReplayBatch
 
 
@@ -17,46 +17,44 @@ class Terms:
 
     Args:
         random: the objective of blocks at random anchors; None = all blocks have the same.
-
-    Attributes:
-        objectives: by the prefix of their terms' names.
     """
 
     def __init__(self, objective: Objective, random: Objective | None = None) -> None:
-        self.objectives = {"": objective} if random is None else {"own/": objective, "random/": random}
+        both = {} if random is None else {"own": objective, "random": random}
+        named: dict[str, Objective] = {kind: Mix({kind: o}, {kind: 1.0}) for kind, o in both.items()}
+        self.objectives = named or {"all": objective}
 
     def kind(self, batch: ReplayBatch) -> str:
-        """The prefix of a batch, all of whose blocks are of one kind."""
-        if len(self.objectives) == 1:
-            return ""
-        return "own/" if bool((batch.drafter_step >= 0).any()) else "random/"
+        """The name of the objective that reads a batch, all of whose blocks are of one kind."""
+        if "all" in self.objectives:
+            return "all"
+        return "own" if bool((batch.drafter_step >= 0).any()) else "random"
 
     def sum(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Sums over micro-batches, by all names, which are the same in all processes; a prefix is one of them too."""
+        """Sums over micro-batches, by the names of all terms and of all kinds, the same in all processes."""
         zero = next(iter(parts[0].values())).new_zeros(())
-        names = [kind + name for kind, objective in self.objectives.items() for name in ("", *objective.coefficients)]
+        names = [name for kind, objective in self.objectives.items() for name in (kind, *objective.coefficients)]
         return {name: torch.stack([part.get(name, zero) for part in parts]).sum() for name in names}
 
     def coefficients(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """The factor of each term's numerator in the loss: 0 where the term has no rows.
 
         Args:
-            totals: denominators by the terms' names, and numbers of texts by prefix.
+            totals: denominators by term, and numbers of texts by kind.
         """
         texts = torch.stack([totals[kind] for kind in self.objectives]).sum().clamp(min=1)
         out = {}
         for kind, objective in self.objectives.items():
             for name, factor in shares(objective.coefficients).items():
-                total = totals[kind + name]
-                out[kind + name] = factor / total.clamp(min=1e-8) * (total > 0) * (totals[kind] / texts)
+                out[name] = factor / totals[name].clamp(min=1e-8) * (totals[name] > 0) * (totals[kind] / texts)
         return out
 
     def loss(self, numerators: dict[str, Tensor], totals: dict[str, Tensor]) -> Tensor:
         return torch.stack([factor * numerators[name] for name, factor in self.coefficients(totals).items()]).sum()
 
     def log(self, numerators: dict[str, Tensor], totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Means by name, and the share of texts with drafted blocks."""
+        """Means by term, and the share of texts with drafted blocks."""
         means = {name: numerators[name] / totals[name].clamp(min=1e-8) for name in self.coefficients(totals)}
-        if len(self.objectives) == 1:
+        if "all" in self.objectives:
             return means
-        return means | {"own_share": totals["own/"] / (totals["own/"] + totals["random/"]).clamp(min=1)}
+        return means | {"own_share": totals["own"] / (totals["own"] + totals["random"]).clamp(min=1)}
