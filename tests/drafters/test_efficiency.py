@@ -2,13 +2,13 @@
 
 import copy
 import multiprocessing
-import resource
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from benchmarks.memory import cost
 from benchmarks.objectives import NAMES, shipped
 from torch import Tensor
 
@@ -180,11 +180,9 @@ def peak_and_gradient(name: str, chunk_rows: int, result: Path) -> None:
     hidden, states = torch.randn(2, rows, size, generator=draw)
     head, objective = Head(torch.randn(151_936, size, generator=draw)), shipped(name)
     coefficients = {term: 1 / weights.sum() for term, weights in objective.denominators(some).items()}
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     sides = DraftSide(head, hidden.requires_grad_()), TargetSide(head, states)
-    chunked_loss(objective, some, *sides, coefficients, chunk_rows)[0].backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    torch.save({"bytes": peak - before, "gradient": hidden.grad}, result)
+    spent = cost(lambda: chunked_loss(objective, some, *sides, coefficients, chunk_rows)[0].backward())
+    torch.save({"bytes": spent["peak_bytes"], "gradient": hidden.grad}, result)
 
 
 @pytest.mark.slow
