@@ -12,7 +12,7 @@ from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.evaluation import report, scores
 from draftopd.evaluation.run import Evaluation, run
-from draftopd.tracking import write_header
+from draftopd.tracking import git_commit, write_header
 
 
 def evaluate(config: DictConfig) -> Evaluation:
@@ -50,6 +50,7 @@ def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
 def _evaluate(config: DictConfig) -> None:
     with one_line_errors():
         quiet()
+        git_commit()  # of the code that runs, whatever is edited later
         config.output_dir = HydraConfig.get().runtime.output_dir
         evaluate(config)
 

@@ -15,12 +15,13 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from draftopd.checkpoints.native import find_checkpoint
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
 from draftopd.evaluation.results import Results
-from draftopd.tracking import write_header
+from draftopd.tracking import git_commit, write_header
 from draftopd.training.run import run_stage
 
 
@@ -29,6 +30,7 @@ def _fit(config: DictConfig) -> None:
     """Runs the stages of a config, or the config itself as the only one, then reports."""
     with one_line_errors():
         quiet()
+        git_commit()  # of the code that runs, whatever is edited later
         if config.stages and (config.init_from or config.resume):
             raise DraftError(
                 f"{config.name} has stages of its own: give init_from and resume to the experiment of one stage"
@@ -68,13 +70,15 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
         config.output_dir = str(folder)
         return [config]
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith("experiment=")]
-    configs = []
+    configs: list[DictConfig] = []
     for name, stage in config.stages.items():
+        if stage.init_from and stage.init_from not in [earlier.name for earlier in configs]:
+            find_checkpoint(stage.init_from, config.logger)  # tells now what would fail after the stages before it
         composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given])
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
         composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
         if composed.logger and parent is not None:
-            composed.logger.tags = {"mlflow.parentRunId": parent.run_id}
+            composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.run_id}
         configs.append(composed)
     return configs
 

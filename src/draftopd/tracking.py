@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,19 @@ from omegaconf import OmegaConf
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
 COMMANDS = ("fit", "evaluate", "export", "check")
-PARAMS = ("target", "drafter", "objective", "data", "traces", "prompts", "module", "budget", "decoding", "seed")
+PARAMS = (
+    "target",
+    "drafter",
+    "objective",
+    "random_objective",
+    "data",
+    "traces",
+    "prompts",
+    "module",
+    "budget",
+    "decoding",
+    "seed",
+)
 """groups of the config that are logged as MLflow parameters, flattened: `drafter.num_layers`"""
 BATCH = 100  # parameters that MLflow takes at once
 
@@ -66,8 +79,9 @@ def command() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
+@cache
 def git_commit() -> str:
-    """Commit of the code that runs, with "+changes" where the tree differs; "unknown" outside a checkout."""
+    """Commit of the code at the first call, with "+changes" where the tree differs; "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()

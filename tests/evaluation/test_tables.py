@@ -25,7 +25,9 @@ def answer(number: int, name: str, kept: int) -> Answer:
     anchors = 2 + torch.arange(3) * (kept + 1)
     tokens = torch.zeros(int(anchors[-1]) + kept + 2, dtype=torch.long)
     trace = Trace(tokens, 2, anchors, torch.zeros(3, 4, dtype=torch.long), accepted)
-    return Answer(str(number), name, [Counts.of(trace)], Clock(120, 3, 1.0 + 0.1 * kept, 0.9), Clock(120, 0, 2.0, 1.9))
+    return Answer(
+        str(number), name, "", [Counts.of(trace)], Clock(120, 3, 1.0 + 0.1 * kept, 0.9), Clock(120, 0, 2.0, 1.9)
+    )
 
 
 def printed(names: list[str], sets: dict[str, list[int]], width: int = 80) -> str:

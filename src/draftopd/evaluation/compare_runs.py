@@ -53,7 +53,7 @@ class Run:
             self.tested.target_fingerprint,
             decoding.max_new_tokens,
             *decoding.recipe.items(),
-            *((answer.set, answer.id) for answer in self.result.answers),
+            *((answer.set, answer.id, answer.digest) for answer in self.result.answers),
         )
 
 

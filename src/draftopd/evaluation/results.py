@@ -11,7 +11,7 @@ from typing import Any
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.evaluation.curves import Curve, Point
-from draftopd.evaluation.scores import Answer, Sets, compare, numbers, score
+from draftopd.evaluation.scores import Answer, Sets, compare, numbers, same_prompts, score
 from draftopd.evaluation.speed import BlockSize, Costs
 from draftopd.tracking import header
 
@@ -80,8 +80,13 @@ class Results:
 
     @property
     def pairs(self) -> list[tuple[Result, Result]]:
-        """Which results are compared, less the second: stages with their start and with stages of the same start."""
-        earlier = [(late, early) for i, late in enumerate(self.results) for early in self.results[:i]]
+        """Which results on the same prompts are compared: stages with their start and with stages of the same start."""
+        earlier = [
+            (late, early)
+            for i, late in enumerate(self.results)
+            for early in self.results[:i]
+            if same_prompts(late.answers, early.answers)
+        ]
         if any(result.training for result in self.results):
             return [(late, early) for late, early in earlier if late.start in (early.start, early.name)]
         return [(early, late) for late, early in earlier]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from draftopd.checkpoints.native import restore
 from draftopd.checkpoints.published import published
 from draftopd.console import progress
-from draftopd.data.prompts import Prompt, Prompts, continued
+from draftopd.data.prompts import Prompt, Prompts, continued, digest
 from draftopd.data.sources import encode, encode_all
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -53,7 +53,7 @@ def answer(
                 later += [] if ids is None else [(i, (following, ids))]
         waiting = later
     pairs = zip(asked, responses, strict=True)
-    return [Answer(p.id, p.set, [Counts.of(trace) for trace in traces]) for (p, _), traces in pairs]
+    return [Answer(p.id, p.set, digest(ids), [Counts.of(trace) for trace in traces]) for (p, ids), traces in pairs]
 
 
 def time_answers(
@@ -102,28 +102,29 @@ def evaluate_drafters(
         block_sizes: those of the speed model; None = 2 to the drafter's own, () = no speed model.
     """
     ids_of = ids_of or (lambda _: None)
+    sizes = {name: _block_sizes(drafter, block_sizes) for name, drafter in drafters.items()}
     answers = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}") for n, d in drafters.items()]
     places = first_of_sets(asked, timed)
     answers = time_answers(target, list(drafters.values()), asked, answers, decoding, places)
     results = []
     ids = [asked[at][1] for at in places[:timed]]
     for (name, drafter), of_drafter in zip(drafters.items(), answers, strict=True):
-        costs, sizes = _speed_model(target, drafter, ids, decoding, block_sizes)
-        results.append(Result(name, of_drafter, costs=costs, block_sizes=sizes))
+        costs, rows = None, list[speed.BlockSize]()
+        if ids and sizes[name]:
+            with progress("timing block sizes", len(ids)) as on_done:
+                costs, rows = speed.table(target, drafter, ids, decoding, sizes[name], on_done)
+        results.append(Result(name, of_drafter, costs=costs, block_sizes=rows))
     return results
 
 
-def _speed_model(
-    target: Target, drafter: Drafter, ids: list[list[int]], decoding: Decoding, block_sizes: Sequence[int] | None
-) -> tuple[speed.Costs | None, list[speed.BlockSize]]:
-    if not ids or (block_sizes is not None and not block_sizes):
-        return None, []
-    own = drafter.block_size
-    sizes = sorted({*(range(2, own) if block_sizes is None else block_sizes), own})
+def _block_sizes(drafter: Drafter, given: Sequence[int] | None) -> list[int]:
+    """Of the speed model, the drafter's own among them; none = no speed model."""
+    if given is not None and not given:
+        return []
+    sizes = sorted({*(range(2, drafter.block_size) if given is None else given), drafter.block_size})
     if sizes[0] < 2:
         raise DraftError(f"speed.block_sizes={sizes}: a block counts its anchor, so its size is at least 2")
-    with progress("timing block sizes", len(ids)) as on_done:
-        return speed.table(target, drafter, ids, decoding, sizes, on_done)
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,16 @@ def run(config: DictConfig) -> Evaluation:
         raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
-    chosen = prompts.split(config.split)[: config.limit]
-    asked = encode_all(chosen, first.target.tokenizer, thinking, config.max_prompt_length, "max_prompt_length")
+    chosen = prompts.split(config.split)
+    short = encode_all(chosen, first.target.tokenizer, thinking, config.max_prompt_length, "max_prompt_length")
+    asked = short[: config.limit]
     names = ("drafter", "against")
     drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
     results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
     results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
     return Evaluation(
-        Results(first.target.fingerprint, decoding, results), len(chosen) - len(asked), prompts.fingerprint
+        Results(first.target.fingerprint, decoding, results), len(chosen) - len(short), prompts.fingerprint
     )
 
 

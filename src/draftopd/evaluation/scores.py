@@ -20,6 +20,8 @@ class Answer:
 
     id: str
     set: str
+    digest: str
+    """of the prompt's token ids: an id may name another question under another seed"""
     responses: list[Counts]
     speculative: Clock | None = None
     plain: Clock | None = None
@@ -28,7 +30,9 @@ class Answer:
     def read(cls, saved: Mapping[str, Any]) -> "Answer":
         """From a results file."""
         clocks = {name: saved[name] and Clock(**saved[name]) for name in ("speculative", "plain")}
-        return cls(saved["id"], saved["set"], [Counts.read(counts) for counts in saved["responses"]], **clocks)
+        return cls(
+            saved["id"], saved["set"], saved["digest"], [Counts.read(counts) for counts in saved["responses"]], **clocks
+        )
 
 
 def score(answers: Sequence[Answer]) -> Sets:
@@ -42,7 +46,15 @@ def score(answers: Sequence[Answer]) -> Sets:
         sets.setdefault(answer.set, []).append(answer)
     out = {name: _acceptance(of, seed) | _speed(of, seed) for seed, (name, of) in enumerate(sorted(sets.items()))}
     keys = dict.fromkeys(key for scores in out.values() for key in scores)  # not every set need be timed
-    return {**out, "mean": {k: stats.average([scores[k] for scores in out.values() if k in scores]) for k in keys}}
+    return {
+        **out,
+        "mean": {key: stats.average([scores[key] for scores in out.values() if key in scores]) for key in keys},
+    }
+
+
+def same_prompts(answers: Sequence[Answer], others: Sequence[Answer]) -> bool:
+    """They can be compared prompt by prompt."""
+    return [(a.set, a.id, a.digest) for a in answers] == [(b.set, b.id, b.digest) for b in others]
 
 
 def _acceptance(answers: Sequence[Answer], seed: int) -> Scores:

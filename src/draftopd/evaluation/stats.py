@@ -84,7 +84,8 @@ def mean(values: Sequence[float], seed: int = 0) -> Bootstrap:
 
 
 def average(parts: Sequence[Bootstrap]) -> Bootstrap:
-    """Mean over sets of prompts, each resampled within itself."""
+    """Mean over sets of prompts, each resampled within itself; sets where nothing was counted are left out."""
+    parts = [part for part in parts if np.isfinite(part.value)] or parts
     draws = np.mean([part.draws for part in parts], axis=0)
     return Bootstrap(float(np.mean([part.value for part in parts])), draws, sum(part.count for part in parts))
 

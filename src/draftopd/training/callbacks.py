@@ -87,6 +87,8 @@ class AcceptanceLength(L.Callback):
             self.observed.traces = measure.roll(
                 pl_module.target, pl_module.drafter, [ids for _, ids in prompts], data.decoding, on_done
             )
+        if not any(len(trace.anchors) for trace in self.observed.traces):
+            raise DraftError("every validation response is a single token: nothing was drafted; take other prompts")
         for name, values in measure.by_set(self.observed.traces, [p.set for p, _ in prompts]).items():
             prefix = f"val/{name}/" if name else "val/"
             # every process has all traces, so there is nothing to reduce
@@ -97,7 +99,7 @@ class AcceptanceLength(L.Callback):
         self.observed.history.append(Point(**costs, acceptance_length=values["acceptance_length"]))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As `python -m draftopd.evaluate`, later turns of conversations included."""
+        """By the functions of `python -m draftopd.evaluate`, later turns of conversations included."""
         assert isinstance(pl_module, DraftModule)
         data, target = data_of(trainer), pl_module.target
         asked = data.encoded("test", self.test_limit)

@@ -1,6 +1,5 @@
 """One stage of a run: everything that it trains with, its training and its test."""
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,7 +52,7 @@ def build(config: DictConfig) -> System:
     drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
     if drafter.init == "target":
         drafter.copy_target(target.body)  # a checkpoint's weights come after
-    if config.resume and Path(config.resume).is_dir():
+    if config.resume and Path(config.resume).expanduser().is_dir():
         raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
     for name in (config.init_from, config.resume):
         if name:
@@ -110,17 +109,19 @@ def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger
     trainer, module, logger = system.trainer, system.module, system.logger
     checkpoint = Path(config.output_dir) / "checkpoints" / "last.ckpt"
     resume = str(find_checkpoint(config.resume, config.logger)) if config.resume else None
-    began = time.perf_counter()
     status = "FAILED"
     try:
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
-        training = Training(start, module.ledger.training_flops, time.perf_counter() - began, system.observed.history)
+        costs = module.budget.costs(module.ledger)
+        training = Training(start, module.ledger.training_flops, 60 * costs["minutes"], system.observed.history)
         trainer.test(module, datamodule=system.data, verbose=False)
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
         result = Result(config.name, system.observed.answers, place, logger.run_id if logger else None, training)
         results = Results(module.target.fingerprint, system.data.decoding, [result])
-        if logger and trainer.is_global_zero:
-            logger.experiment.log_artifact(logger.run_id, str(results.save(Path(config.output_dir))))
+        if trainer.is_global_zero:
+            file = results.save(Path(config.output_dir))
+            if logger:
+                logger.experiment.log_artifact(logger.run_id, str(file))
         for name, value in fingerprints(trainer).items():
             if parent is not None:
                 parent.experiment.set_tag(parent.run_id, name, value)

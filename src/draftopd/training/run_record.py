@@ -29,7 +29,7 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         logger = mlflow_logger(trainer)
         if logger is not None and logger.run_id is not None:
-            extra = {"checkpoint": str(self.last.resolve()), "init_from": str(self.config["init_from"] or "")}
+            extra = {"checkpoint": str(self.last.resolve()), "init_from": _resolved(self.config["init_from"])}
             write_header(logger.experiment, logger.run_id, self.config, fingerprints(trainer) | extra)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,3 +82,9 @@ def fingerprints(trainer: L.Trainer) -> dict[str, str]:
         "target_fingerprint": module.target.fingerprint,
         "prompts_fingerprint": data_of(trainer).prompts.fingerprint,
     }
+
+
+def _resolved(start: str | None) -> str:
+    """As the tag `checkpoint` of the run that it names would have it."""
+    path = Path(start or "").expanduser()
+    return str(path.resolve()) if start and path.exists() else start or ""
