@@ -73,6 +73,12 @@ def test_files_of_their_own_for_val_and_test(file: str, tmp_path: Path) -> None:
     assert "question 3" not in asked(prompts) + asked(prompts, "val")
 
 
+def test_train_takes_the_first_training_prompts_and_leaves_the_held_out_ones(file: str) -> None:
+    whole, cut = JsonlPrompts(file, val=1, test=1), JsonlPrompts(file, train=2, val=1, test=1)
+    assert cut.split("train") == whole.split("train")[:2] != whole.split("train")
+    assert [cut.split(name) for name in ("val", "test")] == [whole.split(name) for name in ("val", "test")]
+
+
 def test_limit_reads_the_first_lines_only(file: str) -> None:
     prompts = JsonlPrompts(file, limit=4)
     assert {text for split in SPLITS for text in asked(prompts, split)} == {f"question {index}" for index in range(4)}

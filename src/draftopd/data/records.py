@@ -76,8 +76,16 @@ class RecordReader(Splits):
 
 @dataclass(kw_only=True)
 class RecordPrompts(RecordReader):
-    """Records to train on; val and test are held out of them unless they have records of their own."""
+    """Records to train on; val and test are held out of them unless they have records of their own.
 
+    Args:
+        train: use the first so many training prompts; None = all. Those of a smaller number are the first of a larger.
+        val, test: prompts to hold out.
+        limit: read this many records at most.
+        seed: of the order of the prompts.
+    """
+
+    train: int | None = None
     val: int = 64
     test: int = 64
     limit: int | None = None
@@ -103,7 +111,7 @@ class RecordPrompts(RecordReader):
                     log.warning("prompts.%s cut from %d to %d, to leave enough to train on", name, wanted, most)
                 held = max(0, min(wanted, most))
                 splits[name], train = train[:held], train[held:]
-        return splits | {"train": train}
+        return splits | {"train": train[: self.train]}
 
 
 def read_lines(path: Path) -> Records:
