@@ -92,12 +92,14 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
 
 
 def _members(stages: DictConfig) -> Iterator[tuple[str, DictConfig, list[str]]]:
-    """Each stage once for every combination of its grid's values: name, stage, and these values as overrides."""
+    """Each stage once for every combination of its grid's values: name, stage, its settings and these as overrides."""
     for name, stage in ((str(name), stage) for name, stage in stages.items()):
-        grid: dict[str, list[Any]] = OmegaConf.to_container(stage.get("grid") or OmegaConf.create({}))  # type: ignore[assignment]
+        grid: dict[str, list[Any]] = dict(stage.get("grid") or {})
+        fixed = [f"{key}={value}" for key, value in (stage.get("set") or {}).items()]
         for values in product(*grid.values()):
-            label = "".join(f"-{key.split('.')[-1]}{value}" for key, value in zip(grid, values, strict=True))
-            yield f"{name}{label}", stage, [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
+            point = list(zip(grid, values, strict=True))
+            label = "".join(f"-{key.split('.')[-1]}{value}" for key, value in point)
+            yield f"{name}{label}", stage, fixed + [f"{key}={value}" for key, value in point]
 
 
 def _stage(

@@ -9,6 +9,7 @@ from runs import UNTIMED
 
 SMOKE = ("experiment=smoke", "budget.epochs=1", *UNTIMED, "hydra.run.dir=study")
 GRID = "+stages.sft.grid={seed: [0, 1]}"
+SET = "+stages.sft.set={drafter.num_layers: 2}"
 
 
 def names(folder: Path) -> list[str]:
@@ -16,12 +17,18 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_grid_runs_a_stage_once_for_each_value(command, tmp_path):
-    assert command(*SMOKE, GRID, "stages.draft_opd.init_from=sft-seed1") == 0
+    assert (
+        command(
+            *SMOKE, GRID, SET, "stages.draft_opd.init_from=sft-seed1", "+stages.draft_opd.set={drafter.num_layers: 2}"
+        )
+        == 0
+    )
     assert names(tmp_path / "study") == ["sft-seed0", "sft-seed1", "draft_opd"]
     seeds = [(tmp_path / "study" / name / "recipe.yaml").read_text() for name in ("sft-seed0", "sft-seed1")]
     assert ["\nseed: 0\n" in seeds[0], "\nseed: 1\n" in seeds[1]] == [True, True]
     last = json.loads((tmp_path / "study" / "results.json").read_text())["results"][-1]
     assert last["training"]["start"] == "sft-seed1"
+    assert all("num_layers: 2\n" in seed for seed in seeds)
 
 
 def test_parts_run_one_by_one_are_joined_and_finished_ones_are_not_run_again(command, tmp_path):
