@@ -32,7 +32,6 @@ from draftopd.evaluation.results import FILE, Result, Results, load
 from draftopd.evaluation.stats import Bootstrap
 from draftopd.target.model import Target
 from draftopd.trace import Rollout
-from draftopd.tracking import header
 
 DOCUMENT = HOME / "docs" / "results.md"
 FOLDER = HOME / "benchmarks" / "results" / "study"
@@ -92,11 +91,11 @@ def join(folder: Path, to: Path, name: str) -> None:
     if not found:
         raise DraftError(f"no {name} in the stages of {folder}: run experiment=study with hydra.run.dir={folder}")
     results = {stage: file.results[0] for stage, file in found.items()}
-    tested = next(result for result in results.values() if result.answers)
+    answers = next((result.answers for result in results.values() if result.answers), [])  # a search has none
     document = {
-        **header(),
+        "git_commit": sorted({json.loads(path.read_text())["git_commit"] for path in folder.glob(f"*/{name}")}),
         "decoding": asdict(next(iter(found.values())).decoding),
-        "sets": [answer.set for answer in tested.answers],
+        "sets": [answer.set for answer in answers],
         "runs": {stage: _small(result) for stage, result in results.items()},
     }
     to.parent.mkdir(parents=True, exist_ok=True)
