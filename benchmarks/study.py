@@ -45,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> None:
     part.add_argument("folder", type=Path)
     part.add_argument("--temperature", type=float, default=0.6)
     part.add_argument("--only", nargs="*", help="stages, by name")
-    part.set_defaults(run=lambda args: test(args.folder, args.temperature, args.only))
+    part.add_argument("--cache-dir", default="~/.cache/draftopd", help="of the texts")
+    part.set_defaults(run=lambda args: test(args.folder, args.temperature, args.only, TextCache(args.cache_dir)))
     part = parts.add_parser("join", help="write the small file of a study")
     part.add_argument("folder", type=Path)
     part.add_argument("--to", type=Path, required=True)
@@ -59,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
         args.run(args)
 
 
-def test(folder: Path, temperature: float, only: Sequence[str] | None) -> None:
+def test(folder: Path, temperature: float, only: Sequence[str] | None, cache: TextCache) -> None:
     """Writes results-T<temperature>.json into the folder of every finished stage that has none."""
     target: Target | None = None
     for path in sorted(folder.glob(f"*/{FILE}")):
@@ -68,17 +69,16 @@ def test(folder: Path, temperature: float, only: Sequence[str] | None) -> None:
             continue
         found = restore(path.parent / "checkpoints" / "last.ckpt", target=target)
         target = found.target
-        result = replace(load(path).results[0], answers=_answers(found, temperature))
+        result = replace(load(path).results[0], answers=_answers(found, temperature, cache))
         decoding = replace(found.decoding, temperature=temperature, rule="token_matching")
         output.mkdir()
         Results(target.fingerprint, decoding, [result]).save(output)
 
 
-def _answers(found: Restored, temperature: float) -> list[run.Answer]:
+def _answers(found: Restored, temperature: float, cache: TextCache) -> list[run.Answer]:
     decoding = replace(found.decoding, temperature=temperature, rule="token_matching")
     asked = found.asked("test")
-    cache: dict[str, Any] = {k: v for k, v in found.config.texts.items() if k not in ("_target_", "charged")}
-    texts = TextCache(**cache).open(found.target, [ids for _, ids in asked], decoding, found.drafter.layer_ids)
+    texts = cache.open(found.target, [ids for _, ids in asked], decoding, found.drafter.layer_ids)
     stored = [Rollout(texts[i], texts.features(i)) for i in range(len(asked))]
     with progress(f"T {temperature:g}", len(stored)) as on_done:
         traces = measure.redrafted(found.target, found.drafter, stored, decoding, on_done)

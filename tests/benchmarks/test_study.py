@@ -53,7 +53,7 @@ def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path,
 
 
 def test_drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):
-    study.main(["test", "runs", "--temperature", "0.9", "--only", "sft-seed0"])
+    study.main(["test", "runs", "--temperature", "0.9", "--cache-dir", "cache", "--only", "sft-seed0"])
     file = joined / "runs" / "sft-seed0" / "results-T0.9" / "results.json"
     found = load(file)
     assert (found.decoding.temperature, found.decoding.rule) == (0.9, "token_matching")
