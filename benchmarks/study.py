@@ -145,8 +145,8 @@ class Part:
         return found
 
     def difference(self, arm: str, reference: str) -> Bootstrap:
-        """Of the seeds that both have, paired in seeds and prompts."""
-        common = self.members(arm).keys() & self.members(reference).keys()
+        """Of the seeds that both have, paired in seeds and prompts; where they have none in common, of all, in prompts."""
+        common = self.members(arm).keys() & self.members(reference).keys() or None
         return self.length(arm, common) - self.length(reference, common)
 
     def length(self, arm: str, seeds: Collection[str] | None = None) -> Bootstrap:
