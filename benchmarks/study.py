@@ -145,7 +145,7 @@ class Part:
         return found
 
     def difference(self, arm: str, reference: str) -> Bootstrap:
-        """Of the seeds that both have, paired in seeds and prompts; where they have none in common, of all, in prompts."""
+        """Paired in prompts, and in the seeds that both have; where they have none in common, of all seeds."""
         common = self.members(arm).keys() & self.members(reference).keys() or None
         return self.length(arm, common) - self.length(reference, common)
 
