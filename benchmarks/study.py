@@ -162,7 +162,7 @@ class Part:
     @property
     def places(self) -> dict[str, list[int]]:
         """Of each set's prompts."""
-        return {name: [i for i, s in enumerate(self.sets) if s == name] for name in dict.fromkeys(self.sets)}
+        return {name: [i for i, s in enumerate(self.sets) if s == name] for name in sorted(set(self.sets))}
 
     def speedup(self, stage: str) -> Bootstrap | None:
         """Over plain decoding, the mean over sets of tokens per second; None where nothing was timed."""
