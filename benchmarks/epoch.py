@@ -17,6 +17,7 @@ import lightning as L
 from benchmarks.bench import rounds_of, spread
 from benchmarks.train_step import counted, fit, fit_config, module
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from draftopd.checkpoints.native import Restored
 from draftopd.data.prompts import Prompt
@@ -138,8 +139,8 @@ def as_many(traces: Sequence[Trace]) -> int:
 
 
 def precision(run: Restored) -> Any:
-    """That the drafter was trained with."""
-    return run.config.trainer.precision
+    """That the drafter was trained with; a folder that was not written by a run has none."""
+    return OmegaConf.select(run.config, "trainer.precision", default="32-true")
 
 
 def train(run: Restored, kind: Kind, objective: str, callback: L.Callback) -> DraftModule:

@@ -77,8 +77,9 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
     if not config.stages:
         config.output_dir = str(folder)
         return [config]
-    if unknown := sorted(set(config.only or ()) - set(config.stages)):
-        raise DraftError(f"only={unknown}: there are no such stages; those of {config.name} are {list(config.stages)}")
+    known = list(dict.fromkeys([*config.stages, *(member for member, _, _ in _members(config.stages))]))
+    if unknown := sorted(set(config.only or ()) - set(known)):
+        raise DraftError(f"only={unknown}: there are no such stages; those of {config.name} are {known}")
     words = HydraConfig.get().overrides.task
     of_run = ("experiment=", "only=", "stages.", "stages=")
     given = [word for word in words if not word.lstrip("+~").startswith(of_run)]

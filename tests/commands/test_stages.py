@@ -16,13 +16,11 @@ def names(folder: Path) -> list[str]:
     return [result["name"] for result in json.loads((folder / "results.json").read_text())["results"]]
 
 
-def test_a_grid_runs_a_stage_once_for_each_value(command, tmp_path):
-    assert (
-        command(
-            *SMOKE, GRID, SET, "stages.draft_opd.init_from=sft-seed1", "+stages.draft_opd.set={drafter.num_layers: 2}"
-        )
-        == 0
-    )
+def test_a_grid_runs_a_stage_once_for_each_value_or_for_one_of_them(command, tmp_path):
+    end = ("stages.draft_opd.init_from=sft-seed1", "+stages.draft_opd.set={drafter.num_layers: 2}")
+    assert command(*SMOKE, GRID, SET, *end, "only=[sft-seed0]") == 0
+    assert names(tmp_path / "study") == ["sft-seed0"]
+    assert command(*SMOKE, GRID, SET, *end) == 0
     assert names(tmp_path / "study") == ["sft-seed0", "sft-seed1", "draft_opd"]
     seeds = [(tmp_path / "study" / name / "recipe.yaml").read_text() for name in ("sft-seed0", "sft-seed1")]
     assert ["\nseed: 0\n" in seeds[0], "\nseed: 1\n" in seeds[1]] == [True, True]
