@@ -6,7 +6,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich import get_console
 
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
@@ -22,8 +21,6 @@ def evaluate(config: DictConfig) -> Evaluation:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
     evaluation = run(config)
-    if evaluation.left_out:
-        get_console().print(f"{evaluation.left_out} prompts were longer than max_prompt_length and left out")
     files = report.show(evaluation.results, Path(config.output_dir))
     if config.logger:
         _log(evaluation, config, files)

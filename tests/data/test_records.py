@@ -137,3 +137,63 @@ def test_wrong_settings(file: str) -> None:
         JsonlPrompts(file, set_field="topic").split("train")
     with pytest.raises(DraftError, match=r"prompts\.template 'Solve' leaves the prompt out: put {prompt} in it"):
         JsonlPrompts(file, template="Solve").split("train")
+
+
+CALL = {"type": "function", "function": {"name": "get_time", "arguments": {"town": "x"}}}
+ASKED = {"role": "user", "content": "time in x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "tool_calls"),
+        ({"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "tool_calls"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "", "function_call": {"name": "f"}}]}, "function_call"),
+        ({"messages": [ASKED], "tools": [CALL]}, "tools"),
+        ({"messages": [ASKED], "tools": '[{"name": "get_time"}]'}, "tools"),
+        ({"messages": [ASKED], "functions": [CALL["function"]]}, "functions"),
+        ({"prompt": "time in x", "tools": [CALL]}, "tools"),
+    ],
+)
+def test_tools_and_their_calls_are_refused(tmp_path: Path, row: Any, named: str) -> None:
+    path = write(tmp_path / "mine.jsonl", [{"prompt": "fine"}, row, *questions(3)])
+    with pytest.raises(DraftError, match=rf"mine\.jsonl:2 has {named}, and only texts are read: write them into"):
+        JsonlPrompts(path).split("train")
+
+
+def test_empty_tools_are_none_and_other_keys_of_messages_are_named(tmp_path: Path, caplog) -> None:
+    """As data sets write them whose rows all have the same keys."""
+    empty = {"role": "user", "content": "q", "tool_calls": None, "name": None, "thinking": ""}
+    rows = [{"messages": [empty], "tools": []}, {"prompt": "hit it", "tools": "hammer", "messages": None}]
+    JsonlPrompts(write(tmp_path / "mine.jsonl", [*rows, *questions(6)])).split("train")
+    assert "not read" not in caplog.text
+    more = {**empty, "content": "r", "name": "Ann", "thinking": "hm"}
+    JsonlPrompts(write(tmp_path / "more.jsonl", [{"messages": [more]}, *questions(6)])).split("train")
+    assert "more.jsonl: name, thinking of messages not read, only role and content" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "pick \ud83d"},
+        {"messages": [{"role": "system", "content": "\udc00"}, ASKED]},
+        {"messages": [ASKED, {"role": "assistant", "content": "a\ud800b"}, ASKED]},
+        {"prompt": "fine", "answer": "\ud83d"},
+        {"prompt": "fine", "id": "\ud83d"},
+    ],
+)
+def test_half_a_character_is_refused(tmp_path: Path, row: Any) -> None:
+    path = write(tmp_path / "mine.jsonl", [{"prompt": "\ud83d\ude00 is whole"}, row, *questions(3)])
+    with pytest.raises(DraftError, match=r"mine\.jsonl:2 holds \\u(d83d|dc00|d800), half of a character"):
+        JsonlPrompts(path).split("train")
+
+
+def test_a_prompt_knows_its_place_which_is_no_part_of_it(tmp_path: Path) -> None:
+    one = JsonlPrompts(write(tmp_path / "mine.jsonl", questions(20)))
+    (tmp_path / "other").mkdir()
+    two = JsonlPrompts(write(tmp_path / "other" / "mine.jsonl", ["", *questions(20)]))
+    places = {prompt.where for split in SPLITS for prompt in one.split(split)}
+    assert places == {f"{tmp_path}/mine.jsonl:{line}" for line in range(1, 21)}
+    assert one.split("test") == two.split("test")
+    assert one.split("test")[0].where != two.split("test")[0].where
+    assert one.fingerprint == two.fingerprint

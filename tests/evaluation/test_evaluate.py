@@ -10,7 +10,11 @@ from mlflow import MlflowClient
 from draftopd import evaluate
 from draftopd.checkpoints.native import restore
 from draftopd.checkpoints.published import write
-from pair import trained
+from draftopd.data.prompts import Prompt, ask
+from draftopd.decoding.settings import Decoding
+from draftopd.evaluation.run import answer
+from draftopd.target.model import Target
+from pair import PROMPTS, trained
 
 
 @pytest.fixture
@@ -150,3 +154,13 @@ def test_a_run_id_names_its_checkpoint(run, command, tmp_path: Path):
     assert code == 0, printed
     length = results["results"][0]["scores"]["mean"]["acceptance_length"]["mean"]
     assert length == pytest.approx(trained.data.metrics["test/acceptance_length"])
+
+
+def test_later_turns_that_are_too_long_are_counted(target: Target, eager_drafter, caplog):
+    asked = [(Prompt(f"x/{i}", "x", ask("one"), followups=("two", "three")), PROMPTS[i]) for i in range(3)]
+    ids_of = lambda prompt: None if prompt.id == "x/1/turn2" else PROMPTS[4]  # noqa: E731
+    answers = answer(target, eager_drafter, asked, Decoding(max_new_tokens=4), ids_of, "testing")
+    assert [len(a.responses) for a in answers] == [3, 1, 3]
+    assert caplog.messages == ["1 of 3 later turns left out: longer than max_prompt_length"]
+    first = answer(target, eager_drafter, asked, Decoding(max_new_tokens=4), None, "testing")
+    assert [len(a.responses) for a in first] == [1, 1, 1]

@@ -7,10 +7,9 @@ transformers 5.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from draftopd.checkpoints import check_weights
+from draftopd.checkpoints import check_lent, check_weights
 from draftopd.checkpoints.files import Contents
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.layouts import speculators
@@ -151,23 +150,7 @@ def _target(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, findi
             f"{GIVE}, or write the mask token that it was trained with",
         )
     if not findings.errors:
-        _lent(tensors, spec, target, findings)
-
-
-def _lent(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, findings: Findings) -> None:
-    """Copies in the file of what the drafter borrows must equal the target's."""
-    head = target.model.get_output_embeddings().weight
-    if spec.draft_vocab_size is not None:
-        head = head[(tensors["d2t"].long() + torch.arange(spec.draft_vocab_size)).to(head.device)]
-    owned = {check_weights.EMBEDDING: target.model.get_input_embeddings().weight, check_weights.HEAD: head}
-    for name in check_weights.lent(spec):
-        own = owned[name].cpu().float()
-        if name in tensors and not torch.allclose(tensors[name].float(), own, rtol=1e-2, atol=1e-3):
-            findings.error(
-                f"{name} is not the target's",
-                "vLLM uses it, SGLang drops it, here the target's is used",
-                "it was trained with an embedding or head of its own: not supported",
-            )
+        check_lent.check(tensors, spec, target, findings)
 
 
 def _reads(config: dict[str, Any], described: dict[str, list[int]], findings: Findings) -> None:

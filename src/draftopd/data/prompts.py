@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle, islice
 from typing import Any, Protocol
@@ -25,6 +25,18 @@ class Prompt:
     answer: str | None = None
     followups: tuple[str, ...] = ()
     """later user turns, each asked after the target's own answer to the one before"""
+    where: str = field(default="", compare=False)
+    """file and line, or row, that it was read from"""
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+        return self.where or f"prompt {self.id}"
+
+    @property
+    def said(self) -> list[str]:
+        """What its messages and later turns say."""
+        return [message["content"] for message in self.messages] + list(self.followups)
 
     @property
     def text(self) -> str:
@@ -78,7 +90,9 @@ class Splits(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """Of the prompts themselves: it changes with every setting that changes them, and with no other."""
-        return digest([[astuple(p) for p in self._dealt[name]] for name in SPLITS])
+        return digest(
+            [[(p.id, p.set, p.messages, p.answer, p.followups) for p in self._dealt[name]] for name in SPLITS]
+        )
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:

@@ -14,6 +14,8 @@ from draftopd.data.prompts import SPLITS, Messages, Prompt, Splits, ask, digest
 from draftopd.errors import DraftError
 
 log = logging.getLogger(__name__)
+TOOLS = ("tools", "functions")  # of a record
+CALLS = ("tool_calls", "function_call")  # of a message
 Records = Iterable[tuple[str, Any]]  # (where it stands, for error messages; the record)
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -38,9 +40,10 @@ class RecordReader(Splits):
             prefix: of the ids.
             set_name: where `set_field` is None.
         """
-        read, prompts = list(records), list[Prompt]()
+        read, prompts, unread = list(records), list[Prompt](), set[str]()
         for where, record in read:
             prompt = self._prompt(where, record, prefix, set_name)
+            unread |= _unread(record.get(self.messages_field))
             if prompt.text not in seen and prompt.messages[-1]["content"].strip():
                 if prompt.id in seen:
                     raise DraftError(f"{where}: id {prompt.id} is taken: make ids unique or set prompts.id_field=null")
@@ -48,6 +51,8 @@ class RecordReader(Splits):
                 prompts.append(prompt)
         if not read:
             raise DraftError(f"{source} is empty: give at least one prompt")
+        if unread:
+            log.warning("%s: %s of messages not read, only role and content", source, ", ".join(sorted(unread)))
         if len(prompts) < len(read):
             log.warning("%s: dropped %d of %d, blank or repeated", source, len(read) - len(prompts), len(read))
         return prompts
@@ -58,16 +63,20 @@ class RecordReader(Splits):
         if "{prompt}" not in self.template:
             raise DraftError(f"prompts.template {self.template!r} leaves the prompt out: put {{prompt}} in it")
         label, answer, turns = (record.get(key) for key in (self.id_field, self.answer_field, self.messages_field))
+        _refuse_tools(where, record, turns)
         questions = self._questions(where, record) if turns is None else ()
         followups = questions[1:]
         messages = ask(self.template.replace("{prompt}", questions[0])) if questions else _conversation(where, turns)
-        return Prompt(
+        prompt = Prompt(
             id=f"{prefix}/{digest([*messages, *followups]) if label is None else label}",
             set=_text(where, record, "set_field", self.set_field) if self.set_field else set_name,
             messages=messages,
             answer=None if answer is None else str(answer),
             followups=followups,
+            where=where,
         )
+        _refuse_half_characters(prompt)
+        return prompt
 
     def _questions(self, where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         """The user turns of a record without messages, at least one."""
@@ -142,6 +151,36 @@ def _text(where: str, record: Mapping[str, Any], setting: str, field: str) -> st
         fields = ", ".join(map(str, record)) or "none"
         raise DraftError(f"{where} has no text in field {field!r} (fields: {fields}): set prompts.{setting}")
     return str(record[field])
+
+
+def _refuse_tools(where: str, record: Mapping[str, Any], turns: Any) -> None:
+    """Raises DraftError where a record has tools or calls of tools, which chat templates write, and we do not read."""
+    named = [name for name in TOOLS if record.get(name) and (turns is not None or isinstance(record[name], list))]
+    messages = turns if isinstance(turns, list) else []
+    named += [name for name in CALLS if any(isinstance(m, Mapping) and m.get(name) for m in messages)]
+    if named:
+        raise DraftError(
+            f"{where} has {named[0]}, and only texts are read: write them into the content of messages as the target's "
+            "chat template does, or leave such records out"
+        )
+
+
+def _unread(turns: Any) -> set[str]:
+    """Keys of messages that say something and are not read."""
+    messages = [m for m in turns if isinstance(m, Mapping)] if isinstance(turns, list) else []
+    return {key for m in messages for key, value in m.items() if value and key not in ("role", "content")}
+
+
+def _refuse_half_characters(prompt: Prompt) -> None:
+    """JSON can write one half of a pair of surrogates, which is no character, and no tokenizer takes it."""
+    for text in (*prompt.said, prompt.id, prompt.set, prompt.answer or ""):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise DraftError(
+                f"{prompt.where} holds {half}, half of a character: write the whole character, or leave it out"
+            ) from error
 
 
 def _conversation(where: str, messages: Any) -> Messages:

@@ -1,20 +1,23 @@
 """Sources of prompts, each split into train, val and test, and the encoding of prompts for the target."""
 
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from draftopd.data import templates
 from draftopd.data.prompts import Prompt, Splits, ask, interleave
 from draftopd.data.records import RecordPrompts, Records, load_rows, read_lines
 from draftopd.errors import DraftError
 
+log = logging.getLogger(__name__)
 POOL = 200_000  # questions a reasoning_gym task may give; some tasks make a list of this length
 SEED_STRIDE = 1_000_003  # reasoning_gym seeds question i with seed + i: near seeds would share most questions
 WORDS = ("red", "dog", "sun", "cat", "hat", "sea", "ice", "map", "box", "cup", "fox", "jar", "key", "net", "oak", "pen")
@@ -124,19 +127,18 @@ def encode(
 ) -> list[int] | None:
     """Token ids up to where the target's answer begins, None where longer than max_length.
 
-    Raises DraftError where the chat template refuses the messages.
+    Raises DraftError where the target's chat template or tokenizer refuses the messages, or makes nothing of them.
     """
-    messages = list(prompt.messages)
-    if tokenizer.chat_template is None:
-        ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids
-    else:
-        # Only when asked for: some templates have a default of their own.
-        options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        try:
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
-        except TemplateError as error:
-            raise DraftError(f"the target's chat template refuses prompt {prompt.id}: {error}") from error
-    return cast(list[int], ids) if max_length is None or len(ids) <= max_length else None
+    try:
+        ids = templates.token_ids(prompt.messages, tokenizer, enable_thinking)
+    except Exception as error:  # a template is a program of the model's publisher: it may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise DraftError(
+            f"{prompt.name}: the target's chat template or tokenizer refuses it ({type(error).__name__}: {reason})"
+        ) from error
+    if not ids:
+        raise DraftError(f"{prompt.name}: the target's chat template and tokenizer make no token of it")
+    return ids if max_length is None or len(ids) <= max_length else None
 
 
 def encode_all(
@@ -146,13 +148,33 @@ def encode_all(
     max_length: int | None,
     setting: str,
 ) -> list[tuple[Prompt, list[int]]]:
-    """Prompts and their token ids, without those that are too long; raises DraftError where all are.
+    """Prompts and their token ids, without those that are too long; says how many, and what is read otherwise.
 
     Args:
         setting: the name of `max_length` in the config, for the message.
+
+    Raises:
+        DraftError: all are too long, one is refused (`encode`), or the chat template does not read what users say.
     """
     pairs = [(p, encode(p, tokenizer, enable_thinking, max_length)) for p in prompts]
     out = [(p, ids) for p, ids in pairs if ids is not None]
     if not out:
         raise DraftError(f"no prompts left: each of the {len(prompts)} is longer than {setting}={max_length} tokens")
+    templates.check_reads_text(out[0][0].messages, tokenizer, enable_thinking)
+    if len(out) < len(prompts):
+        left_out = (len(prompts) - len(out), len(prompts), setting, max_length)
+        log.warning("%d of %d prompts left out: longer than %s=%d tokens", *left_out)
+    _say_special_tokens([p for p, _ in out], tokenizer)
     return out
+
+
+def _say_special_tokens(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens = [re.escape(token) for token in templates.special_tokens(tokenizer) if len(token) > 1]
+    found = [(p, token) for p in prompts if tokens and (token := re.search("|".join(tokens), " ".join(p.said)))]
+    if found:
+        first, token = found[0]
+        log.warning(
+            "%d of %d prompts hold special tokens in their text, which the target reads as control tokens: the first "
+            "is %s in %s",
+            *(len(found), len(prompts), token.group(), first.name),
+        )

@@ -50,7 +50,8 @@ def rollout(
         kind: decides what is committed (`free_running.FreeRunningBatch`).
 
     Raises:
-        DraftError: `decoding.memory_gib` is too small for one response.
+        DraftError: `decoding.memory_gib` is too small for one response, or the target cannot read or continue a prompt
+            (`Target.check_prompts`).
     """
     features = tuple(layer_ids if drafter is None else drafter.layer_ids)
     options = RolloutOptions(keep_states, features, keys, drafter_step, ledger or Ledger(), on_done, store)
@@ -73,7 +74,9 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     waiting = deque(Response(i, prompts[i], i if options.keys is None else options.keys[i]) for i in order)
     num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
-    capacity = len(prompts[order[-1]]) + decoding.max_new_tokens + num_draft_tokens + 1
+    room = decoding.max_new_tokens + num_draft_tokens + 1
+    target.check_prompts(prompts, room)
+    capacity = len(prompts[order[-1]]) + room
     states = len(options.layer_ids) + num_draft_tokens if options.keep_states else 0
     rows = affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
     prefix = common_prefix(prompts)

@@ -1,5 +1,6 @@
 """Puts drafters to the test: rollouts of whole conversations, clocks, the speed model; and the command's config."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from draftopd.evaluation.scores import Answer
 from draftopd.target.model import Target
 from draftopd.trace import Trace
 
+log = logging.getLogger(__name__)
 Encode = Callable[[Prompt], list[int] | None]
 """token ids of a prompt; None where it is too long"""
 Asked = tuple[Prompt, list[int]]
@@ -35,9 +37,13 @@ def encoder(target: Target, enable_thinking: bool | None, max_length: int | None
 
 
 def answer(
-    target: Target, drafter: Drafter, asked: Sequence[Asked], decoding: Decoding, ids_of: Encode, title: str
+    target: Target, drafter: Drafter, asked: Sequence[Asked], decoding: Decoding, ids_of: Encode | None, title: str
 ) -> list[Answer]:
-    """Rolls out every prompt; a later turn of a conversation follows the target's own answers to the earlier ones."""
+    """Rolls out every prompt; a later turn of a conversation follows the target's own answers to the earlier ones.
+
+    Args:
+        ids_of: encodes later turns; None = first turns only.
+    """
     responses: list[list[Trace]] = [[] for _ in asked]
     waiting = list(enumerate(asked))
     while waiting:
@@ -46,12 +52,14 @@ def answer(
         later = []
         for (i, (prompt, _)), trace in zip(waiting, traces, strict=True):
             responses[i].append(trace)
-            if prompt.followups:
+            if prompt.followups and ids_of is not None:
                 text = target.tokenizer.decode(trace.tokens[trace.prompt_length :].tolist(), skip_special_tokens=True)
                 following = continued(prompt, str(text))
-                ids = ids_of(following)
-                later += [] if ids is None else [(i, (following, ids))]
-        waiting = later
+                later.append((i, following, ids_of(following)))
+        waiting = [(i, (prompt, ids)) for i, prompt, ids in later if ids is not None]
+        if len(waiting) < len(later):
+            left_out = (len(later) - len(waiting), len(later))
+            log.warning("%d of %d later turns left out: longer than max_prompt_length", *left_out)
     return answers(asked, responses)
 
 
@@ -106,7 +114,6 @@ def evaluate_drafters(
         timed: prompts of each set that are timed one at a time against plain decoding.
         block_sizes: those of the speed model; None = 2 to the drafter's own, () = no speed model.
     """
-    ids_of = ids_of or (lambda _: None)
     sizes = {name: _block_sizes(drafter, block_sizes) for name, drafter in drafters.items()}
     given = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}") for n, d in drafters.items()]
     places = first_of_sets(asked, timed)
@@ -135,8 +142,6 @@ def _block_sizes(drafter: Drafter, given: Sequence[int] | None) -> list[int]:
 @dataclass(frozen=True)
 class Evaluation:
     results: Results
-    left_out: int
-    """prompts that were too long"""
     prompts_fingerprint: str
 
 
@@ -155,17 +160,14 @@ def run(config: DictConfig) -> Evaluation:
         raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
-    chosen = prompts.split(config.split)
-    short = encode_all(chosen, first.target.tokenizer, thinking, config.max_prompt_length, "max_prompt_length")
-    asked = short[: config.limit]
+    lengths = (thinking, config.max_prompt_length, "max_prompt_length")
+    asked = encode_all(prompts.split(config.split), first.target.tokenizer, *lengths)[: config.limit]
     names = ("drafter", "against")
     drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
     results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
     results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
-    return Evaluation(
-        Results(first.target.fingerprint, decoding, results), len(chosen) - len(short), prompts.fingerprint
-    )
+    return Evaluation(Results(first.target.fingerprint, decoding, results), prompts.fingerprint)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from draftopd.errors import DraftError
+
 
 @dataclass(frozen=True)
 class LayerSizes:
@@ -32,22 +34,43 @@ class TargetShape(LayerSizes):
 
     @classmethod
     def of(cls, config: PreTrainedConfig, vocab_size: int, mask_token_id: int) -> "TargetShape":
-        """From the config of a language model, not all of which name every size."""
-        size, heads = config.hidden_size, config.num_attention_heads
+        """From the config of a language model, not all of which name every size.
+
+        Raises:
+            DraftError: a size is missing, or differs from layer to layer.
+        """
+        size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+        if size is None or heads is None:
+            raise DraftError(f"the config of a {config.model_type} target names no hidden_size or num_attention_heads")
         rope = config.rope_parameters or {}
-        rope = rope.get("full_attention", rope)  # Gemma 3 has one for each kind of layer
+        kinds = [value for value in rope.values() if isinstance(value, dict)]  # of layers, as Gemma 3 has them
+        rope = rope.get("full_attention") or (kinds or [rope])[0]
         return cls(
             hidden_size=size,
             num_layers=config.num_hidden_layers,
             num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or size // heads,
-            intermediate_size=getattr(config, "intermediate_size", None) or 4 * size,
+            num_key_value_heads=_size(config, "num_key_value_heads") or heads,
+            head_dim=_size(config, "head_dim") or size // heads,
+            intermediate_size=_size(config, "intermediate_size") or 4 * size,
             rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta", 10000.0),
             vocab_size=vocab_size,
             mask_token_id=mask_token_id,
         )
+
+
+def _size(config: PreTrainedConfig, name: str) -> int | None:
+    """A size that all layers share; None where the config does not name it."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # how transformers answers where layers have sizes of their own
+        value = "different"
+    if value is not None and not isinstance(value, int):
+        raise DraftError(
+            f"{config.model_type} is not supported as a target: its layers have unlike sizes ({name} {value}), and a "
+            "drafter takes the sizes that all of them share"
+        )
+    return value
 
 
 @dataclass(frozen=True, eq=False)

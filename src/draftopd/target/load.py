@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from draftopd.errors import DraftError
+from draftopd.target.files import check_weights, warn_of_processors
 from draftopd.target.model import Target
 from draftopd.target.smollm2 import smollm2_folder
 
@@ -24,7 +26,7 @@ def hf(
     """A causal LM of transformers from a hub id or a folder. Remote code runs only if `trust_remote_code` is set.
 
     Raises:
-        DraftError: no model can be loaded from there.
+        DraftError: no model can be loaded from there, it is not whole, or it is none that can be a target.
     """
     _quiet()
     folder = Path(path).expanduser()
@@ -34,12 +36,20 @@ def hf(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_weights` names them
+            **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DraftError(f"no target at '{path}' (target.path: a folder or a hub id): {reason}") from error
+    model, found = loaded
+    check_weights(path, model, found)
+    warn_of_processors(path, model.generation_config)
     return Target(model, tokenizer, mask_token_id, cpu_layers)
 
 

@@ -17,7 +17,9 @@ from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.frozen import GROUPED, replace_layers
 from draftopd.target.cpu.linear import Module, Packed, accelerate, linear
+from draftopd.target.family import check_forward, check_model, longest_text
 from draftopd.target.head import Head, TargetShape
+from draftopd.target.tokens import check_ids, free_row, stop_ids
 from draftopd.trace import ReplayBatch
 
 
@@ -25,12 +27,15 @@ class Target(nn.Module):
     """A frozen causal LM of transformers: it prefills, verifies and replays, and lends its embedding and head.
 
     Args:
-        model: any decoder-only causal LM with full or sliding-window attention.
+        model: any decoder-only causal LM with rotary positions and full or sliding-window attention.
         tokenizer: its tokenizer, with its chat template if it has one.
         mask_token_id: a row of the embedding table that never occurs in text; DFlash's mask token. By default the
-            first row after the tokenizer's own tokens.
+            first row after the tokenizer's own tokens, or else a row between them.
         cpu_layers: puts faster layers for float32 on x86 processors (`cpu/`) into `model`. None: where they work,
             decided by the weights' dtype and device now; on a GPU later their products are torch's.
+
+    Raises:
+        DraftError: text of this model could not be written exactly (`family.py`), or a token id is outside its tables.
     """
 
     def __init__(
@@ -50,43 +55,25 @@ class Target(nn.Module):
         self.model = model.eval()
         self._packed_head = Packed()
         self.tokenizer = tokenizer
+        check_model(model)
         self.body: Any = model.get_decoder()
-        if not isinstance(getattr(self.body, "layers", None), nn.ModuleList):
-            raise DraftError(f"{type(model).__name__} is not supported: its decoder has no list named 'layers'")
         self.config = model.config.get_text_config()
         self.window: int | None = getattr(self.config, "sliding_window", None)
         self.layer_types: list[str] = getattr(self.config, "layer_types", None) or []
-        self.mask_token_id = len(tokenizer) if mask_token_id is None else mask_token_id
+        self.longest_text = longest_text(self.config)
+        self.mask_token_id = free_row(tokenizer, self.embed_rows) if mask_token_id is None else mask_token_id
         if not 0 <= self.mask_token_id < self.embed_rows:
             raise DraftError(
                 f"mask token {self.mask_token_id} is outside the target's embedding table of {self.embed_rows} rows: "
                 "set target.mask_token_id to a token that never occurs in text"
             )
-        self._refuse_unknown_attention()
+        self.shape = TargetShape.of(self.config, self.vocab_size, self.mask_token_id)
+        _ = self.stop_tokens  # refuses wrong ones now
         if self.device.type != "meta":
-            self._refuse_unknown_head()
+            check_forward(self)
 
     def train(self, mode: bool = True) -> "Target":
         return super().train(False)  # frozen: no dropout, whatever Lightning asks for
-
-    def _refuse_unknown_attention(self) -> None:
-        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
-        if unknown:
-            raise DraftError(
-                f"the target's layers of type {', '.join(sorted(unknown))} cannot be rolled back after a rejected "
-                "draft; targets need full or sliding-window attention in every layer"
-            )
-
-    @torch.no_grad()
-    def _refuse_unknown_head(self) -> None:
-        """The head that drafters borrow must be all there is between the last hidden state and the logits."""
-        tokens = torch.tensor([[self.mask_token_id]], device=self.device)
-        ours, theirs = self.head()(self.read(tokens)[0]), self.model(tokens).logits
-        if not torch.allclose(ours, theirs.to(ours.dtype), atol=1e-2, rtol=1e-2):
-            raise DraftError(
-                f"{type(self.model).__name__} does more between its last hidden state and its logits than a linear "
-                "head, a scale and a soft cap: this family is not supported yet"
-            )
 
     def adopt(self, drafter: Module) -> Module:
         """Gives a drafter the same kind of linear layers, over its own weights."""
@@ -101,10 +88,6 @@ class Target(nn.Module):
         return self.model.get_input_embeddings().weight.device
 
     @property
-    def shape(self) -> TargetShape:
-        return TargetShape.of(self.config, self.vocab_size, self.mask_token_id)
-
-    @property
     def vocab_size(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]
 
@@ -116,9 +99,9 @@ class Target(nn.Module):
     @cached_property
     def stop_tokens(self) -> Tensor:
         """[S] ids that end a response."""
-        ids = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = self.tokenizer.eos_token_id if ids is None else ids
-        return torch.tensor([] if ids is None else ids if isinstance(ids, list) else [ids], dtype=torch.long)
+        given = getattr(self.model.generation_config, "eos_token_id", None)
+        given = self.tokenizer.eos_token_id if given is None else given
+        return torch.tensor(stop_ids(given, self.vocab_size), dtype=torch.long)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,6 +113,24 @@ class Target(nn.Module):
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         digest.update(repr((vocabulary, self.tokenizer.chat_template)).encode())
         return digest.hexdigest()[:16]
+
+    def check_prompts(self, prompts: Sequence[Sequence[int]], room: int) -> None:
+        """Before anything is written: `room` is the number of positions that are wanted after each prompt.
+
+        Raises:
+            DraftError: a token is outside the embedding table, or a text may outgrow the length up to which rope is
+                fixed.
+        """
+        check_ids(prompts, self.embed_rows, self.tokenizer)
+        self._check_length(max(map(len, prompts)) + room)
+
+    def _check_length(self, length: int) -> None:
+        if self.longest_text is not None and length > self.longest_text:
+            raise DraftError(
+                f"texts may take {length} positions, and beyond {self.longest_text} this target's rope depends on the "
+                "longest text of a batch, so that a text would not be what the target writes by itself: lower "
+                "decoding.max_new_tokens, or leave long prompts out (data.batching.max_prompt_length)"
+            )
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(tokens)
@@ -176,12 +177,17 @@ class Target(nn.Module):
 
         Returns:
             hidden [B, R, D], ready for the head, and features [B, R, len(layer_ids) * D].
+
+        Raises:
+            DraftError: a position is beyond `longest_text`.
         """
         taps: dict[int, Tensor] = {}
 
         def tap(index: int, _layer: nn.Module, _inputs: Any, output: Any) -> None:
             taps[index] = output[0] if isinstance(output, tuple) else output
 
+        if self.longest_text is not None:
+            self._check_length(int(positions.max()) + 1)
         last = len(self.body.layers)
         with ExitStack() as hooks:
             for i in layer_ids:

@@ -119,13 +119,18 @@ class DraftDataModule(L.LightningDataModule):
         return batch
 
     def encoded(self, split: str, limit: int | None = None) -> list[tuple[Prompt, list[int]]]:
-        """Prompts of a split with their token ids; raises DraftError where all are too long."""
+        """Prompts of a split with their token ids; raises DraftError where all are too long, or one cannot be used."""
         if split not in self._encoded:
             prompts, batching = self.prompts.split(split), self.batching
             if split == "train":
                 prompts = prompts[int(self.skip_share * len(prompts)) :]
             lengths = (batching.enable_thinking, batching.max_prompt_length, "data.batching.max_prompt_length")
-            self._encoded[split] = encode_all(prompts, self.module.target.tokenizer, *lengths)
+            target, drafter = self.module.target, self.module.drafter
+            pairs = encode_all(prompts, target.tokenizer, *lengths)
+            # of all, now: a text may be written hours later
+            room = self.decoding.max_new_tokens + drafter.num_draft_tokens + 1
+            target.check_prompts([ids for _, ids in pairs], room)
+            self._encoded[split] = pairs
         return self._encoded[split][:limit]
 
     def texts(self, split: str) -> Texts:
