@@ -96,7 +96,7 @@ def test_the_formula_of_a_written_text_is_plain_decoding_and_the_shared_opening_
     formula.prefill(target, rows=1, width=len(opening), length=len(opening))
     for result in results:
         formula.write(target, result.trace, shared=len(opening))
-    assert formula.flops == pytest.approx(ran.flops, rel=EXACT)
+    assert formula.training_flops == pytest.approx(ran.training_flops, rel=EXACT)
     assert formula.target_tokens == ran.target_tokens
 
 

@@ -19,7 +19,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, Trace
 
-PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft")
+PHASES = ("prefill", "verify", "replay", "draft", "train", "decode", "redraft", "paid")
 
 
 def _causal(rows: int, width: int, length: float) -> float:
@@ -28,7 +28,8 @@ def _causal(rows: int, width: int, length: float) -> float:
 
 
 class Ledger:
-    """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter.
+    """Adds up costs by phase: `prefill`, `verify` and `replay` of the target, `draft` and `train` of the drafter;
+    `paid` for texts that were there before.
 
     Tokens are those that a model reads in a phase; but `decode` counts tokens that verifications commit, and `redraft`
     response tokens that are drafted again. Seconds nest: `rollout` holds `prefill` and `decode`, `decode` and `redraft`
@@ -51,7 +52,7 @@ class Ledger:
     @property
     def target_tokens(self) -> float:
         """Tokens that the target has read; those of writing its own texts only where `texts.charged` adds them."""
-        return sum(self.tokens[phase] for phase in ("prefill", "verify", "replay") if phase in self.tokens)
+        return sum(self.tokens.get(phase, 0.0) for phase in ("prefill", "verify", "replay", "paid"))
 
     def metrics(self) -> dict[str, float]:
         """Costs by phase, tokens per second where both are known, and FLOPs of writing texts in this process."""
@@ -136,14 +137,14 @@ class Ledger:
         self._target("replay", target, length, _causal(1, length, length), 0)
 
     def write(self, target: Target, text: Trace, shared: int) -> None:
-        """Writing a text by plain decoding, by the formula: another run may have written it.
+        """Pays for writing a text by plain decoding, by the formula: another run may have written it.
 
         Args:
             shared: tokens with which all prompts begin; they are read once for all.
         """
         first, rest = text.prompt_length - shared, text.response_length - 1
-        self._target("prefill", target, first, _causal(1, first, text.prompt_length), 1)
-        self._target("verify", target, rest, _causal(1, rest, text.prompt_length + rest), rest)
+        self._target("paid", target, first, _causal(1, first, text.prompt_length), 1)
+        self._target("paid", target, rest, _causal(1, rest, text.prompt_length + rest), rest)
 
     def verify_head(self, target: Target, rows: int) -> None:
         """The target's head over the rows of a verification."""

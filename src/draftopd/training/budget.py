@@ -37,15 +37,17 @@ class Budget:
         if not self.limits:
             raise DraftError(f"no budget: give one of {', '.join(f'budget.{n}' for n in limits)} a number above 0")
         self.began, self.minutes_before = time.perf_counter(), 0.0
-        self.at_epoch_end = self.phase_costs = {"flops": 0.0, "target_tokens": 0.0, "minutes": 0.0}
+        self.at_epoch_end = self.phase_costs = self.paid = self.once = dict.fromkeys(
+            ("flops", "target_tokens", "minutes"), 0.0
+        )
         self.steps_done, self.share = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end, "share": self.share}
+        return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end, "share": self.share, "paid": self.paid}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.minutes_before, self.at_epoch_end = state["minutes"], state["at_epoch_end"]
-        self.share = state.get("share", 0.0)  # older checkpoints have none
+        self.share, self.paid = state.get("share", 0.0), state.get("paid", self.paid)  # older checkpoints have none
 
     def start_clock(self) -> None:
         self.began = time.perf_counter()
@@ -72,6 +74,7 @@ class Budget:
         costs = self.costs(ledger)
         if done == 0:
             self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in costs.items()}
+            self.once = {name: cost - self.paid[name] for name, cost in _paid(ledger).items()}
         spread = {name: cost - (1 - done) * self.phase_costs[name] for name, cost in costs.items()}
         self.steps_done, self.share = steps, min(1.0, self._spent(epochs=epoch + done, steps=steps, costs=spread))
         return costs
@@ -81,14 +84,19 @@ class Budget:
         costs = self.costs(ledger)
         share = self._spent(epochs=epoch + done, steps=steps, costs=costs)
         if done == 1:
-            self.at_epoch_end = costs
-            next_phase = {name: cost + self.phase_costs[name] for name, cost in costs.items()}
+            self.at_epoch_end, self.paid = costs, _paid(ledger)
+            next_phase = {name: cost + self.phase_costs[name] - self.once[name] for name, cost in costs.items()}
             share = max(share, self._spent(costs=next_phase))
         return share >= 1 - 1e-6  # a sum of fractions may end just below 1
 
     def _spent(self, *, epochs: float = 0.0, steps: int = 0, costs: dict[str, float]) -> float:
         amounts = {"epochs": epochs, "steps": steps, **costs}
         return max(0.0, *(amounts[name] / limit for name, limit in self.limits.items()))
+
+
+def _paid(ledger: Ledger) -> dict[str, float]:
+    """Of the costs those of texts that are paid for once: no phase after this one has them."""
+    return {"flops": ledger.flops.get("paid", 0.0), "target_tokens": ledger.tokens.get("paid", 0.0), "minutes": 0.0}
 
 
 class EndAtBudget(L.Callback):
