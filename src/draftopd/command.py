@@ -2,19 +2,26 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from draftopd.checkpoints.run_folder import claim, last_config, lock_file, unused
 from draftopd.errors import DraftError
 
 _HERE = Path(__file__).resolve().parent
@@ -25,6 +32,7 @@ CONFIG_DIR = HOME / "conf"
 OmegaConf.register_new_resolver(
     "mlflow_yaml", lambda key: OmegaConf.select(OmegaConf.load(HOME / "mlflow.yaml"), key), use_cache=True
 )
+OmegaConf.register_new_resolver("unused", unused, use_cache=True)  # cached: one folder a run, however often it is read
 
 
 def check_words(config_name: str) -> None:
@@ -54,6 +62,41 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+class RunFolder(Callback):
+    """Takes the folder of a run before Hydra writes into it: `hydra.callbacks`. Ends the process where it cannot."""
+
+    def __init__(self) -> None:
+        self.lock: FileLock | None = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # as Hydra does later: the folder's name may have interpolations
+        try:
+            self._claim(lambda: config.hydra.run.dir, config, last_config)
+        finally:
+            hydra.cfg = before
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """For each run of a sweep; Hydra has written its own files there by now."""
+        if self.lock is None or self.lock.lock_file != str(lock_file(config.hydra.runtime.output_dir)):
+            self._claim(lambda: config.hydra.runtime.output_dir, config, lambda _: None)
+
+    def _claim(
+        self, named: Callable[[], str], config: DictConfig, earlier: Callable[[Path], DictConfig | None]
+    ) -> None:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return  # the first process takes it for all
+        try:
+            with one_line_errors():
+                folder = Path(named())
+                own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+                self.lock = claim(folder, own, earlier(folder))
+        except Exception:  # Hydra would warn and go on
+            traceback.print_exc()
+            sys.exit(1)
 
 
 def _check_overrides(config_name: str) -> None:

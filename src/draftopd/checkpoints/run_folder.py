@@ -1,0 +1,103 @@
+"""The folder of a run: its own, and for one run at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from draftopd.checkpoints.native import find_checkpoint
+from draftopd.data.storage import remove_unfinished
+from draftopd.errors import DraftError
+
+LOCK = ".run.lock"
+NAME = "hydra.run.dir=..., hydra.sweep.dir=... with -m"
+
+
+def unused(name: str) -> str:
+    """A new folder: `name`, or `name-2` and so on where others, of the same second, are there already."""
+    for number in count(1):
+        folder = name if number == 1 else f"{name}-{number}"
+        with suppress(FileExistsError):
+            Path(folder).mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
+def lock_file(folder: str | Path) -> Path:
+    return Path(os.path.abspath(folder)) / LOCK
+
+
+def claim(folder: Path, config: DictConfig, earlier: DictConfig | None = None) -> FileLock:
+    """Takes a folder for a run, as long as the lock lives; a process may do it twice.
+
+    What killed runs left unfinished there, and beside the checkpoint that this run resumes, is removed.
+
+    Args:
+        config: of the run.
+        earlier: config of the last run in the folder, if that is known.
+
+    Raises:
+        DraftError: another process is at work there, it holds another run's checkpoints, or it cannot be written.
+    """
+    lock = _lock(folder)
+    _refuse_others_checkpoints(folder, config, earlier)
+    for place in (folder, folder / "checkpoints", *folder.glob("*/"), *folder.glob("*/checkpoints/")):
+        remove_unfinished(place)
+    resumed = Path(config.get("resume") or "").expanduser()
+    if resumed.is_file():
+        _tidy(resumed)
+    return lock
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(lock_file(folder), timeout=0, is_singleton=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise DraftError(f"another run is at work in {folder}: name another folder, {NAME}") from error
+    except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
+        raise DraftError(f"cannot write {folder}: {error} (name another folder, {NAME})") from error
+    return lock
+
+
+def _refuse_others_checkpoints(folder: Path, config: DictConfig, earlier: DictConfig | None) -> None:
+    found = next(_checkpoints(folder), None)
+    if found is None:
+        return
+    resume = config.get("resume")
+    if resume and find_checkpoint(resume, config.logger).resolve().is_relative_to(folder.resolve()):
+        return
+    # a command of several stages goes on where it was; and so does a job that a cluster has queued again
+    again = earlier is not None and OmegaConf.to_container(earlier) == OmegaConf.to_container(config)
+    if again and (config.get("stages") or any(folder.glob("hpc_ckpt_*.ckpt"))):
+        return
+    same = "the same command" if config.get("stages") else f"resume={found}"
+    raise DraftError(
+        f"{folder} has another run's checkpoints, {found}: name another folder, {NAME}; or go on with {same}"
+    )
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """Of a run, or of its stages; the last one before the best."""
+    for pattern in ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt"):
+        yield from (path for path in sorted(folder.glob(pattern), reverse=True) if path.is_file())
+
+
+def _tidy(checkpoint: Path) -> None:
+    """Removes what a killed run left beside its checkpoint, where no run is at work."""
+    folder = next((parent for parent in checkpoint.absolute().parents[1:3] if (parent / LOCK).exists()), None)
+    if folder is not None:
+        with suppress(Timeout, OSError), FileLock(lock_file(folder), timeout=0):
+            remove_unfinished(checkpoint.parent)
+
+
+def last_config(folder: Path) -> DictConfig | None:
+    """Of the last run in a folder, as Hydra saved it."""
+    path = folder / ".hydra" / "config.yaml"
+    loaded = OmegaConf.load(path) if path.is_file() else None
+    return loaded if isinstance(loaded, DictConfig) else None
