@@ -113,13 +113,13 @@ def _recipe(stage: DictConfig) -> str:
 
 
 def _finished(stage: DictConfig, config: DictConfig) -> Results | None:
-    """The results of a stage that has run in this folder; DraftError where they are of another configuration."""
+    """The results of a stage that has run in this folder; DraftError where another configuration ran there."""
     folder = Path(stage.output_dir)
-    if not config.stages or not (folder / FILE).exists():
+    if not config.stages or not any((folder / name).exists() for name in (FILE, "checkpoints")):
         return None
     if not (folder / RECIPE).exists() or (folder / RECIPE).read_text() != _recipe(stage):
         raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
-    return load(folder / FILE)
+    return load(folder / FILE) if (folder / FILE).exists() else None
 
 
 def _wanted(stage: DictConfig, config: DictConfig) -> bool:

@@ -74,10 +74,10 @@ def test_one_run_at_a_time_and_a_killed_one_lets_go(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "checkpoints/mine.ckpt", "sft/checkpoints/best.ckpt"])
+@pytest.mark.parametrize("earlier", [None, config(name="another")])
 @pytest.mark.parametrize("stages", [None, STAGES])
-def test_another_runs_checkpoints_are_refused(tmp_path: Path, name: str, stages: Any):
+def test_another_runs_checkpoints_are_refused(tmp_path: Path, name: str, earlier: DictConfig | None, stages: Any):
     found = checkpoint(tmp_path / "a" / name)
-    earlier = config(name="another", stages=stages)
     with pytest.raises(DraftError, match="has another run's checkpoints") as caught:
         claim(tmp_path / "a", config(stages=stages), earlier)
     assert str(found) in str(caught.value)
@@ -105,8 +105,9 @@ def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path, monkeypatch):
 def test_a_command_of_several_stages_goes_on_where_it_was(tmp_path: Path):
     checkpoint(tmp_path / "a" / "sft" / "checkpoints" / "last.ckpt")
     claim(tmp_path / "a", config(stages=STAGES), config(stages=STAGES))
+    claim(tmp_path / "a", config(stages=STAGES, only=["sft"]), config(stages=STAGES))  # one part of them
     with pytest.raises(DraftError, match="go on with the same command"):
-        claim(tmp_path / "a", config(stages=STAGES, seed=1), config(stages=STAGES, seed=0))
+        claim(tmp_path / "a", config(stages=STAGES), config())
 
 
 def test_a_job_that_was_queued_again_goes_on(tmp_path: Path):

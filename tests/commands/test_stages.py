@@ -54,10 +54,13 @@ def test_a_part_that_cannot_run_is_refused(command, capsys, words: list[str], me
     assert message in capsys.readouterr().err
 
 
-def test_results_of_another_configuration_are_not_taken_for_these(command, capsys):
+def test_results_of_another_configuration_are_not_taken_for_these(command, tmp_path, capsys):
     assert command(*SMOKE, "only=[sft]") == 0
-    assert command(*SMOKE, "only=[sft]", "module.optimizer.lr=1e-4") == 2
-    assert "holds results of another configuration: choose another hydra.run.dir" in capsys.readouterr().err
+    for rest in ("results", "checkpoints"):
+        assert command(*SMOKE, "only=[sft]", "module.optimizer.lr=1e-4") == 2
+        message = "holds results of another configuration: choose another hydra.run.dir"
+        assert message in capsys.readouterr().err, rest
+        (tmp_path / "study" / "sft" / "results.json").unlink(missing_ok=True)
 
 
 def test_without_test_prompts_the_table_shows_the_validation(command, tmp_path, capsys):

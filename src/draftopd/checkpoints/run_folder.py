@@ -72,9 +72,10 @@ def _refuse_others_checkpoints(folder: Path, config: DictConfig, earlier: DictCo
     resume = config.get("resume")
     if resume and find_checkpoint(resume, config.logger).resolve().is_relative_to(folder.resolve()):
         return
-    # a command of several stages goes on where it was; and so does a job that a cluster has queued again
+    if earlier is not None and config.get("stages") and earlier.get("stages"):
+        return  # each stage is held against its own recipe
     again = earlier is not None and OmegaConf.to_container(earlier) == OmegaConf.to_container(config)
-    if again and (config.get("stages") or any(folder.glob("hpc_ckpt_*.ckpt"))):
+    if again and any(folder.glob("hpc_ckpt_*.ckpt")):  # a job that a cluster has queued again
         return
     same = "the same command" if config.get("stages") else f"resume={found}"
     raise DraftError(
