@@ -11,7 +11,6 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +20,9 @@ from draftopd.console import quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
 from draftopd.evaluation.results import Results
-from draftopd.tracking import git_commit, write_header
+from draftopd.tracking.header import git_commit, write_header
+from draftopd.tracking.run import Run, Status
+from draftopd.tracking.store import check_store
 from draftopd.training.run import run_stage
 
 
@@ -36,8 +37,9 @@ def _fit(config: DictConfig) -> None:
                 f"{config.name} has stages of its own: give init_from and resume to the experiment of one stage"
             )
         folder = Path(HydraConfig.get().runtime.output_dir)
-        parent = _parent(config) if config.stages and config.logger else None
-        status, done = "FAILED", list[Results]()
+        parent = _tracked(config, folder)
+        status: Status = "FAILED"
+        done: list[Results] = []
         try:
             for stage in _stages(config, folder, parent):
                 start = next((r for results in done for r in results.results if r.name == stage.init_from), None)
@@ -46,25 +48,30 @@ def _fit(config: DictConfig) -> None:
                 done.append(run_stage(stage, start.name if start else None, parent))
             for path in _report(done, folder):
                 if parent is not None:
-                    parent.experiment.log_artifact(parent.run_id, str(path))
+                    parent.log_artifact(path)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             if parent is not None:
-                parent.experiment.set_terminated(parent.run_id, status)
+                parent.end(status)
 
 
-def _parent(config: DictConfig) -> MLFlowLogger:
-    """The MLflow run above those of the stages."""
-    parent: MLFlowLogger = instantiate(config.logger, _convert_="all")
-    if parent.run_id is not None:  # in the first process
-        write_header(parent.experiment, parent.run_id, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+def _tracked(config: DictConfig, folder: Path) -> Run | None:
+    """The MLflow run above those of the stages; a single stage makes its own, when all else is ready."""
+    if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
+        return None
+    if not config.stages:
+        check_store(config.logger.tracking_uri)  # before the target is loaded
+        return None
+    config.output_dir = str(folder)
+    parent: Run = instantiate(config.logger, _convert_="all").start()
+    write_header(parent, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
     return parent
 
 
-def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> list[DictConfig]:
+def _stages(config: DictConfig, folder: Path, parent: Run | None) -> list[DictConfig]:
     """One config per stage: its own experiment, then what the user gave on the command line."""
     if not config.stages:
         config.output_dir = str(folder)
@@ -78,7 +85,7 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
         composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
         if composed.logger and parent is not None:
-            composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.run_id}
+            composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.id}
         configs.append(composed)
     return configs
 
