@@ -25,7 +25,7 @@ def evaluate(config: DictConfig) -> Evaluation:
         DraftError: a checkpoint, the prompts, a setting or MLflow cannot be used.
     """
     if config.logger:
-        check_store(config.logger.tracking_uri)
+        check_store(config.logger.tracking_uri, config.logger.experiment_name)
     evaluation = run(config)
     if evaluation.left_out:
         get_console().print(f"{evaluation.left_out} prompts were longer than max_prompt_length and left out")

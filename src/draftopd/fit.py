@@ -63,7 +63,7 @@ def _tracked(config: DictConfig, folder: Path) -> Run | None:
     if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
         return None
     if not config.stages:
-        check_store(config.logger.tracking_uri)  # before the target is loaded
+        check_store(config.logger.tracking_uri, config.logger.experiment_name)  # before the target is loaded
         return None
     config.output_dir = str(folder)
     parent: Run = instantiate(config.logger, _convert_="all").start()

@@ -157,7 +157,7 @@ def test_living_runs_and_those_of_other_machines_are_left_alone(server, tmp_path
 
 def test_a_server_that_is_down_is_one_line_that_names_the_way_without(server, tmp_path):
     server.down()
-    for start in (lambda: store.check_store(server.uri), lambda: started(server, tmp_path)):
+    for start in (lambda: store.check_store(server.uri, "draftopd"), lambda: started(server, tmp_path)):
         with pytest.raises(DraftError, match=r"127.0.0.1:\d+ cannot be used \(Connection refused\).*logger=none$"):
             start()
     assert not left(tmp_path)
@@ -169,7 +169,7 @@ def test_a_server_that_does_not_answer_is_given_up_within_30_seconds(server, tmp
     hang = threading.Event()
     server.meet = lambda call, body: (hang.wait(60), 200)[1]
     monkeypatch.setattr(store, "START", 0.2)
-    for start in (lambda: store.check_store(server.uri), lambda: started(server, tmp_path)):
+    for start in (lambda: store.check_store(server.uri, "draftopd"), lambda: started(server, tmp_path)):
         with pytest.raises(DraftError, match=r"did not answer within 0 s.*logger=none$"):
             start()
     hang.set()
@@ -178,7 +178,7 @@ def test_a_server_that_does_not_answer_is_given_up_within_30_seconds(server, tmp
 
 def test_no_password_is_shown(monkeypatch):
     with pytest.raises(DraftError) as raised:
-        store.check_store("http://me:secret@127.0.0.1:9")
+        store.check_store("http://me:secret@127.0.0.1:9", "draftopd")
     assert "secret" not in str(raised.value)
 
 

@@ -87,7 +87,7 @@ FAULTS = {
 def test_a_bad_file_is_one_line_with_its_name_and_a_remedy(made, tmp_path, monkeypatch, fault):
     fault(path := tmp_path / "mlflow.db", made)
     with pytest.raises(DraftError, match=FAULTS[fault]) as raised:
-        store.check_store(f"sqlite:///{path}")
+        store.check_store(f"sqlite:///{path}", "draftopd")
     assert str(path) in str(raised.value)
     assert str(raised.value).endswith("logger=none")
     assert "\n" not in str(raised.value)
@@ -100,8 +100,8 @@ def test_a_locked_file_is_one_line(made, tmp_path, monkeypatch, lock):
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute(f"BEGIN {lock}")
         with pytest.raises(DraftError, match=f"{path} cannot be used .*is locked.*end the program that holds it"):
-            store.check_store(f"sqlite:///{path}")
-    store.check_store(f"sqlite:///{path}")
+            store.check_store(f"sqlite:///{path}", "draftopd")
+    store.check_store(f"sqlite:///{path}", "draftopd")
 
 
 def test_a_full_disk_is_one_line(made, tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_full_disk_is_one_line(made, tmp_path, monkeypatch):
 
 
 def test_a_check_makes_no_file(tmp_path):
-    store.check_store(f"sqlite:///{tmp_path}/new/mlflow.db")
+    store.check_store(f"sqlite:///{tmp_path}/new/mlflow.db", "draftopd")
     assert not list(tmp_path.iterdir())
 
 
@@ -141,6 +141,8 @@ def test_a_deleted_experiment_is_one_line(made, tmp_path):
     MlflowClient(f"sqlite:///{path}").delete_experiment("1")
     with pytest.raises(DraftError, match=r"'draftopd' was deleted: restore it \(mlflow experiments restore .*-id 1\)"):
         Run(f"sqlite:///{path}", "draftopd", "first", str(tmp_path / "out")).start()
+    with pytest.raises(DraftError, match="'draftopd' was deleted"):
+        store.check_store(f"sqlite:///{path}", "draftopd")
 
 
 def test_a_dead_run_is_found_in_a_real_store(made, tmp_path):

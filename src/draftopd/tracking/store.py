@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 
@@ -62,7 +63,7 @@ def open_store(uri: str) -> MlflowClient:
         return MlflowClient(uri)
 
 
-def check_store(uri: str) -> None:
+def check_store(uri: str, experiment: str) -> None:
     """Finds out whether runs can be logged there, before the work that they record. It makes no new file.
 
     Raises:
@@ -70,7 +71,7 @@ def check_store(uri: str) -> None:
     """
     path = sqlite_file(uri)
     if path is None or path.exists():
-        connect(uri, lambda client: path is not None or client.search_experiments(max_results=1))
+        connect(uri, lambda client: _usable(client.get_experiment_by_name(experiment)))
 
 
 def connect(uri: str, use: Callable[[MlflowClient], T]) -> T:
@@ -108,12 +109,7 @@ def experiment_id(client: MlflowClient, name: str, artifact_location: str | None
             found = client.get_experiment_by_name(name)  # made by another run in the meantime
             if found is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        number = found.experiment_id
-        raise DraftError(
-            f"the MLflow experiment '{name}' was deleted: restore it (mlflow experiments restore --experiment-id "
-            f"{number}), or choose another: logger.experiment_name=..."
-        )
+    _usable(found)
     return str(found.experiment_id)
 
 
@@ -162,6 +158,14 @@ def reason(error: Exception) -> str:
     if "timed out" in text or "timeout" in text:
         return f"no answer within {MLFLOW_HTTP_REQUEST_TIMEOUT.get()} s"
     return re.sub(r"^(\([\w.]+\)|API request to \S+ failed with exception) ", "", text)[:200]
+
+
+def _usable(experiment: Experiment | None) -> None:
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise DraftError(
+            f"the MLflow experiment '{experiment.name}' was deleted: restore it (mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}), or choose another: logger.experiment_name=..."
+        )
 
 
 def _fault(uri: str, error: Exception) -> str:
