@@ -98,8 +98,10 @@ def test_a_checkpoint_that_was_moved_is_named(server, tmp_path):
 def test_a_training_that_is_killed_ends_as_killed_at_the_next_start(command, server):
     words = ("experiment=smoke/sft", "budget.epochs=1000", "hydra.run.dir=killed")
     with subprocess.Popen([sys.executable, "-m", "draftopd.fit", *words], env=dict(os.environ)) as training:
-        wait_for(lambda: any(logged["metrics"] for logged in list(server.runs.values())), 600)
-        training.kill()
+        try:
+            wait_for(lambda: any(logged["metrics"] for logged in list(server.runs.values())), 600)
+        finally:
+            training.kill()
     assert command(*WORDS) == 0
     assert [logged["status"] for logged in server.runs.values()] == ["KILLED", "FINISHED"]
 
