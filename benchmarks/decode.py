@@ -27,7 +27,7 @@ from draftopd.command import one_line_errors
 from draftopd.evaluation import speed
 from draftopd.evaluation.metrics import Acceptance
 from draftopd.trace import Trace
-from draftopd.tracking import git_commit
+from draftopd.tracking.header import git_commit
 
 WARM_UP = 2  # prompts
 PEERS = (

@@ -28,7 +28,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
 from draftopd.trace import Rollout, Trace, collate_rollouts
-from draftopd.tracking import git_commit
+from draftopd.tracking.header import git_commit
 
 TIE = 1e-4
 

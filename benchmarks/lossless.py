@@ -23,7 +23,7 @@ from draftopd.data.sources import JsonlPrompts, encode
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.target.model import Target
-from draftopd.tracking import git_commit
+from draftopd.tracking.header import git_commit
 
 TIE = 1e-4
 CHUNK = 50

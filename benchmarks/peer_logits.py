@@ -30,7 +30,7 @@ from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.evaluation.measure import roll
 from draftopd.target.head import Head
-from draftopd.tracking import git_commit
+from draftopd.tracking.header import git_commit
 
 TOLERANCE = 1e-4
 PEER = Path(__file__).resolve().parent / "peer_blocks.py"

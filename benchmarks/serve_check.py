@@ -36,7 +36,7 @@ from draftopd.command import one_line_errors
 from draftopd.data.sources import encode
 from draftopd.drafters.dflash import DFlash
 from draftopd.target.model import Target
-from draftopd.tracking import git_commit
+from draftopd.tracking.header import git_commit
 
 TOLERANCE = 0.02  # of the acceptance length
 SAME = 0.5  # of the responses; drafts near a tie are few, those of a drafter that is fed otherwise many

@@ -33,7 +33,7 @@ from benchmarks import epoch, growth, identity, loss_memory, redraft, train_pict
 from draftopd.checkpoints.native import Restored
 from draftopd.command import one_line_errors
 from draftopd.console import quiet
-from draftopd.tracking import git_commit
+from draftopd.tracking.header import git_commit
 
 Save = Callable[[dict[str, Any]], None]
 PARTS: dict[str, Callable[[Restored, Sequence[Sequence[int]], argparse.Namespace, Save], None]] = {

@@ -12,7 +12,8 @@ ROOT = Path(draftopd.__file__).parent
 COMMANDS = {"fit", "evaluate", "export", "check", "ui"}
 # from left to right; rooms of one set do not know each other
 ORDER: list[set[str]] = [
-    {"errors", "console", "tracking"},
+    {"errors", "console"},
+    {"tracking"},
     {"trace"},
     {"blocks"},
     {"objectives", "target"},

@@ -9,17 +9,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
+from draftopd.errors import DraftError
 from draftopd.evaluation import report, scores
 from draftopd.evaluation.run import Evaluation, run
-from draftopd.tracking import git_commit, write_header
+from draftopd.tracking.header import git_commit, write_header
+from draftopd.tracking.run import Run
+from draftopd.tracking.store import check_store
 
 
 def evaluate(config: DictConfig) -> Evaluation:
     """Tests what the config names; prints, writes and logs the results.
 
     Raises:
-        DraftError: a checkpoint, the prompts or a setting cannot be used.
+        DraftError: a checkpoint, the prompts, a setting or MLflow cannot be used.
     """
+    if config.logger:
+        check_store(config.logger.tracking_uri, config.logger.experiment_name)
     evaluation = run(config)
     files = report.show(evaluation.results, Path(config.output_dir))
     if config.logger:
@@ -28,19 +33,21 @@ def evaluate(config: DictConfig) -> Evaluation:
 
 
 def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
-    logger = instantiate(config.logger, _convert_="all")
-    client, run_id = logger.experiment, logger.run_id
+    try:
+        tracked: Run = instantiate(config.logger, _convert_="all").start()
+    except DraftError as error:
+        raise DraftError(f"{error}; the results are in {config.output_dir}") from error
     tags = {
         "target_fingerprint": evaluation.results.target_fingerprint,
         "prompts_fingerprint": evaluation.prompts_fingerprint,
         "checkpoint": config.checkpoint,
         "against": config.against or "",
     }
-    write_header(client, run_id, OmegaConf.to_container(config, resolve=True), tags)  # type: ignore[arg-type]
-    logger.log_metrics(scores.metrics(evaluation.results.results[0].scores), 0)
+    write_header(tracked, OmegaConf.to_container(config, resolve=True), tags)  # type: ignore[arg-type]
+    tracked.log_metrics(scores.metrics(evaluation.results.results[0].scores), 0)
     for path in files:
-        client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id, "FINISHED")
+        tracked.log_artifact(path)
+    tracked.end("FINISHED")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
-from mlflow import MlflowClient
 from omegaconf import DictConfig
 
 from draftopd.checkpoints.native import find_checkpoint, restore_drafter
@@ -15,6 +14,7 @@ from draftopd.console import quiet
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
+from draftopd.tracking.store import clear, open_store
 
 
 def export(config: DictConfig) -> Path:
@@ -31,7 +31,9 @@ def export(config: DictConfig) -> Path:
         print(f"warning: {finding}")
     print(f"written: {folder}")
     if config.logger and named:
-        MlflowClient(config.logger.tracking_uri).log_artifacts(config.run, str(folder), f"export/{config.layout}")
+        with clear(config.logger.tracking_uri):
+            client = open_store(config.logger.tracking_uri)
+            client.log_artifacts(config.run, str(folder), f"export/{config.layout}")
         print(f"artifact: export/{config.layout} of MLflow run {config.run}")
     return folder
 

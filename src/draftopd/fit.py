@@ -15,7 +15,6 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +24,9 @@ from draftopd.console import quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
 from draftopd.evaluation.results import FILE, Results, load
-from draftopd.tracking import git_commit, write_header
+from draftopd.tracking.header import git_commit, write_header
+from draftopd.tracking.run import Run, Status
+from draftopd.tracking.store import check_store
 from draftopd.training.run import run_stage
 
 RECIPE = "recipe.yaml"
@@ -43,8 +44,9 @@ def _fit(config: DictConfig) -> None:
                 f"{config.name} has stages of its own: give init_from and resume to the experiment of one stage"
             )
         folder = Path(HydraConfig.get().runtime.output_dir)
-        parent = _parent(config) if config.stages and config.logger else None
-        status, done = "FAILED", list[Results]()
+        parent = _tracked(config, folder)
+        status: Status = "FAILED"
+        done: list[Results] = []
         try:
             for stage in _stages(config, folder, parent):
                 results = _finished(stage, config)
@@ -54,25 +56,30 @@ def _fit(config: DictConfig) -> None:
                 done += [] if results is None else [results]
             for path in _report(done, folder):
                 if parent is not None:
-                    parent.experiment.log_artifact(parent.run_id, str(path))
+                    parent.log_artifact(path)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             if parent is not None:
-                parent.experiment.set_terminated(parent.run_id, status)
+                parent.end(status)
 
 
-def _parent(config: DictConfig) -> MLFlowLogger:
-    """The MLflow run above those of the stages."""
-    parent: MLFlowLogger = instantiate(config.logger, _convert_="all")
-    if parent.run_id is not None:  # in the first process
-        write_header(parent.experiment, parent.run_id, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+def _tracked(config: DictConfig, folder: Path) -> Run | None:
+    """The MLflow run above those of the stages; a single stage makes its own, when all else is ready."""
+    if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
+        return None
+    if not config.stages:
+        check_store(config.logger.tracking_uri, config.logger.experiment_name)  # before the target is loaded
+        return None
+    config.output_dir = str(folder)
+    parent: Run = instantiate(config.logger, _convert_="all").start()
+    write_header(parent, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
     return parent
 
 
-def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> list[DictConfig]:
+def _stages(config: DictConfig, folder: Path, parent: Run | None) -> list[DictConfig]:
     """One config per stage: its own experiment, what the user gave on the command line, and its place in its grid."""
     if not config.stages:
         config.output_dir = str(folder)
@@ -91,7 +98,7 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
         composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
         if composed.logger and parent is not None:
-            composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.run_id}
+            composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.id}
         configs.append(composed)
     return configs
 

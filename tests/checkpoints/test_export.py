@@ -75,7 +75,7 @@ def test_a_run_id_says_where_to_and_gets_an_artifact(command, capsys, checkpoint
     run, logged = "0123456789abcdef" * 2, []
     monkeypatch.setattr(export, "find_checkpoint", lambda *_: checkpoint)
     client = SimpleNamespace(log_artifacts=lambda *words: logged.append(words))
-    monkeypatch.setattr(export, "MlflowClient", lambda _uri: client)
+    monkeypatch.setattr(export, "open_store", lambda _uri: client)
     assert command(f"run={run}", "layout=speculators", main=export.main) == 0
     assert logged == [(run, "exports/speculators-01234567", "export/speculators")]
     assert f"artifact: export/speculators of MLflow run {run}" in capsys.readouterr().out

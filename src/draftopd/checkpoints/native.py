@@ -27,17 +27,13 @@ def find_checkpoint(name: str, logger: DictConfig | None) -> Path:
     if path.is_file() or path.is_dir():
         return path
     if logger and len(name) == 32 and "/" not in name:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        from draftopd.tracking.store import run_tags
 
-        try:
-            path = Path(MlflowClient(logger.tracking_uri).get_run(name).data.tags.get("checkpoint", ""))
-        except MlflowException as error:
-            raise DraftError(
-                f"no MLflow run {name} in {logger.tracking_uri}: give its id or a checkpoint file"
-            ) from error
+        path = Path(run_tags(logger.tracking_uri, name).get("checkpoint", ""))
         if path.is_file():
             return path
+        if path.name:
+            raise DraftError(f"the checkpoint of MLflow run {name} is not at {path} any more: give the file itself")
     raise DraftError(
         f"'{name}' is neither a checkpoint file, a published folder, nor an MLflow run that has a checkpoint"
     )

@@ -19,6 +19,7 @@ from draftopd.evaluation.curves import Curve
 from draftopd.evaluation.results import Result, Results
 from draftopd.evaluation.scores import Scores, compare
 from draftopd.evaluation.stats import Estimate
+from draftopd.tracking.store import open_store
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def load_runs(
     Raises:
         DraftError: the store, the experiment or a run is not there, or no run has results.
     """
-    client = MlflowClient(tracking_uri)
+    client = open_store(tracking_uri)
     try:
         found = [client.get_run(run) for run in run_ids] or _finished(client, experiment)
     except MlflowException as error:

@@ -14,7 +14,7 @@ from draftopd.errors import DraftError
 from draftopd.evaluation.curves import Curve, Point
 from draftopd.evaluation.scores import Answer, Sets, compare, numbers, same_prompts, score
 from draftopd.evaluation.speed import BlockSize, Costs
-from draftopd.tracking import header
+from draftopd.tracking.header import header
 
 SCHEMA = 1
 FILE = "results.json"

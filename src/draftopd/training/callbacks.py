@@ -1,11 +1,12 @@
 """What watches a run: callbacks compute acceptance length and speedup on held-out prompts and log them."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd.console import progress
@@ -14,6 +15,7 @@ from draftopd.evaluation import measure, plots, run, scores
 from draftopd.evaluation.curves import Point
 from draftopd.evaluation.scores import Answer
 from draftopd.trace import Rollout, Trace
+from draftopd.tracking.run import Run
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
 
@@ -30,8 +32,30 @@ class Observed:
     """to the test prompts"""
 
 
-def mlflow_logger(trainer: L.Trainer) -> MLFlowLogger | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+class RunLogger(Logger):
+    """Lightning's way to a tracked run. Who starts the run ends it, after the test: Lightning would end it before."""
+
+    run: Run | None = None
+    """None in other processes than the first"""
+
+    @property
+    def name(self) -> None:
+        return None
+
+    @property
+    def version(self) -> str | None:
+        return self.run.id if self.run is not None else None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.run is not None:
+            self.run.log_metrics(metrics, step or 0)
+
+    def log_hyperparams(self, *_args: object) -> None:
+        """The run's header has them."""
+
+
+def run_of(trainer: L.Trainer) -> Run | None:
+    return next((logger.run for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 def data_of(trainer: L.Trainer) -> DraftDataModule:
@@ -171,10 +195,9 @@ class TraceLog(L.Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
-        logger, traces = mlflow_logger(trainer), self.observed.traces
-        if logger is None or not traces:
+        tracked, traces = run_of(trainer), self.observed.traces
+        if tracked is None or not traces:
             return
         page = plots.trace_page(traces[: self.examples], pl_module.target.tokenizer)
-        logger.experiment.log_text(logger.run_id, page, "traces/examples.html")
-        figure = plots.rejections(traces)
-        logger.experiment.log_figure(logger.run_id, figure, "traces/rejections.png")
+        tracked.log_text(page, "traces/examples.html")
+        tracked.log_figure(plots.rejections(traces), "traces/rejections.png")

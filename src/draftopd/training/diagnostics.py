@@ -17,7 +17,7 @@ from draftopd.evaluation import run_plots
 from draftopd.evaluation.diagnosis import Diagnosis, diagnose
 from draftopd.evaluation.text_quality import Quality, quality
 from draftopd.trace import Rollout
-from draftopd.training.callbacks import Observed, data_of, log, mlflow_logger
+from draftopd.training.callbacks import Observed, data_of, log, run_of
 from draftopd.training.module import DraftModule
 
 
@@ -73,12 +73,11 @@ class Diagnostics(L.Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        logger = mlflow_logger(trainer)
+        tracked = run_of(trainer)
         titles = {"rollout": "rollout phases", "val": "validations"}
         name = "rollout" if self.history["rollout"] else "val"
-        if logger is not None and self.history[name]:
-            figure = run_plots.diagnosis(self.history[name], titles[name])
-            logger.experiment.log_figure(logger.run_id, figure, "diagnostics.png")
+        if tracked is not None and self.history[name]:
+            tracked.log_figure(run_plots.diagnosis(self.history[name], titles[name]), "diagnostics.png")
 
 
 class OwnText(L.Callback):
@@ -108,10 +107,9 @@ class OwnText(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look(trainer, pl_module)
-        logger = mlflow_logger(trainer)
-        if logger is not None and self.reference is not None and trainer.is_global_zero:
-            figure = run_plots.own_text(self.history, self.reference)
-            logger.experiment.log_figure(logger.run_id, figure, "own_text.png")
+        tracked = run_of(trainer)
+        if tracked is not None and self.reference is not None:
+            tracked.log_figure(run_plots.own_text(self.history, self.reference), "own_text.png")
 
     def _look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DraftModule)

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
@@ -18,7 +17,8 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation.results import Result, Results, Training
 from draftopd.target.model import Target
-from draftopd.training.callbacks import Observed
+from draftopd.tracking.run import Run, Status
+from draftopd.training.callbacks import Observed, RunLogger
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
 from draftopd.training.run_record import RunRecord, fingerprints
@@ -32,7 +32,7 @@ class System:
     module: DraftModule
     data: DraftDataModule
     trainer: L.Trainer
-    logger: MLFlowLogger | None
+    logger: RunLogger | None
     observed: Observed
 
 
@@ -68,7 +68,7 @@ def build(config: DictConfig) -> System:
     observed = Observed()
     made = instantiate(config.callbacks, _convert_="all").values()
     callbacks = [record, *(c(observed) if isinstance(c, partial) else c for c in made)]
-    logger = instantiate(config.logger, _convert_="all") if config.logger else None
+    logger = RunLogger() if config.logger else None
     trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
     get_console().quiet = not trainer.is_global_zero
     if trainer.world_size > 1 and "strategy" not in config.trainer:
@@ -95,7 +95,7 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     return {name: value for name, value in config.drafter.items() if name != "path"}
 
 
-def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger | None = None) -> Results:
+def run_stage(config: DictConfig, start: str | None = None, parent: Run | None = None) -> Results:
     """Trains one stage and tests it, unless `test.prompts` is 0.
 
     Args:
@@ -103,13 +103,17 @@ def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger
         parent: the MLflow run above it.
 
     Raises:
+        DraftError: it cannot be built, or MLflow cannot be used.
         KeyboardInterrupt: the user stopped it; its MLflow run ends as KILLED, its last checkpoint is usable.
     """
     system = build(config)
     trainer, module, logger = system.trainer, system.module, system.logger
     checkpoint = Path(config.output_dir) / "checkpoints" / "last.ckpt"
     resume = str(find_checkpoint(config.resume, config.logger)) if config.resume else None
-    status = "FAILED"
+    run: Run | None = None
+    if logger and trainer.is_global_zero:
+        logger.run = run = instantiate(config.logger, _convert_="all").start()
+    status: Status = "FAILED"
     try:
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
         costs = module.budget.costs(module.ledger)
@@ -117,15 +121,14 @@ def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger
         if config.test.prompts != 0:
             trainer.test(module, datamodule=system.data, verbose=False)
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
-        result = Result(config.name, system.observed.answers, place, logger.run_id if logger else None, training)
+        result = Result(config.name, system.observed.answers, place, run.id if run else None, training)
         results = Results(module.target.fingerprint, system.data.decoding, [result])
         if trainer.is_global_zero:
             file = results.save(Path(config.output_dir))
-            if logger:
-                logger.experiment.log_artifact(logger.run_id, str(file))
-        for name, value in fingerprints(trainer).items():
-            if parent is not None:
-                parent.experiment.set_tag(parent.run_id, name, value)
+            if run:
+                run.log_artifact(file)
+        if parent is not None:
+            parent.log_tags(fingerprints(trainer))
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
         status = "KILLED"
@@ -134,6 +137,6 @@ def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger
             print(f"\nstopped at step {trainer.global_step}{place}")
         raise KeyboardInterrupt from None
     finally:
-        if logger:
-            logger.experiment.set_terminated(logger.run_id, status)
+        if run:
+            run.end(status, checkpoint)
     return results

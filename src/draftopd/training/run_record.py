@@ -7,8 +7,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from draftopd.tracking import write_header
-from draftopd.training.callbacks import data_of, log, mlflow_logger
+from draftopd.tracking.header import write_header
+from draftopd.training.callbacks import data_of, log, run_of
 from draftopd.training.module import DraftModule
 
 
@@ -27,10 +27,10 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        logger = mlflow_logger(trainer)
-        if logger is not None and logger.run_id is not None:
+        run = run_of(trainer)
+        if run is not None:
             extra = {"checkpoint": str(self.last.resolve()), "init_from": _resolved(self.config["init_from"])}
-            write_header(logger.experiment, logger.run_id, self.config, fingerprints(trainer) | extra)
+            write_header(run, self.config, fingerprints(trainer) | extra)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each phase has cost so far."""

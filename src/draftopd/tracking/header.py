@@ -1,5 +1,6 @@
 """The header of a run: what ran, where, and on what. One function writes it into MLflow, whoever starts the run."""
 
+import json
 import platform
 import shlex
 import subprocess
@@ -10,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
 from omegaconf import OmegaConf
+
+from draftopd.tracking.run import Run
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
 COMMANDS = ("fit", "evaluate", "export", "check")
@@ -30,7 +31,6 @@ PARAMS = (
     "seed",
 )
 """groups of the config that are logged as MLflow parameters, flattened: `drafter.num_layers`"""
-BATCH = 100  # parameters that MLflow takes at once
 
 
 def header() -> dict[str, str]:
@@ -38,22 +38,18 @@ def header() -> dict[str, str]:
     return {"command": command(), "git_commit": git_commit(), "machine": machine()}
 
 
-def write_header(client: MlflowClient, run_id: str, config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+def write_header(run: Run, config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
     """Writes what a run was into MLflow: tags, parameters, `config.yaml` and `versions.json`.
 
     Args:
         config: resolved.
         fingerprints: further tags: of the target and the prompts, the checkpoint, what the run started from.
     """
-    client.log_text(run_id, OmegaConf.to_yaml(OmegaConf.create(dict(config))), "config.yaml")
-    client.log_dict(run_id, versions(), "versions.json")
-    tags = [RunTag(name, value) for name, value in (header() | dict(fingerprints)).items()]
-    client.log_batch(run_id, tags=tags)
-    if config.get("stages"):
-        return  # each stage has parameters of its own
-    params = [Param(key, str(value)[:500]) for name in PARAMS for key, value in _flat(name, config.get(name))]
-    for start in range(0, len(params), BATCH):
-        client.log_batch(run_id, params=params[start : start + BATCH])
+    run.log_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), "config.yaml")
+    run.log_text(json.dumps(versions(), indent=2), "versions.json")
+    run.log_tags(header() | dict(fingerprints))
+    if not config.get("stages"):  # each stage has parameters of its own
+        run.log_params({key: str(value)[:500] for name in PARAMS for key, value in _flat(name, config.get(name))})
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -86,7 +82,7 @@ def git_commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = Path(__file__).resolve().parents[3]
     if not (checkout / ".git").exists():
         return "unknown"
     try:

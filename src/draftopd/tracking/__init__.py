@@ -1,0 +1,1 @@
+"""What runs write into MLflow: opened with clear errors, sent without holding anything up, ended whatever happens."""

@@ -1,0 +1,151 @@
+"""One MLflow run: started with a clear error or not at all; from then on nothing that MLflow does reaches the work."""
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from threading import Thread
+from typing import Any, Literal, Self
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+
+from draftopd.tracking import dead_runs
+from draftopd.tracking.entries import Entry, count, now, send
+from draftopd.tracking.sender import PATIENCE, Sender
+from draftopd.tracking.store import connect, experiment_id, public
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Run:
+    """What is logged goes to MLflow in the background; while MLflow is away, it waits in the run's folder.
+
+    Args:
+        tracking_uri: a server's address, or `sqlite:///<file>`.
+        folder: the run's. It has one folder more while the run goes on, and after it where something was not sent.
+        artifact_location: of a new experiment; None = MLflow's default.
+        tags: beside MLflow's own, the name, and those by which `dead_runs` finds the run.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment_name: str,
+        run_name: str,
+        folder: str,
+        artifact_location: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.tracking_uri, self.experiment_name, self.run_name = tracking_uri, experiment_name, run_name
+        self.folder, self.artifact_location, self.tags = Path(folder), artifact_location, dict(tags or {})
+        self.id = ""
+        """of MLflow; empty before the start"""
+
+    def start(self) -> Self:
+        """Makes the run in MLflow, and ends there those whose processes are gone.
+
+        Raises:
+            DraftError: the store cannot be used; after 30 seconds where a server does not answer.
+            OSError: the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._unsent = Path(mkdtemp(prefix="mlflow_unsent-", dir=self.folder)).resolve()
+        self._lock = FileLock(self._unsent / dead_runs.LOCK)
+        self._lock.acquire()  # the system lets go of it when the process ends, however it ends
+        try:
+            client, experiment, self.id = connect(self.tracking_uri, self._create)
+        except BaseException:
+            self._leave()
+            raise
+        store = f"MLflow ({public(self.tracking_uri)})"
+        self._sender = Sender(partial(send, client, self.id), self._unsent / dead_runs.FILE, store)
+        self._sender.start()
+        self._dead_runs = Thread(target=dead_runs.end, args=(client, experiment, store), daemon=True)
+        self._dead_runs.start()
+        return self
+
+    def _create(self, client: MlflowClient) -> tuple[MlflowClient, str, str]:
+        experiment = experiment_id(client, self.experiment_name, self.artifact_location)
+        own = {
+            MLFLOW_RUN_NAME: self.run_name,
+            dead_runs.PROCESS: f"{socket.gethostname()}:{os.getpid()}",
+            dead_runs.UNSENT: str(self._unsent),
+        }
+        return client, experiment, client.create_run(experiment, tags=resolve_tags(self.tags | own)).info.run_id
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        time = now()
+        names = {name: re.sub(r"[^\w/. -]+", "", name, flags=re.ASCII) for name in values}  # what MLflow takes
+        self._sender.put([Entry("metric", names[name], float(value), time, step) for name, value in values.items()])
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        self._sender.put([Entry("param", name, str(value)) for name, value in values.items()])
+
+    def log_tags(self, values: Mapping[str, str]) -> None:
+        self._sender.put([Entry("tag", name, value) for name, value in values.items()])
+
+    def log_text(self, text: str, path: str) -> None:
+        """As the file `path` of the run's artifacts."""
+        self._log_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def log_figure(self, figure: Any, path: str) -> None:
+        """A matplotlib figure, as the file `path` of the run's artifacts."""
+        self._log_file(path, figure.savefig)
+
+    def log_artifact(self, file: Path) -> None:
+        """A file that stays where it is."""
+        self._sender.put([Entry("artifact", "", str(file.resolve()))])
+
+    def _log_file(self, path: str, write: Callable[[Path], object]) -> None:
+        name = Path(path)
+        entry = Entry("artifact", "" if name.parent == Path() else name.parent.as_posix(), path)
+        try:
+            file = Path(mkdtemp(dir=self._unsent)) / name.name
+            write(file)
+        except OSError as error:
+            self._sender.refused[entry] = f"it cannot be written: {error.strerror}"
+        else:
+            self._sender.put([Entry(entry.kind, entry.key, str(file))])
+
+    def end(self, status: Status, checkpoint: Path | None = None) -> None:
+        """Waits until MLflow has everything; where it is away, for 15 seconds, then says what it has not got.
+
+        Args:
+            checkpoint: named then, to show that the work is not lost.
+        """
+        self._sender.put([Entry("end", status, milliseconds=now())])
+        try:
+            self._sender.close()
+            if not self._sender.waiting:
+                self._dead_runs.join(PATIENCE)  # what it does not get to is left to the next start
+        finally:
+            missing = self._missing()
+            if missing:
+                where = f"; last checkpoint: {checkpoint}" if checkpoint is not None and checkpoint.exists() else ""
+                print(f"warning: {self._sender.store} {missing}{where}")
+            self._leave()
+
+    def _missing(self) -> str:
+        """What the store has not got; empty where it has everything."""
+        sender, parts = self._sender, []
+        if sender.refused:
+            entry, why = next(iter(sender.refused.items()))
+            parts.append(f"never gets {count(list(sender.refused))} ({entry.name}: {why})")
+        if waiting := sender.waiting:
+            fate = "are lost" if not sender.saved else "wait in " + str(sender.file)
+            if sender.saved and waiting[-1].kind == "end":
+                fate += ", and the next run on this machine sends them"
+            parts.append(f"has not got {count(waiting)} ({sender.failure or 'it is slow'}), which {fate}")
+        return "; it ".join(parts)
+
+    def _leave(self) -> None:
+        self._lock.release()
+        if not self.id or not self._sender.waiting:
+            shutil.rmtree(self._unsent, ignore_errors=True)
