@@ -14,12 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from draftopd.data.prompts import Prompt, Splits, ask, interleave
 from draftopd.data.records import RecordPrompts, Records, load_rows, read_lines
 from draftopd.errors import DraftError
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Natural, Seed
 
 POOL = 200_000  # questions a reasoning_gym task may give; some tasks make a list of this length
 SEED_STRIDE = 1_000_003  # reasoning_gym seeds question i with seed + i: near seeds would share most questions
 WORDS = ("red", "dog", "sun", "cat", "hat", "sea", "ice", "map", "box", "cup", "fox", "jar", "key", "net", "oak", "pen")
 
 
+@checked
 @dataclass
 class ReasoningGymPrompts(Splits):
     """Questions of reasoning_gym's tasks, which take turns; made offline from a seed.
@@ -33,10 +36,10 @@ class ReasoningGymPrompts(Splits):
     """
 
     tasks: Mapping[str, Mapping[str, Any] | None]
-    train: int
-    val: int
-    test: int
-    seed: int = 0
+    train: Count
+    val: Natural
+    test: Natural
+    seed: Seed = 0
 
     def _deal(self) -> dict[str, list[Prompt]]:
         if not self.tasks:
@@ -59,12 +62,13 @@ class ReasoningGymPrompts(Splits):
             yield Prompt(f"{name}/{index}", name, ask(item["question"]), item["answer"] and str(item["answer"]))
 
 
+@checked
 @dataclass
 class TinyPrompts(Splits):
-    train: int = 16
-    val: int = 4
-    test: int = 4
-    seed: int = 0
+    train: Count = 16
+    val: Natural = 4
+    test: Natural = 4
+    seed: Seed = 0
 
     def _deal(self) -> dict[str, list[Prompt]]:
         random = Random(self.seed)
@@ -73,6 +77,7 @@ class TinyPrompts(Splits):
         return interleave({"tiny": prompts}, test=self.test, val=self.val, train=self.train)
 
 
+@checked
 @dataclass
 class JsonlPrompts(RecordPrompts):
     """One JSON object a line: `prompt_field`, or chat messages in `messages_field`.
@@ -94,6 +99,7 @@ class JsonlPrompts(RecordPrompts):
         return {name: (str(path), read_lines(Path(path).expanduser())) for name, path in given.items()}
 
 
+@checked
 @dataclass
 class HubPrompts(RecordPrompts):
     """A data set of the Hugging Face hub, or a folder that `datasets` can load; needs the extra `hub`.

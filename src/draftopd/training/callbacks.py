@@ -16,6 +16,8 @@ from draftopd.evaluation.scores import Answer
 from draftopd.trace import Trace
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Natural
 
 
 @dataclass
@@ -55,6 +57,7 @@ class ProgressBar(RichProgressBar):
         return f"epoch {current_epoch}"
 
 
+@checked
 class AcceptanceLength(L.Callback):
     """Real rollouts on held-out prompts: at every validation, and on the test prompts when training has ended.
 
@@ -65,7 +68,7 @@ class AcceptanceLength(L.Callback):
         DraftError: a limit leaves no prompt.
     """
 
-    def __init__(self, observed: Observed, limit: int | None = None, test_limit: int | None = None) -> None:
+    def __init__(self, observed: Observed, limit: Count | None = None, test_limit: Natural | None = None) -> None:
         for name, value in (("callbacks.acceptance_length.limit", limit), ("test.prompts", test_limit)):
             if value is not None and value < 1:
                 raise DraftError(f"{name}={value} must be at least 1, or null for all prompts")
@@ -108,6 +111,7 @@ class AcceptanceLength(L.Callback):
         pl_module.log_dict(scores.metrics(scores.score(self.observed.answers)), batch_size=1)
 
 
+@checked
 class Speedup(L.Callback):
     """Tokens per second against plain decoding of the same target in the same process, on test prompts.
 
@@ -115,7 +119,7 @@ class Speedup(L.Callback):
         prompts: test prompts that are timed, one at a time; 0 = do not measure.
     """
 
-    def __init__(self, observed: Observed, prompts: int = 8) -> None:
+    def __init__(self, observed: Observed, prompts: Natural = 8) -> None:
         self.observed, self.prompts = observed, prompts
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -131,6 +135,7 @@ class Speedup(L.Callback):
             log(trainer, {name: value for name, value in values.items() if scores.is_speed(name)})
 
 
+@checked
 class TraceLog(L.Callback):
     """Examples of traces in colour, and where drafts are rejected, as artifacts.
 
@@ -138,7 +143,7 @@ class TraceLog(L.Callback):
         examples: traces of the last validation that are shown.
     """
 
-    def __init__(self, observed: Observed, examples: int = 8) -> None:
+    def __init__(self, observed: Observed, examples: Natural = 8) -> None:
         self.observed, self.examples = observed, examples
 
     @rank_zero_only

@@ -26,8 +26,11 @@ from draftopd.trace import ReplayBatch
 from draftopd.training.budget import Budget
 from draftopd.training.schedule import BudgetCosine, start_from
 from draftopd.training.terms import Terms
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Natural, Positive
 
 
+@checked
 class DraftModule(L.LightningModule):
     """Trains a drafter on replayed blocks; SFT and on-policy distillation differ only in their data and objective.
 
@@ -47,7 +50,7 @@ class DraftModule(L.LightningModule):
         torch_compile: compile the drafter's forward; a name or a function chooses another backend than inductor.
 
     Raises:
-        DraftError: an unknown attention; in a fit, a random_objective without mixed data.
+        DraftError: in a fit, a random_objective without mixed data.
     """
 
     def __init__(
@@ -59,9 +62,9 @@ class DraftModule(L.LightningModule):
         *,
         random_objective: Objective | None = None,
         budget: Budget | None = None,
-        warmup_steps: int = 0,
-        chunk_rows: int = 512,
-        gradient_clip: float = 1.0,
+        warmup_steps: Natural = 0,
+        chunk_rows: Count = 512,
+        gradient_clip: Positive = 1.0,
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
         gradient_checkpointing: bool = False,
         torch_compile: bool | str | Callable[..., Any] = False,
@@ -73,8 +76,6 @@ class DraftModule(L.LightningModule):
         self.objective, self.random_objective = objective, random_objective
         self.make_optimizer, self.budget, self.warmup_steps = optimizer, budget or Budget(epochs=1), warmup_steps
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
-        if attention not in ("sdpa", "flex_attention"):
-            raise DraftError(f"module.attention is '{attention}': it must be 'sdpa' or 'flex_attention'")
         drafter.attention, drafter.gradient_checkpointing = attention, gradient_checkpointing
         if torch_compile:  # in place: names of weights stay
             drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
