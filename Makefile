@@ -6,7 +6,7 @@ ready := $(VENV)/.ready
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart smoke test coverage slow lint ui bench-objectives bench-decode bench-train serve-check
+.PHONY: help quickstart smoke test coverage slow lint ui bench-objectives bench-decode bench-train study-check serve-check
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT
 
 bench-train: $(ready) $(CHECKPOINT) ## time and memory of training, beside rollouts, SFT and speculators; CHECKPOINT=... PARTS=...
 	$(BIN)/python -m benchmarks.train $(CHECKPOINT) $(if $(PARTS),--parts $(PARTS))
+
+study-check: $(ready) ## the tables of docs/results.md made anew from benchmarks/results/study; ARGS=--write writes them
+	$(BIN)/python -m benchmarks.study check $(ARGS)
 
 serve-check: $(ready) $(CHECKPOINT) ## vLLM and transformers beside ours; CHECKPOINT=... PROMPTS=<JSON Lines file>
 	$(BIN)/python -m benchmarks.serve_check $(CHECKPOINT) $(if $(PROMPTS),--prompts $(PROMPTS))

@@ -1,11 +1,14 @@
 """The training command: `python -m draftopd.fit experiment=...`.
 
-A run is one stage, or several of which each may start from another's weights; a table at the end compares them.
+A run is one stage, or several of which each may start from another's weights; a table at the end compares them. The
+same command with the same `hydra.run.dir` goes on with the stages that are missing there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose
@@ -20,9 +23,12 @@ from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.console import quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
-from draftopd.evaluation.results import Results
+from draftopd.evaluation.results import FILE, Result, Results, load
 from draftopd.tracking import git_commit, write_header
 from draftopd.training.run import run_stage
+
+RECIPE = "recipe.yaml"
+"""in a stage's folder: its configuration, without the logger"""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="fit")
@@ -40,10 +46,8 @@ def _fit(config: DictConfig) -> None:
         status, done = "FAILED", list[Results]()
         try:
             for stage in _stages(config, folder, parent):
-                start = next((r for results in done for r in results.results if r.name == stage.init_from), None)
-                if start is not None:
-                    stage.init_from = start.checkpoint
-                done.append(run_stage(stage, start.name if start else None, parent))
+                results = _stage(stage, [r for results in done for r in results.results], config, parent)
+                done += [] if results is None else [results]
             for path in _report(done, folder):
                 if parent is not None:
                     parent.experiment.log_artifact(parent.run_id, str(path))
@@ -65,22 +69,64 @@ def _parent(config: DictConfig) -> MLFlowLogger:
 
 
 def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> list[DictConfig]:
-    """One config per stage: its own experiment, then what the user gave on the command line."""
+    """One config per stage: its own experiment, what the user gave on the command line, and its place in its grid."""
     if not config.stages:
         config.output_dir = str(folder)
         return [config]
-    given = [word for word in HydraConfig.get().overrides.task if not word.startswith("experiment=")]
+    if unknown := sorted(set(config.only or ()) - set(config.stages)):
+        raise DraftError(f"only={unknown}: there are no such stages; those of {config.name} are {list(config.stages)}")
+    words = HydraConfig.get().overrides.task
+    of_run = ("experiment=", "only=", "stages.", "stages=")
+    given = [word for word in words if not word.lstrip("+~").startswith(of_run)]
     configs: list[DictConfig] = []
-    for name, stage in config.stages.items():
+    for name, stage, point in _members(config.stages):
         if stage.init_from and stage.init_from not in [earlier.name for earlier in configs]:
             find_checkpoint(stage.init_from, config.logger)  # tells now what would fail after the stages before it
-        composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given])
+        composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given, *point])
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
         composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
         if composed.logger and parent is not None:
             composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.run_id}
         configs.append(composed)
     return configs
+
+
+def _members(stages: DictConfig) -> Iterator[tuple[str, DictConfig, list[str]]]:
+    """Each stage once for every combination of its grid's values: name, stage, its settings and these as overrides."""
+    for name, stage in ((str(name), stage) for name, stage in stages.items()):
+        grid: dict[str, list[Any]] = dict(stage.get("grid") or {})
+        fixed = [f"{key}={value}" for key, value in (stage.get("set") or {}).items()]
+        for values in product(*grid.values()):
+            point = list(zip(grid, values, strict=True))
+            label = "".join(f"-{key.split('.')[-1]}{value}" for key, value in point)
+            yield f"{name}{label}", stage, fixed + [f"{key}={value}" for key, value in point]
+
+
+def _stage(
+    stage: DictConfig, done: Sequence[Result], config: DictConfig, parent: MLFlowLogger | None
+) -> Results | None:
+    """Runs a stage, or reads its results where it has run in this folder; None where `only` leaves it out."""
+    folder = Path(stage.output_dir)
+    path = folder / RECIPE
+    recipe = OmegaConf.to_yaml(OmegaConf.masked_copy(stage, sorted({*map(str, stage)} - {"logger"})))
+    if config.stages and (folder / FILE).exists():
+        if not path.exists() or path.read_text() != recipe:
+            raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
+        return load(folder / FILE)
+    wanted = [name for name in config.only or () if stage.name == name or stage.name.startswith(f"{name}-")]
+    if config.only and not wanted:
+        return None
+    start = next((result for result in done if result.name == stage.init_from), None)
+    if start is not None:
+        stage.init_from = start.checkpoint
+    elif config.stages and stage.init_from in config.stages:
+        raise DraftError(
+            f"{stage.name} starts from {stage.init_from}, which has not run in {folder.parent}: add it to only"
+        )
+    if config.stages and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe)
+    return run_stage(stage, start.name if start else None, parent)
 
 
 def _report(stages: Sequence[Results], folder: Path) -> list[Path]:

@@ -87,6 +87,19 @@ def test_plain_decoding_is_prefill_and_verifications(target: Target, measure):
     assert ledger.target_tokens == 30 + 11  # the last token is not read
 
 
+def test_the_formula_of_a_written_text_is_plain_decoding_and_the_shared_opening_is_read_once(target: Target):
+    opening, ends = [5, 6, 7, 8, 9], [[10, 11], [12, 13]]
+    ran, formula = Ledger(), Ledger()
+    prompts = [[*opening, *end] for end in ends]
+    results = rollout(target, None, prompts, Decoding(max_new_tokens=8, batch_size=2), ledger=ran)
+    assert [result.trace.response_length for result in results] == [8, 8]  # no row waits for the other
+    formula.prefill(target, rows=1, width=len(opening), length=len(opening))
+    for result in results:
+        formula.write(target, result.trace, shared=len(opening))
+    assert formula.flops == pytest.approx(ran.flops, rel=EXACT)
+    assert formula.target_tokens == ran.target_tokens
+
+
 def test_a_speculative_rollout(target: Target, drafter: Drafter, measure):
     ledger = Ledger()
     (result,), products, attention = measure(lambda: rollout(target, drafter, PROMPT, Decoding(12), ledger=ledger))

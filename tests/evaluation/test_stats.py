@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from draftopd.evaluation import stats
 
@@ -65,3 +66,19 @@ def test_the_mean_over_sets_weighs_sets_alike():
     both = stats.average([small, large])
     assert both.estimate().mean == 2.5
     assert both.count == 52
+
+
+def test_runs_and_prompts_are_both_resampled():
+    """In a table of run effect + prompt effect the variance of the mean is the sum of both."""
+    runs, prompts = np.array([0.0, 0.3, -0.3]), np.random.default_rng(0).normal(size=200)
+    table = 3 + runs[:, None] + prompts
+    estimate = stats.crossed(table, np.ones_like(table))
+    assert estimate.value == pytest.approx(table.mean())
+    assert estimate.draws.var() == pytest.approx(runs.var() / 3 + prompts.var() / 200, rel=0.05)
+    better = stats.crossed(table + 0.1, np.ones_like(table))
+    assert (better - estimate).draws == pytest.approx(0.1)  # paired in runs and in prompts
+
+
+def test_of_one_run_only_the_prompts_are_resampled():
+    tops, bottoms = [1.0, 4.0, 2.0], [1.0, 2.0, 1.0]
+    assert stats.crossed([tops], [bottoms]).draws == pytest.approx(stats.ratio(tops, bottoms).draws)

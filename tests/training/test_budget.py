@@ -11,6 +11,7 @@ from draftopd.errors import DraftError
 from draftopd.training import budget as budgets
 from draftopd.training.budget import Budget, EndAtBudget
 from draftopd.training.schedule import BudgetCosine
+from runs import UNTIMED
 
 
 class Run:
@@ -136,3 +137,17 @@ def test_a_resumed_run_takes_the_configs_rate_and_warm_up():
 def test_a_run_without_a_budget_is_refused(limit):
     with pytest.raises(DraftError, match=r"budget\.epochs"):
         Budget(epochs=limit)
+
+
+def test_a_run_pays_once_for_the_texts_it_reads_where_they_are_charged(command, tmp_path):
+    """The third run finds all texts written."""
+    spent = []
+    for number, words in enumerate((["texts.charged=true"], [], ["texts.charged=true", "budget.epochs=2"])):
+        words = [*words, f"texts.folder={tmp_path}/texts", f"hydra.run.dir={number}"]
+        assert command("experiment=smoke/sft", "budget.epochs=1", "test.prompts=0", *UNTIMED, *words) == 0
+        saved = torch.load(tmp_path / str(number) / "checkpoints" / "last.ckpt", weights_only=True)
+        spent.append({phase: saved["ledger"]["flops"].get(phase, 0.0) for phase in ("prefill", "verify", "train")})
+    assert spent[0]["prefill"] > 0 < spent[0]["verify"]
+    assert spent[1] == {**spent[0], "prefill": 0.0, "verify": 0.0}
+    assert [spent[2][phase] for phase in ("prefill", "verify")] == [spent[0][phase] for phase in ("prefill", "verify")]
+    assert spent[2]["train"] > spent[0]["train"]

@@ -40,11 +40,14 @@ class TextCache:
         features_dtype: precision of stored features, or None to store only token ids and run the target over the texts
             of every training step. Features take 2 bytes · F a token in bfloat16.
         shard_size: texts a file; an interrupted run loses at most one shard.
+        charged: a run's ledger and budget pay for the training texts that it reads, as if it had written them: for
+            comparisons with runs that write their own. Otherwise the texts count in no run.
     """
 
     folder: Name
     features_dtype: FloatType | None = "bfloat16"
     shard_size: Count = 256
+    charged: bool = False
 
     def open(
         self,

@@ -45,12 +45,12 @@ class Ledger:
 
     @property
     def training_flops(self) -> float:
-        """All phases. Writing the target's own texts, once for all runs that read them, has a ledger of its own."""
+        """All phases. Writing the target's own texts has a ledger of its own, unless `texts.charged` adds it here."""
         return sum(self.flops.values())
 
     @property
     def target_tokens(self) -> float:
-        """Tokens that the target has read, without those of writing its own texts."""
+        """Tokens that the target has read; those of writing its own texts only where `texts.charged` adds them."""
         return sum(self.tokens[phase] for phase in ("prefill", "verify", "replay") if phase in self.tokens)
 
     def metrics(self) -> dict[str, float]:
@@ -134,6 +134,16 @@ class Ledger:
     def read(self, target: Target, length: int) -> None:
         """Reading a text for its features."""
         self._target("replay", target, length, _causal(1, length, length), 0)
+
+    def write(self, target: Target, text: Trace, shared: int) -> None:
+        """Writing a text by plain decoding, by the formula: another run may have written it.
+
+        Args:
+            shared: tokens with which all prompts begin; they are read once for all.
+        """
+        first, rest = text.prompt_length - shared, text.response_length - 1
+        self._target("prefill", target, first, _causal(1, first, text.prompt_length), 1)
+        self._target("verify", target, rest, _causal(1, rest, text.prompt_length + rest), rest)
 
     def verify_head(self, target: Target, rows: int) -> None:
         """The target's head over the rows of a verification."""

@@ -101,7 +101,7 @@ def _finished(client: MlflowClient, experiment: str) -> list[MlflowRun]:
 
 
 def _results(client: MlflowClient, run: MlflowRun) -> Results | None:
-    """None for parents of stages, and for whatever else has no results of its own that this version reads."""
+    """None for parents of stages, runs without a test, and whatever else has no results that this version reads."""
     if not any(file.path == results.FILE for file in client.list_artifacts(run.info.run_id)):
         return None
     with redirect_stderr(StringIO()):  # a progress bar for every small file
@@ -111,7 +111,7 @@ def _results(client: MlflowClient, run: MlflowRun) -> Results | None:
     except DraftError:
         return None
     own = found.results[0]
-    return found if own.training is None or own.run_id == run.info.run_id else None
+    return found if own.answers and (own.training is None or own.run_id == run.info.run_id) else None
 
 
 def reference_run(runs: Sequence[Run], name: str) -> Run:

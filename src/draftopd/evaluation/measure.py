@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from draftopd.decoding import distributed
 from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.redraft import redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.evaluation.metrics import Acceptance
 from draftopd.target.model import Target
-from draftopd.trace import Trace
+from draftopd.trace import Rollout, Trace
 
 Done = Callable[[int], None]
 
@@ -32,6 +33,18 @@ def roll(
     mine, keys = distributed.own(prompts), distributed.own(range(len(prompts)))
     with distributed.whole(drafter):
         results = rollout(target, drafter, mine, decoding, keys=keys, on_done=on_done)
+    return distributed.gather([result.trace for result in results])
+
+
+def redrafted(
+    target: Target, drafter: Drafter, texts: Sequence[Rollout], decoding: Decoding, on_done: Done = nothing
+) -> list[Trace]:
+    """Traces along texts that the target has written under `decoding`: those of `roll`, without its verifications.
+
+    Equal up to the precision of stored features. Raises DraftError where drafts would be sampled.
+    """
+    with distributed.whole(drafter):
+        results = redraft(target, drafter, distributed.own(texts), decoding, on_done=on_done)
     return distributed.gather([result.trace for result in results])
 
 

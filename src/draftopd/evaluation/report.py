@@ -29,16 +29,17 @@ def show(results: Results, folder: Path, extra: Mapping[str, Any] | None = None)
 
 
 def _pictures(results: Results) -> Iterator[tuple[str, Figure]]:
-    scored = {result.name: result.scores for result in results.results}
-    yield (
-        "acceptance_by_position",
-        plots.positions(
-            {
-                drafter: {name: {k: v.estimate() for k, v in sets[name].items()} for name in set_names(sets)}
-                for drafter, sets in scored.items()
-            }
-        ),
-    )
+    scored = {result.name: result.scores for result in results.results if result.answers}
+    if scored:
+        yield (
+            "acceptance_by_position",
+            plots.positions(
+                {
+                    drafter: {name: {k: v.estimate() for k, v in sets[name].items()} for name in set_names(sets)}
+                    for drafter, sets in scored.items()
+                }
+            ),
+        )
     for result in results.results:
         if result.block_sizes:
             yield f"block_sizes_{result.name}", plots.block_sizes(result.block_sizes)

@@ -85,7 +85,7 @@ class Results:
             (late, early)
             for i, late in enumerate(self.results)
             for early in self.results[:i]
-            if same_prompts(late.answers, early.answers)
+            if late.answers and same_prompts(late.answers, early.answers)
         ]
         if any(result.training for result in self.results):
             return [(late, early) for late, early in earlier if late.start in (early.start, early.name)]

@@ -52,6 +52,11 @@ def answer(
                 ids = ids_of(following)
                 later += [] if ids is None else [(i, (following, ids))]
         waiting = later
+    return answers(asked, responses)
+
+
+def answers(asked: Sequence[Asked], responses: Sequence[Sequence[Trace]]) -> list[Answer]:
+    """What the traces of each prompt's responses came to."""
     pairs = zip(asked, responses, strict=True)
     return [Answer(p.id, p.set, digest(ids), [Counts.of(trace) for trace in traces]) for (p, ids), traces in pairs]
 
@@ -103,12 +108,12 @@ def evaluate_drafters(
     """
     ids_of = ids_of or (lambda _: None)
     sizes = {name: _block_sizes(drafter, block_sizes) for name, drafter in drafters.items()}
-    answers = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}") for n, d in drafters.items()]
+    given = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}") for n, d in drafters.items()]
     places = first_of_sets(asked, timed)
-    answers = time_answers(target, list(drafters.values()), asked, answers, decoding, places)
+    given = time_answers(target, list(drafters.values()), asked, given, decoding, places)
     results = []
     ids = [asked[at][1] for at in places[:timed]]
-    for (name, drafter), of_drafter in zip(drafters.items(), answers, strict=True):
+    for (name, drafter), of_drafter in zip(drafters.items(), given, strict=True):
         costs, rows = None, list[speed.BlockSize]()
         if ids and sizes[name]:
             with progress("timing block sizes", len(ids)) as on_done:

@@ -83,6 +83,21 @@ def mean(values: Sequence[float], seed: int = 0) -> Bootstrap:
     return Bootstrap(whole.value, whole.draws, int(finite.sum()))
 
 
+def crossed(numerators: Any, denominators: Any, seed: int = 0) -> Bootstrap:
+    """Sum of the numerators over sum of the denominators [S, N] of S runs on the same N prompts.
+
+    Runs and prompts are both resampled: the interval is for another run on another prompt. Statistics of as many runs
+    on the same prompts share their resamples, so their differences are paired in both.
+    """
+    top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    runs, prompts = _resamples(len(top), seed + RESAMPLES), _resamples(top.shape[1], seed)
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return ((runs @ values) * prompts).sum(1)
+
+    return Bootstrap(_divide(top.sum(), bottom.sum()), _divide(sums(top), sums(bottom)), top.shape[1])
+
+
 def average(parts: Sequence[Bootstrap]) -> Bootstrap:
     """Mean over sets of prompts, each resampled within itself; sets where nothing was counted are left out."""
     parts = [part for part in parts if np.isfinite(part.value)] or parts

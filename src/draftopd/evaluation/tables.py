@@ -14,7 +14,11 @@ SETS_SHOWN = 3  # of more, acceptance by position is printed only for their mean
 def tables(results: Results) -> Iterator[Table | str]:
     """All tables, and the sentences between them, in the order of reading."""
     if any(result.training for result in results.results):
-        yield _stages(results)
+        tested = [result for result in results.results if result.answers]
+        if len(tested) < len(results.results):
+            yield _validated(results)
+        if tested:
+            yield _stages(results, tested)
         yield from _differences(results)
         return
     scored = {result.name: result.scores for result in results.results}
@@ -36,25 +40,47 @@ def tables(results: Results) -> Iterator[Table | str]:
         yield "A set of one prompt has no interval, and neither has the mean over sets then."
 
 
-def _stages(results: Results) -> Table:
-    """One row per stage of a run: acceptance, speed, and what training cost."""
-    count = len(results.results[0].answers)
-    table = Table(title=f"{count} held-out prompts, {results.decoding.words}; τ = acceptance length, bonus included")
-    for column in ("stage", "τ [95 %]", "pooled", "speedup", "PFLOPs", "minutes"):
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+def _validated(results: Results) -> Table:
+    """One row per stage of a run: τ on the validation prompts, and what training cost."""
+    table = _stage_table("validation prompts; τ = acceptance length, bonus included", "τ at the end", "best τ")
     for result in results.results:
-        means, training = result.scores["mean"], result.training
-        assert training is not None
-        before = f"{_flops_before(result, results.results) / 1e15:.3f}+" if training.start else ""
+        reached = [point.acceptance_length for point in result.curve.points]
+        ends = [f"{reached[-1]:.3f}", f"{max(reached):.3f}"] if reached else ["-", "-"]
+        table.add_row(result.name, *ends, *_costs(result, results.results))
+    return table
+
+
+def _stages(results: Results, tested: Sequence[Result]) -> Table:
+    """One row per tested stage of a run: acceptance, speed, and what training cost."""
+    title = (
+        f"{len(tested[0].answers)} held-out prompts, {results.decoding.words}; τ = acceptance length, bonus included"
+    )
+    table = _stage_table(title, "τ [95 %]", "pooled", "speedup")
+    for result in tested:
+        means = result.scores["mean"]
         table.add_row(
             result.name,
             str(means["acceptance_length"].estimate()),
             f"{means['acceptance_length_pooled'].value:.3f}",
             f"{means['speedup'].value:.2f}x" if "speedup" in means else "-",
-            f"{before}{training.flops / 1e15:.3f}",
-            f"{training.seconds / 60:.1f}",
+            *_costs(result, results.results),
         )
     return table
+
+
+def _stage_table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in ("stage", *columns, "PFLOPs", "minutes"):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    return table
+
+
+def _costs(result: Result, results: Sequence[Result]) -> tuple[str, str]:
+    """PFLOPs, after those of the stages that it started from, and minutes."""
+    training = result.training
+    assert training is not None
+    before = f"{_flops_before(result, results) / 1e15:.3f}+" if training.start else ""
+    return f"{before}{training.flops / 1e15:.3f}", f"{training.seconds / 60:.1f}"
 
 
 def _flops_before(result: Result, results: Sequence[Result]) -> float:

@@ -21,7 +21,7 @@ class Budget:
     Args:
         epochs, steps, flops, target_tokens, minutes: whichever is spent first ends the run. FLOPs are the ledger's
             training FLOPs: rollouts, replay, drafter forward and backward. Target tokens are those that the target
-            reads in rollouts and replay. The target's own texts, written once for all runs, count in neither. Minutes
+            reads in rollouts and replay. The target's own texts count in neither, unless `texts.charged`. Minutes
             are wall clock from the start of the fit, texts and validation included; a resumed run continues the count.
 
     Raises:

@@ -13,7 +13,7 @@ from draftopd.errors import DraftError
 from draftopd.evaluation import measure, plots, run, scores
 from draftopd.evaluation.curves import Point
 from draftopd.evaluation.scores import Answer
-from draftopd.trace import Trace
+from draftopd.trace import Rollout, Trace
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
 from draftopd.values.checked import checked
@@ -59,20 +59,25 @@ class ProgressBar(RichProgressBar):
 
 @checked
 class AcceptanceLength(L.Callback):
-    """Real rollouts on held-out prompts: at every validation, and on the test prompts when training has ended.
+    """Acceptance on held-out prompts: at every validation, and by rollouts on the test prompts when training has ended.
 
     Args:
-        limit, test_limit: prompts of the validation and of the test split; None = all.
+        limit, test_limit: validation and test prompts; None = all of the split, and 0 test prompts = no test.
+        test_redraft: the test redrafts texts that the target has written once, as validation does; no rollouts.
 
     Raises:
-        DraftError: a limit leaves no prompt.
+        DraftError: in a test, test_redraft with sampled drafts or conversations.
     """
 
-    def __init__(self, observed: Observed, limit: Count | None = None, test_limit: Natural | None = None) -> None:
-        for name, value in (("callbacks.acceptance_length.limit", limit), ("test.prompts", test_limit)):
-            if value is not None and value < 1:
-                raise DraftError(f"{name}={value} must be at least 1, or null for all prompts")
-        self.observed, self.limit, self.test_limit = observed, limit, test_limit
+    def __init__(
+        self,
+        observed: Observed,
+        limit: Count | None = None,
+        test_limit: Natural | None = None,
+        test_redraft: bool = False,
+    ) -> None:
+        self.observed, self.limit = observed, limit
+        self.test_limit, self.test_redraft = test_limit, test_redraft
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": [asdict(point) for point in self.observed.history]}
@@ -87,9 +92,11 @@ class AcceptanceLength(L.Callback):
         data = data_of(trainer)
         prompts = data.encoded("val", self.limit)
         with progress("validating", len(prompts)) as on_done, pl_module.ledger.timed("validate"):
-            self.observed.traces = measure.roll(
-                pl_module.target, pl_module.drafter, [ids for _, ids in prompts], data.decoding, on_done
-            )
+            if data.decoding.samples_drafts:
+                ids = [ids for _, ids in prompts]
+                self.observed.traces = measure.roll(pl_module.target, pl_module.drafter, ids, data.decoding, on_done)
+            else:  # the same traces, and the target verifies nothing
+                self.observed.traces = _redrafted(data, pl_module, "val", len(prompts), on_done)
         if not any(len(trace.anchors) for trace in self.observed.traces):
             raise DraftError("every validation response is a single token: nothing was drafted; take other prompts")
         for name, values in measure.by_set(self.observed.traces, [p.set for p, _ in prompts]).items():
@@ -106,9 +113,25 @@ class AcceptanceLength(L.Callback):
         assert isinstance(pl_module, DraftModule)
         data, target = data_of(trainer), pl_module.target
         asked = data.encoded("test", self.test_limit)
-        ids_of = run.encoder(target, data.batching.enable_thinking, data.batching.max_prompt_length)
-        self.observed.answers = run.answer(target, pl_module.drafter, asked, data.decoding, ids_of, "testing")
+        if self.test_redraft:
+            if any(prompt.followups for prompt, _ in asked):
+                raise DraftError("test.redraft=true knows no later turns of conversations: set it to false")
+            with progress("testing", len(asked)) as on_done:
+                traces = _redrafted(data, pl_module, "test", len(asked), on_done)
+            self.observed.answers = run.answers(asked, [[trace] for trace in traces])
+        else:
+            ids_of = run.encoder(target, data.batching.enable_thinking, data.batching.max_prompt_length)
+            self.observed.answers = run.answer(target, pl_module.drafter, asked, data.decoding, ids_of, "testing")
         pl_module.log_dict(scores.metrics(scores.score(self.observed.answers)), batch_size=1)
+
+
+def _redrafted(
+    data: DraftDataModule, module: DraftModule, split: str, count: int, on_done: measure.Done
+) -> list[Trace]:
+    """Along the target's texts of the first prompts of a split."""
+    texts = data.written(split)
+    stored = [Rollout(texts[i], data.stored(texts, i)[0]) for i in range(count)]
+    return measure.redrafted(module.target, module.drafter, stored, data.decoding, on_done)
 
 
 @checked

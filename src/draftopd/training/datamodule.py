@@ -13,6 +13,7 @@ from draftopd.data.prompts import Prompt, Prompts
 from draftopd.data.sources import encode_all
 from draftopd.data.texts import TextCache, Texts
 from draftopd.decoding import distributed
+from draftopd.decoding.rollout import common_prefix
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
@@ -90,6 +91,7 @@ class DraftDataModule(L.LightningDataModule):
         self.verified = True  # the target verifies the text of rollout phases
         self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}
         self._texts: dict[str, Texts] = {}
+        self._paid: set[tuple[str, int]] = set()
 
     @property
     def module(self) -> DraftModule:
@@ -141,6 +143,21 @@ class DraftDataModule(L.LightningDataModule):
         texts = self.texts(split)
         texts.write(min(len(texts), count or len(texts)))
         return texts
+
+    def pay(self, texts: Texts, index: Sequence[int]) -> None:
+        """Charges these training texts, of all processes, at their first reading, where `texts.charged` says so."""
+        if self.cache.charged:
+            new = [i for i in dict.fromkeys(index) if (texts.folder.name, i) not in self._paid]
+            shared = len(common_prefix(texts.prompts))
+            for i in distributed.own(new):
+                self.module.ledger.write(self.module.target, texts[i], shared)
+            self._paid |= {(texts.folder.name, i) for i in new}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"paid": sorted(self._paid)} if self._paid else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._paid = {(folder, i) for folder, i in state.get("paid", ())}
 
     def draft_vocabulary(self, size: int) -> Tensor:
         """The `size` tokens that occur most in the target's training texts, sorted; stop tokens always.

@@ -77,13 +77,15 @@ class OnPolicyDataModule(DraftDataModule):
     def state_dict(self) -> dict[str, Any]:
         """All processes' traces, where further epochs may train on them."""
         if self.traces.reuse == 1:
-            return {}
+            return super().state_dict()
         traces = distributed.gather([vars(r.trace) for r in self._phase.values()])
-        return {"drawn_in": self._drawn_in, "places": self._drawn, "traces": traces}
+        return super().state_dict() | {"drawn_in": self._drawn_in, "places": self._drawn, "traces": traces}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._drawn_in, self._drawn = state["drawn_in"], state["places"]
-        self._saved = [Trace(**trace) for trace in state["traces"]]
+        super().load_state_dict(state)
+        if "traces" in state:
+            self._drawn_in, self._drawn = state["drawn_in"], state["places"]
+            self._saved = [Trace(**trace) for trace in state["traces"]]
 
     def train_dataloader(self) -> DataLoader:
         keys, index = self._next_prompts()

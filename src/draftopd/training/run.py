@@ -96,7 +96,7 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
 
 
 def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger | None = None) -> Results:
-    """Trains one stage and tests it.
+    """Trains one stage and tests it, unless `test.prompts` is 0.
 
     Args:
         start: name of the stage that it starts from.
@@ -114,7 +114,8 @@ def run_stage(config: DictConfig, start: str | None = None, parent: MLFlowLogger
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
         costs = module.budget.costs(module.ledger)
         training = Training(start, module.ledger.training_flops, 60 * costs["minutes"], system.observed.history)
-        trainer.test(module, datamodule=system.data, verbose=False)
+        if config.test.prompts != 0:
+            trainer.test(module, datamodule=system.data, verbose=False)
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
         result = Result(config.name, system.observed.answers, place, logger.run_id if logger else None, training)
         results = Results(module.target.fingerprint, system.data.decoding, [result])

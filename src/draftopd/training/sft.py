@@ -52,6 +52,7 @@ def random_blocks(
     data: DraftDataModule, texts: Texts, index: Sequence[int], num_anchors: int, draw: torch.Generator
 ) -> list[ReplayBatch]:
     """Micro-batches of these texts, each with at most `num_anchors` distinct random anchors."""
+    data.pay(texts, index)
     places = [(i, at) for i in index if len(at := candidates(texts[i]))]
     shuffled = [torch.randperm(len(at), generator=draw) for _, at in places]  # for all processes
     chosen = [(i, at[o[:num_anchors].sort().values]) for (i, at), o in zip(places, shuffled, strict=True)]

@@ -144,6 +144,7 @@ class Redrafts(TraceSource):
     def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
         """Without target hidden states after a first rejection: the step replays those that its objective reads."""
         texts, own = data.written("train", max(phase.index) + 1), distributed.own(phase.index)
+        data.pay(texts, phase.index)
         chosen = [Rollout(texts[i], data.stored(texts, i)[0]) for i in own]
         results = _timed("redraft", redraft, data, chosen, phase.store)
         stored = (data.stored(texts, i)[1] for i in own)

@@ -1,0 +1,81 @@
+"""Stages of a run: grids, parts that are run one by one, and what a second call of the same command finds done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runs import UNTIMED
+
+SMOKE = ("experiment=smoke", "budget.epochs=1", *UNTIMED, "hydra.run.dir=study")
+GRID = "+stages.sft.grid={seed: [0, 1]}"
+SET = "+stages.sft.set={drafter.num_layers: 2}"
+
+
+def names(folder: Path) -> list[str]:
+    return [result["name"] for result in json.loads((folder / "results.json").read_text())["results"]]
+
+
+def test_a_grid_runs_a_stage_once_for_each_value(command, tmp_path):
+    assert (
+        command(
+            *SMOKE, GRID, SET, "stages.draft_opd.init_from=sft-seed1", "+stages.draft_opd.set={drafter.num_layers: 2}"
+        )
+        == 0
+    )
+    assert names(tmp_path / "study") == ["sft-seed0", "sft-seed1", "draft_opd"]
+    seeds = [(tmp_path / "study" / name / "recipe.yaml").read_text() for name in ("sft-seed0", "sft-seed1")]
+    assert ["\nseed: 0\n" in seeds[0], "\nseed: 1\n" in seeds[1]] == [True, True]
+    last = json.loads((tmp_path / "study" / "results.json").read_text())["results"][-1]
+    assert last["training"]["start"] == "sft-seed1"
+    assert all("num_layers: 2\n" in seed for seed in seeds)
+
+
+def test_parts_run_one_by_one_are_joined_and_finished_ones_are_not_run_again(command, tmp_path):
+    assert command(*SMOKE, "only=[sft]") == 0
+    assert names(tmp_path / "study") == ["sft"]
+    done = (tmp_path / "study" / "sft" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert command(*SMOKE, "only=[draft_opd]") == 0
+    assert names(tmp_path / "study") == ["sft", "draft_opd"]
+    whole = (tmp_path / "study" / "results.json").read_text()
+    assert command(*SMOKE) == 0
+    assert (tmp_path / "study" / "sft" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == done
+    again = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert again["results"] == json.loads(whole)["results"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["only=[sfd]"], "there are no such stages; those of smoke are ['sft', 'draft_opd']"),
+        (["only=[draft_opd]"], "draft_opd starts from sft, which has not run in"),
+    ],
+)
+def test_a_part_that_cannot_run_is_refused(command, capsys, words: list[str], message: str):
+    assert command(*SMOKE, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_of_another_configuration_are_not_taken_for_these(command, capsys):
+    assert command(*SMOKE, "only=[sft]") == 0
+    assert command(*SMOKE, "only=[sft]", "module.optimizer.lr=1e-4") == 2
+    assert "holds results of another configuration: choose another hydra.run.dir" in capsys.readouterr().err
+
+
+def test_without_test_prompts_the_table_shows_the_validation(command, tmp_path, capsys):
+    assert command(*SMOKE, "test.prompts=0") == 0
+    printed = capsys.readouterr().out
+    assert "validation prompts; τ" in printed
+    assert "held-out prompts" not in printed
+    assert all(not r["answers"] for r in json.loads((tmp_path / "study" / "results.json").read_text())["results"])
+    assert not (tmp_path / "study" / "acceptance_by_position.png").exists()
+
+
+def test_a_test_along_stored_texts_has_the_answers_of_rollouts(command, tmp_path):
+    found = []
+    for folder, redraft in (("stored", "true"), ("rolled", "false")):
+        words = ("experiment=smoke/sft", "budget.epochs=1", *UNTIMED, "texts.features_dtype=float32")
+        assert command(*words, f"test.redraft={redraft}", f"hydra.run.dir={folder}") == 0
+        found.append(json.loads((tmp_path / folder / "results.json").read_text())["results"][0]["answers"])
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
