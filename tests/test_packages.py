@@ -13,6 +13,7 @@ COMMANDS = {"fit", "evaluate", "export", "check", "ui"}
 # from left to right; rooms of one set do not know each other
 ORDER: list[set[str]] = [
     {"errors", "console", "tracking"},
+    {"values"},
     {"trace"},
     {"blocks"},
     {"objectives", "target"},
@@ -22,6 +23,7 @@ ORDER: list[set[str]] = [
     {"checkpoints"},
     {"evaluation"},
     {"training"},
+    {"config"},
     {"command"},
     COMMANDS,
 ]

@@ -2,19 +2,25 @@
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from draftopd.config.check import check
+from draftopd.config.choices import explain, one_line
+from draftopd.config.rehearsal import require_writable
 from draftopd.errors import DraftError
 
 _HERE = Path(__file__).resolve().parent
@@ -28,7 +34,7 @@ OmegaConf.register_new_resolver(
 
 
 def check_words(config_name: str) -> None:
-    """Composes a command's config before Hydra does, because Hydra's own report of a mistake takes many lines."""
+    """Composes and checks a command's configuration before Hydra makes its folder; a mistake ends in one line."""
     with one_line_errors():
         _check_overrides(config_name)
 
@@ -48,28 +54,48 @@ def one_line_errors() -> Iterator[None]:
         _fail(str(error))
     except InstantiationException as error:
         cause = error.__cause__
-        _fail(str(cause) if isinstance(cause, DraftError) else _one_line(error))
+        _fail(str(cause) if isinstance(cause, DraftError) else one_line(error))
     except (HydraException, OmegaConfBaseException, MisconfigurationException, MlflowException, OSError) as error:
-        _fail(_one_line(error))
+        _fail(one_line(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def _check_overrides(config_name: str) -> None:
-    flags = {word for word in sys.argv[1:] if word.startswith("-")}
-    sweep = flags & {"-m", "--multirun"}
-    if flags - sweep:
-        return  # --help, --cfg job, ...: Hydra shows something and runs nothing
-    words = [word for word in sys.argv[1:] if word not in flags]
+    asked = _arguments()
+    shows = (asked.help, asked.hydra_help, asked.cfg, asked.info, asked.shell_completion)
+    if any(shows) or asked.experimental_rerun:
+        return  # it runs nothing, or a job that has run
+    words = [*asked.overrides, *([f"hydra.searchpath=[file://{asked.config_dir}]"] if asked.config_dir else [])]
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            configs = [compose(config_name, overrides=given) for given in (_choices(words) if sweep else [words])]
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise DraftError(_one_line(error)) from error
-    missing = sorted({key for config in configs for key in OmegaConf.missing_keys(config)})
-    if missing:
-        raise DraftError(f"{missing[0]} must be given: add {missing[0]}=... to the command")
+            for given in _choices(words) if asked.multirun else [words]:
+                _check(config_name, given, asked.multirun)
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise DraftError(explain(error, CONFIG_DIR)) from error
+
+
+def _arguments() -> Namespace:
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise DraftError(f"{message} (flags stand before all settings or after them)")
+
+    parser.error = refuse  # type: ignore[method-assign]  # its own answer has many lines
+    return parser.parse_args(sys.argv[1:])
+
+
+def _check(config_name: str, words: list[str], sweep: bool) -> None:
+    config = compose(config_name, overrides=words, return_hydra_config=True)
+    kind, folder = "sweep" if sweep else "run", None
+    with suppress(OmegaConfBaseException):  # it may name what only a running job knows
+        folder = Path(config.hydra[kind].dir)
+    with open_dict(config):
+        del config.hydra
+    check(config_name, config, words)
+    if folder is not None:
+        require_writable(folder, f"hydra.{kind}.dir")
 
 
 def _choices(words: list[str]) -> list[list[str]]:
@@ -87,11 +113,6 @@ def _choices(words: list[str]) -> list[list[str]]:
     base = [values[0] for values in options]
     others = [(at, value) for at, values in enumerate(options) for value in values[1:]]
     return [base, *([*base[:at], value, *base[at + 1 :]] for at, value in others)]
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:6])
 
 
 def _fail(message: str) -> None:

@@ -135,5 +135,5 @@ def test_missing_empty_and_too_small_files(tmp_path: Path) -> None:
 def test_wrong_settings(file: str) -> None:
     with pytest.raises(DraftError, match=r"mine\.jsonl:1 has no text in field 'topic' .*: set prompts.set_field"):
         JsonlPrompts(file, set_field="topic").split("train")
-    with pytest.raises(DraftError, match=r"prompts\.template 'Solve' leaves the prompt out: put {prompt} in it"):
-        JsonlPrompts(file, template="Solve").split("train")
+    with pytest.raises(DraftError, match=r"template=Solve must be text with \{prompt\} in it"):
+        JsonlPrompts(file, template="Solve")

@@ -113,9 +113,15 @@ class RecordPrompts(RecordReader):
         return splits | {"train": train[: self.train]}
 
 
+def prompt_file(path: str) -> Path:
+    """Raises DraftError where there is no such file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DraftError(f"no prompt file {file}: give the path of a .jsonl file")
+    return file
+
+
 def read_lines(path: Path) -> Records:
-    if not path.is_file():
-        raise DraftError(f"no prompt file {path}: give the path of a .jsonl file")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             if line.strip():

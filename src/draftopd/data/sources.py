@@ -12,10 +12,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from draftopd.data.prompts import Prompt, Splits, ask, interleave
-from draftopd.data.records import RecordPrompts, Records, load_rows, read_lines
+from draftopd.data.records import RecordPrompts, Records, load_rows, prompt_file, read_lines
 from draftopd.errors import DraftError
 from draftopd.values.checked import checked
-from draftopd.values.types import Count, Natural, Seed
+from draftopd.values.types import Count, Name, Natural, Seed
 
 POOL = 200_000  # questions a reasoning_gym task may give; some tasks make a list of this length
 SEED_STRIDE = 1_000_003  # reasoning_gym seeds question i with seed + i: near seeds would share most questions
@@ -89,14 +89,17 @@ class JsonlPrompts(RecordPrompts):
         DraftError: no such file, no prompt in it, or a line that cannot be read; it is named.
     """
 
-    path: str
-    val_path: str | None = None
-    test_path: str | None = None
+    path: Name
+    val_path: Name | None = None
+    test_path: Name | None = None
+
+    def files(self) -> dict[str, Path]:
+        """By split; raises DraftError where one is missing."""
+        paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
+        return {name: prompt_file(path) for name, path in paths.items() if path is not None}
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
-        paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
-        given = {name: path for name, path in paths.items() if path is not None}
-        return {name: (str(path), read_lines(Path(path).expanduser())) for name, path in given.items()}
+        return {name: (str(file), read_lines(file)) for name, file in self.files().items()}
 
 
 @checked
@@ -112,9 +115,9 @@ class HubPrompts(RecordPrompts):
         DraftError: `datasets` is not installed, the data set cannot be loaded, or a row cannot be read.
     """
 
-    path: str
+    path: Name
     name: str | None = None
-    hub_split: str = "train"
+    hub_split: Name = "train"
     revision: str | None = None
 
     def _sources(self) -> dict[str, tuple[str, Records]]:

@@ -72,6 +72,7 @@ class Eagle3(Drafter):
         layer_ids: features to read; default three layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
         init: "target" = `copy_target` before training.
+        num_layers: it has one; a setting that all drafters take.
     """
 
     owns_head = True
@@ -89,6 +90,7 @@ class Eagle3(Drafter):
         rms_norm_eps: Positive | None = None,
         rope_theta: Positive | None = None,
         init: Literal["random", "target"] = "random",
+        num_layers: Literal[1] = 1,
     ) -> None:
         depth = target.num_layers
         ids = default_layer_ids(depth) if layer_ids is None else layer_ids

@@ -46,7 +46,7 @@ class TraceSource(ABC):
     reuse: Count = 1
     verified: ClassVar[bool] = True  # the text, by the target
 
-    def check(self, decoding: Decoding) -> None:
+    def check(self, decoding: Decoding) -> None:  # noqa: B027 - most sources work with all
         """Raises DraftError where the source does not work with these settings."""
 
     def stores_hidden(self, objective: Objective) -> bool:
@@ -124,8 +124,8 @@ class Redrafts(TraceSource):
         require_greedy_drafts(decoding)
         if self.rewrite_every is not None and decoding.greedy:
             raise DraftError(
-                f"traces.rewrite_every={self.rewrite_every} needs data.decoding.temperature above 0: greedy texts never "
-                "change"
+                f"traces.rewrite_every={self.rewrite_every} needs data.decoding.temperature above 0: "
+                "greedy texts never change"
             )
 
     def stores_hidden(self, objective: Objective) -> bool:

@@ -7,9 +7,10 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property, reduce, wraps
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from draftopd.errors import DraftError
-from draftopd.values.words import nearest, shown, words
+from draftopd.values.words import choices, nearest, shown, words
 
 SCALARS = (int, float, bool, str, type(None), Path)
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -41,8 +42,8 @@ class Setting:
         if self.annotation is None:
             raise DraftError(f"{path}={shown(value)} must be a section with a _target_")
         if not (_finite(value) and self._accepts(value)):
-            choices = get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
-            raise DraftError(f"{path}={shown(value)} must be {words(self.annotation)}{nearest(value, choices)}")
+            near = nearest(value, choices(self.annotation))
+            raise DraftError(f"{path}={shown(value)} must be {words(self.annotation)}{near}")
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -64,10 +65,38 @@ class Signature:
     open: bool
     """takes further names"""
 
-    def require_known(self, path: str, name: str) -> None:
-        if name not in self.settings and not self.open:
-            known = ", ".join(self.settings) or "none"
-            raise DraftError(f"{path} has no setting {name}{nearest(name, self.settings)} (it has {known})")
+    def require_known(self, owner: str, name: str, others: Collection[str] = ()) -> None:
+        """Raises DraftError where there is no such setting, among `others` neither."""
+        known = [*self.settings, *others]
+        if name not in known and not self.open:
+            raise DraftError(
+                f"{owner} has no setting {name}{nearest(name, known)} (it has {', '.join(known) or 'none'})"
+            )
+
+    def require_all(
+        self,
+        owner: str,
+        values: Mapping[str, Any],
+        path: str = "",
+        *,
+        complete: bool = True,
+        others: Collection[str] = (),
+    ) -> None:
+        """Raises DraftError at the first value that is unknown, wrong or missing.
+
+        Args:
+            owner: what has these settings, for the message.
+            path: of the section in a config; "" = its top.
+            complete: settings without a default must be among the values, or among the names of `others`.
+        """
+        before = f"{path}." if path else ""
+        for name, value in values.items():
+            self.require_known(owner, name, others)
+            if name in self.settings:
+                self.settings[name].require(f"{before}{name}", value)
+        for name, setting in self.settings.items():
+            if complete and setting.required and name not in values and name not in others:
+                raise DraftError(f"{before}{name} must be given")
 
 
 @cache
@@ -87,7 +116,7 @@ def plain(annotation: Any) -> Any:
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation in (Any, inspect.Parameter.empty) or isinstance(annotation, str | TypeVar):
         return Any
-    if annotation is None or annotation in SCALARS or annotation in (list, dict) or origin is Literal:
+    if annotation in SCALARS or annotation in (list, dict) or origin is Literal:
         return annotation
     if origin is Annotated:
         inner = plain(parts[0])
@@ -95,9 +124,10 @@ def plain(annotation: Any) -> Any:
     if origin in (Union, types.UnionType):
         found = [plain(part) for part in parts]
         chosen = [part for part in found if part is not None]
-        return Any if Any in chosen else Union[tuple(chosen)] if chosen else None
+        return Any if Any in chosen else reduce(or_, chosen) if chosen else None
     if isinstance(origin, type) and issubclass(origin, Sequence | Mapping):
-        return annotation if all(plain(part) is not None for part in parts if part is not Ellipsis) else None
+        inner = tuple(part if part is Ellipsis else plain(part) for part in parts)
+        return origin if not inner else None if None in inner else origin[inner]  # type: ignore[index]
     return None
 
 

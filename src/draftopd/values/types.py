@@ -19,4 +19,8 @@ Layers = Annotated[
 ]
 Name = Annotated[str, Field(min_length=1, description="text, and not empty")]
 Template = Annotated[str, Field(pattern=r"\{prompt\}", description="text with {prompt} in it")]
+Metric = Annotated[str, Field(pattern=r"^val/.", description="a metric of validations, as in val/acceptance_length")]
+SpecialToken = Annotated[
+    str, Field(pattern=r"^<[^<> ]+>$", description="a token in angle brackets, which no text has: <empty_output>")
+]
 FloatType = Literal["float32", "bfloat16", "float16", "float64"]
