@@ -32,7 +32,6 @@ from draftopd.evaluation.results import FILE, Result, Results, load
 from draftopd.evaluation.stats import Bootstrap
 from draftopd.target.model import Target
 from draftopd.trace import Rollout
-from draftopd.tracking import header
 
 DOCUMENT = HOME / "docs" / "results.md"
 FOLDER = HOME / "benchmarks" / "results" / "study"
@@ -46,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> None:
     part.add_argument("folder", type=Path)
     part.add_argument("--temperature", type=float, default=0.6)
     part.add_argument("--only", nargs="*", help="stages, by name")
-    part.set_defaults(run=lambda args: test(args.folder, args.temperature, args.only))
+    part.add_argument("--cache-dir", default="~/.cache/draftopd", help="of the texts")
+    part.set_defaults(run=lambda args: test(args.folder, args.temperature, args.only, TextCache(args.cache_dir)))
     part = parts.add_parser("join", help="write the small file of a study")
     part.add_argument("folder", type=Path)
     part.add_argument("--to", type=Path, required=True)
@@ -60,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
         args.run(args)
 
 
-def test(folder: Path, temperature: float, only: Sequence[str] | None) -> None:
+def test(folder: Path, temperature: float, only: Sequence[str] | None, cache: TextCache) -> None:
     """Writes results-T<temperature>.json into the folder of every finished stage that has none."""
     target: Target | None = None
     for path in sorted(folder.glob(f"*/{FILE}")):
@@ -69,17 +69,16 @@ def test(folder: Path, temperature: float, only: Sequence[str] | None) -> None:
             continue
         found = restore(path.parent / "checkpoints" / "last.ckpt", target=target)
         target = found.target
-        result = replace(load(path).results[0], answers=_answers(found, temperature))
+        result = replace(load(path).results[0], answers=_answers(found, temperature, cache))
         decoding = replace(found.decoding, temperature=temperature, rule="token_matching")
         output.mkdir()
         Results(target.fingerprint, decoding, [result]).save(output)
 
 
-def _answers(found: Restored, temperature: float) -> list[run.Answer]:
+def _answers(found: Restored, temperature: float, cache: TextCache) -> list[run.Answer]:
     decoding = replace(found.decoding, temperature=temperature, rule="token_matching")
     asked = found.asked("test")
-    cache: dict[str, Any] = {k: v for k, v in found.config.texts.items() if k not in ("_target_", "charged")}
-    texts = TextCache(**cache).open(found.target, [ids for _, ids in asked], decoding, found.drafter.layer_ids)
+    texts = cache.open(found.target, [ids for _, ids in asked], decoding, found.drafter.layer_ids)
     stored = [Rollout(texts[i], texts.features(i)) for i in range(len(asked))]
     with progress(f"T {temperature:g}", len(stored)) as on_done:
         traces = measure.redrafted(found.target, found.drafter, stored, decoding, on_done)
@@ -92,11 +91,11 @@ def join(folder: Path, to: Path, name: str) -> None:
     if not found:
         raise DraftError(f"no {name} in the stages of {folder}: run experiment=study with hydra.run.dir={folder}")
     results = {stage: file.results[0] for stage, file in found.items()}
-    tested = next(result for result in results.values() if result.answers)
+    answers = next((result.answers for result in results.values() if result.answers), [])  # a search has none
     document = {
-        **header(),
+        "git_commit": sorted({json.loads(path.read_text())["git_commit"] for path in folder.glob(f"*/{name}")}),
         "decoding": asdict(next(iter(found.values())).decoding),
-        "sets": [answer.set for answer in tested.answers],
+        "sets": [answer.set for answer in answers],
         "runs": {stage: _small(result) for stage, result in results.items()},
     }
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,13 @@ def _small(result: Result) -> dict[str, Any]:
         ],
         "committed": [c.committed for c in counts],
         "blocks": [c.blocks for c in counts],
+        "timed": {str(i): _clocks(a) for i, a in enumerate(result.answers) if a.speculative and a.plain},
     }
+
+
+def _clocks(answer: run.Answer) -> list[float]:
+    """Tokens and seconds of speculative, then of plain decoding."""
+    return [v for c in (answer.speculative, answer.plain) if c for v in (c.tokens, round(c.seconds, 4))]
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,24 @@ class Part:
         committed, blocks = (np.array([r[key] for r in runs], dtype=float) for key in ("committed", "blocks"))
         drafted = (blocks > 0).astype(float)
         lengths = np.divide(committed, blocks, out=np.zeros_like(committed), where=blocks > 0)
-        places = {name: [i for i, s in enumerate(self.sets) if s == name] for name in dict.fromkeys(self.sets)}
         return stats.average(
-            [stats.crossed(lengths[:, at], drafted[:, at], seed) for seed, at in enumerate(places.values())]
+            [stats.crossed(lengths[:, at], drafted[:, at], seed) for seed, at in enumerate(self.places.values())]
         )
+
+    @property
+    def places(self) -> dict[str, list[int]]:
+        """Of each set's prompts."""
+        return {name: [i for i, s in enumerate(self.sets) if s == name] for name in dict.fromkeys(self.sets)}
+
+    def speedup(self, stage: str) -> Bootstrap | None:
+        """Over plain decoding, the mean over sets of tokens per second; None where nothing was timed."""
+        timed = self.runs[stage]["timed"]
+        parts = []
+        for seed, at in enumerate(self.places.values()):
+            clocks = np.array([timed[str(i)] for i in at if str(i) in timed])
+            if len(clocks):
+                parts.append(stats.ratio(*clocks[:, :2].T, seed) / stats.ratio(*clocks[:, 2:].T, seed))
+        return stats.average(parts) if parts else None
 
 
 def arms(name: str, reference: str, *others: str) -> Iterator[str]:
@@ -167,6 +186,47 @@ def arms(name: str, reference: str, *others: str) -> Iterator[str]:
 
 def _difference(difference: stats.Estimate, base: float) -> tuple[str, str, str]:
     return difference.text("+.3f"), f"{difference.mean / base:+.1%}", difference.p_text
+
+
+def stages(name: str, *names: str) -> Iterator[str]:
+    """A row a stage of a run, and the differences of those that start alike."""
+    part = Part.read(name)
+    yield "| stage | τ on held-out prompts [95 %] | speedup | training PFLOPs | minutes |"
+    yield "|---|---|---|---|---|"
+    for stage in names:
+        saved = part.runs[stage]
+        before = f"{part.runs[saved['start']]['flops'] / 1e15:.3f} + " if saved["start"] else ""
+        timed = part.speedup(stage)
+        speed = f"{timed.value:.2f}x" if timed else "-"
+        cells = [f"`{stage}`", part.length(stage).estimate().text(), speed, f"{before}{saved['flops'] / 1e15:.3f}"]
+        yield "| " + " | ".join([*cells, f"{saved['seconds'] / 60:.1f}"]) + " |"
+    yield ""
+    for i, late in enumerate(names):
+        for early in names[:i]:
+            if part.runs[late]["start"] in (early, part.runs[early]["start"]):
+                d = (part.length(late) - part.length(early)).estimate()
+                yield f"- {late} - {early}: {d.text('+.3f')}, p {d.p_text}"
+
+
+def border(name: str) -> Iterator[str]:
+    """Gain of training on new prompts over more SFT, by the SFT before."""
+    part = Part.read(name)
+    yield "| prompts | epochs | start | more SFT | new prompts | gain [95 %] | |"
+    yield "|---|---|---|---|---|---|---|"
+    for prompts, epochs in _borders(part):
+        start, sft, new = (part.length(f"{kind}_{prompts}_{epochs}") for kind in ("warm", "sft", "new"))
+        values = [f"{length.value:.2f}" for length in (start, sft, new)]
+        gain = (new - sft).estimate()
+        yield (
+            f"| {prompts} | {epochs} | "
+            + " | ".join([*values, gain.text("+.2f"), f"{gain.mean / sft.value:+.1%}"])
+            + " |"
+        )
+
+
+def _borders(part: Part) -> list[tuple[int, int]]:
+    found = (re.fullmatch(r"new_(\d+)_(\d+)", name) for name in part.runs)
+    return sorted((int(f[1]), int(f[2])) for f in found if f)
 
 
 def rates(name: str) -> Iterator[str]:
@@ -195,7 +255,7 @@ def curve(name: str, run_name: str) -> Iterator[str]:
     yield f"Over the last third τ changes by {slope:+.2%} per 10 % of the compute."
 
 
-TABLES = {"arms": arms, "rates": rates, "curve": curve}
+TABLES = {"arms": arms, "rates": rates, "curve": curve, "stages": stages, "border": border}
 
 
 def check(write: bool) -> None:

@@ -1,5 +1,6 @@
 """The export command: `python -m draftopd.export run=... layout=zlab|safeai|speculators`."""
 
+import re
 from pathlib import Path
 
 import hydra
@@ -38,8 +39,8 @@ def export(config: DictConfig) -> Path:
 def _drafter(source: Path, config: DictConfig) -> tuple[Target, Drafter, str]:
     """And a name for it: the checkpoint's own, or the folder's."""
     if source.is_file():
-        target, drafter, trained = restore_drafter(source)
-        return target, drafter, trained.name
+        target, drafter, trained = restore_drafter(source, instantiate(config.target))
+        return target, drafter, re.sub(r"[^\w.-]+", "-", trained.name)[:80]  # a stranger's name is no path
     if not config.target:
         raise DraftError(f"{source} is a folder: name its target too, as in target=hf target.path=<hub id or folder>")
     target = instantiate(config.target)

@@ -4,6 +4,7 @@ A run is one stage, or several of which each may start from another's weights; a
 same command with the same `hydra.run.dir` goes on with the stages that are missing there.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ def _fit(config: DictConfig) -> None:
             for stage in _stages(config, folder, parent):
                 results = _stage(stage, [r for results in done for r in results.results], config, parent)
                 done += [] if results is None else [results]
+                gc.collect()  # a trainer is full of cycles: without this, targets and optimizers of past stages pile up
             for path in _report(done, folder):
                 if parent is not None:
                     parent.experiment.log_artifact(parent.run_id, str(path))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from draftopd.checkpoints.findings import Findings
+from draftopd.data.storage import remove_unfinished, replacing
 from draftopd.errors import DraftError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -77,15 +78,17 @@ def load(folder: Path, findings: Findings) -> Contents | None:
 
 
 def save(folder: Path, contents: Contents) -> None:
-    """Raises DraftError where the folder holds something already, or cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise DraftError(f"{folder} is not empty, and nothing is overwritten: name a new folder (to=...)")
-        save_file(contents.tensors, folder / WEIGHTS, contents.metadata)
-        (folder / CONFIG).write_text(json.dumps(contents.config, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise DraftError(f"cannot write {folder}: {error}") from error
+    """Writes both files or none.
+
+    Raises DraftError where the folder holds something already, or cannot be written.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DraftError(f"{folder} is not empty, and nothing is overwritten: name a new folder (to=...)")
+    remove_unfinished(folder.parent, folder.name)
+    with replacing(folder) as part:
+        part.mkdir()
+        save_file(contents.tensors, part / WEIGHTS, contents.metadata)
+        (part / CONFIG).write_text(json.dumps(contents.config, indent=2) + "\n")
 
 
 def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 Where only weights are needed, a published folder (published.py) does as well.
 """
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from draftopd.checkpoints.moved import with_new_names
+from draftopd.checkpoints.allowed import allowed, refuse_remote_code
 from draftopd.checkpoints.published import load_published
 from draftopd.data.prompts import Prompt, Prompts
 from draftopd.data.sources import encode_all
@@ -60,7 +59,8 @@ def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
         )
     if reads != drafter.reads:
         raise DraftError(f"the drafter in {path} reads {reads}, the config's drafter {drafter.reads}")
-    weights = {name.removeprefix("drafter."): value for name, value in state.items() if name.startswith("drafter.")}
+    named = {str(name): value for name, value in state.items()} if isinstance(state, dict) else {}
+    weights = {name.removeprefix("drafter."): value for name, value in named.items() if name.startswith("drafter.")}
     try:
         drafter.load_state_dict(weights)
     except RuntimeError as error:
@@ -72,10 +72,15 @@ def _read(path: Path, *keys: str) -> list[Any]:
     """Parts of a checkpoint file; DraftError where it is none of ours."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        return [saved[key] for key in keys]
-    except (OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except OSError as error:
+        raise DraftError(f"cannot read {path}: {error}") from error
+    except Exception as error:  # of many kinds; torch's words for some of them tell to load what can run code
+        reason = "it is damaged, or holds more than tensors and plain values, and nothing else is ever loaded"
         raise DraftError(f"{path} is not a checkpoint of draftopd: {reason}") from error
+    missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
+    if missing:
+        raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no {missing[0]}")
+    return [saved[key] for key in keys]
 
 
 def optimizer_state(path: Path) -> dict[str, Any]:
@@ -113,7 +118,8 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
         target: instead of loading it anew; it must be the one that the drafter was trained for.
 
     Raises:
-        DraftError: there is no usable checkpoint.
+        DraftError: there is no usable checkpoint, its config names what is not allowed (allowed.py), or its target runs
+            code of a repository and was not given.
     """
     path = find_checkpoint(str(checkpoint), OmegaConf.create({"tracking_uri": tracking_uri}) if tracking_uri else None)
     target, drafter, config = restore_drafter(path, target)
@@ -121,11 +127,13 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
 
 
 def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, Drafter, DictConfig]:
-    """Target, drafter and config of a checkpoint file, without its prompts; DraftError where it is none of ours."""
+    """Target, drafter and config of a checkpoint file, without its prompts; raises as `restore`."""
     if path.is_dir():
         raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
-    config = OmegaConf.create(with_new_names(*_read(path, "config")))
+    (saved,) = _read(path, "config")
+    config = allowed(saved, path)
     if target is None:
+        refuse_remote_code(config.target, path)
         target = instantiate(config.target)
     assert target is not None
     drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))

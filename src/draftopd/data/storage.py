@@ -2,7 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,18 +16,55 @@ from torch import Tensor
 
 from draftopd.errors import DraftError
 
+PART = ".part"  # ends the names of folders in which something is being written
+
+
+@contextmanager
+def replacing(path: Path, remedy: str = "make room, or write to another folder") -> Iterator[Path]:
+    """Gives the name of a new file or folder; once written it takes the place of `path`, whole.
+
+    Whatever goes wrong, and where the process is killed, what stood there before stays as it was. A killed process
+    leaves its scratch folder beside `path`: `remove_unfinished`.
+
+    Args:
+        remedy: the last words of the message.
+
+    Raises:
+        DraftError: it cannot be written, or cannot take its place.
+    """
+    place = path.absolute()
+    scratch = place.with_name(f".{place.name}.{secrets.token_hex(4)}{PART}")
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch / place.name
+        for written in scratch.rglob("*"):
+            if written.is_file():  # safetensors makes files that only their owner can read
+                written.chmod(scratch.stat().st_mode & 0o666)
+            _sync(written)
+        os.replace(scratch / place.name, place)
+        _sync(place.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DraftError(f"cannot write {path}: {_reason(error)} ({remedy})") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes left in a folder, of all files or of this one; nobody may be writing there now."""
+    for scratch in folder.glob(f".*{PART}/"):
+        if name is None or scratch.name.rsplit(".", 2)[0] == f".{name}":
+            shutil.rmtree(scratch, ignore_errors=True)
+
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a file whole or not at all, with a digest of its bytes beside it; raises DraftError where it cannot."""
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(dict(tensors), unfinished)
-        _beside(path).write_text(_digest(unfinished) + "\n")  # first: an existing file can always be checked
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
-        raise DraftError(f"cannot write {path}: {error} (set cache_dir to another disk)") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Writes a file and a digest of its bytes beside it; one process at a time. Raises DraftError where it cannot."""
+    remedy = "set cache_dir to another disk"
+    for file in (path, _beside(path)):
+        remove_unfinished(path.parent, file.name)
+    with replacing(path, remedy) as part:
+        save_file(dict(tensors), part)
+        with replacing(_beside(path), remedy) as digest:  # first: an existing file can always be checked
+            digest.write_text(_digest(part) + "\n")
 
 
 def check(path: Path) -> None:
@@ -35,6 +75,26 @@ def check(path: Path) -> None:
         raise DraftError(f"cannot read {path}: {error}; delete it, and it will be written again") from error
     if not whole:
         raise DraftError(f"{path} is damaged: delete it, and it will be written again")
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has a file, or the names in a folder; a full disk may come to light only here."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot do it for folders
+            raise
+    finally:
+        os.close(number)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own, where torch hides it in an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return (str(cause or error).splitlines() or [type(error).__name__])[0]
 
 
 def _beside(path: Path) -> Path:

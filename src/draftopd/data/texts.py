@@ -76,9 +76,10 @@ class TextCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             texts.require_space()
-            (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
         except OSError as error:
             raise DraftError(f"cannot store texts in {folder}: {error} (set cache_dir to another folder)") from error
+        with storage.replacing(folder / "recipe.json", "set cache_dir to another folder") as part:
+            part.write_text(json.dumps(recipe, indent=1))
         return texts
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich import get_console
 
+from draftopd.data.storage import replacing
 from draftopd.evaluation import plots
 from draftopd.evaluation.curves import Curve
 from draftopd.evaluation.results import Results
@@ -22,7 +23,8 @@ def show(results: Results, folder: Path, extra: Mapping[str, Any] | None = None)
     files = [results.save(folder, extra)]
     for name, figure in _pictures(results):
         files.append(folder / f"{name}.png")
-        figure.savefig(files[-1], dpi=150)
+        with replacing(files[-1]) as unfinished:
+            figure.savefig(unfinished, dpi=150)
     for path in files:
         console.print(f"{'numbers' if path.suffix == '.json' else 'picture'}: {path}", soft_wrap=True)
     return files

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from draftopd.data.storage import replacing
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.evaluation.curves import Curve, Point
@@ -96,6 +97,9 @@ class Results:
 
         Args:
             extra: further keys at the top.
+
+        Raises:
+            DraftError: it cannot be written; an older one stays as it was.
         """
         parts = ("mean", "low", "high", "p_value", "count")
         document = {
@@ -111,7 +115,8 @@ class Results:
             ],
         }
         path = folder / FILE
-        path.write_text(json.dumps(_plain(document), indent=1))
+        with replacing(path) as part:
+            part.write_text(json.dumps(_plain(document), indent=1))
         return path
 
 

@@ -1,0 +1,61 @@
+"""The study's small files: what they keep is enough for the tables, and a table that differs is found."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import study
+from draftopd.evaluation.results import load
+from runs import UNTIMED
+
+DOC = """# Results
+Prose stays.
+<!-- study arms tiny sft draft_opd -->
+<!-- end -->
+<!-- study curve tiny draft_opd -->
+<!-- end -->
+"""
+
+
+@pytest.fixture
+def joined(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a study of two arms; its small file, and a document with marks for its tables."""
+    words = ("+stages.sft.grid={seed: [0, 1]}", "stages.draft_opd.init_from=sft-seed1", "hydra.run.dir=runs")
+    assert command("experiment=smoke", "budget.epochs=3", *UNTIMED, *words) == 0
+    monkeypatch.setattr(study, "FOLDER", tmp_path / "small")
+    monkeypatch.setattr(study, "DOCUMENT", tmp_path / "results.md")
+    (tmp_path / "results.md").write_text(DOC)
+    study.main(["join", "runs", "--to", str(tmp_path / "small" / "tiny.json")])
+    return tmp_path
+
+
+def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path, capsys: pytest.CaptureFixture[str]):
+    part = study.Part.read("tiny")
+    for arm, stages in (("draft_opd", ["draft_opd"]), ("sft", ["sft-seed0", "sft-seed1"])):
+        tested = [load(joined / "runs" / stage / "results.json").results[0] for stage in stages]
+        lengths = [result.scores["mean"]["acceptance_length"].value for result in tested]
+        assert part.length(arm).value == pytest.approx(sum(lengths) / len(lengths))
+
+    study.main(["check", "--write"])
+    written = (joined / "results.md").read_text()
+    assert "Prose stays." in written
+    assert "| `sft` | 2 |" in written
+    assert "| `draft_opd` | 1 |" in written
+    assert "per 10 % of the compute" in written
+    study.main(["check"])
+    assert "2 tables of results.md recomputed: no number differs" in capsys.readouterr().out
+
+    (joined / "results.md").write_text(written.replace("| `sft` | 2 |", "| `sft` | 3 |"))
+    with pytest.raises(SystemExit) as stop:
+        study.main(["check"])
+    assert stop.value.code == 2
+    assert "differs from benchmarks/results/study" in capsys.readouterr().err
+
+
+def test_drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):
+    study.main(["test", "runs", "--temperature", "0.9", "--cache-dir", "cache", "--only", "sft-seed0"])
+    file = joined / "runs" / "sft-seed0" / "results-T0.9" / "results.json"
+    found = load(file)
+    assert (found.decoding.temperature, found.decoding.rule) == (0.9, "token_matching")
+    assert len(found.results[0].answers) == 4
+    assert not (joined / "runs" / "draft_opd" / "results-T0.9").exists()
