@@ -1,7 +1,9 @@
 """Bad input ends in one clear line before anything is loaded or written: the table of tests/bad_input.py."""
 
+import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -72,3 +74,32 @@ def said_in_one_line(said: str, code: object, errors: str) -> None:
     assert line.startswith("error: ")
     assert said in line
     assert code == 2
+
+
+def test_what_is_nested_too_deep_is_one_clear_line(capsys, monkeypatch):
+    deep = "{a:" * 2000 + "1" + "}" * 2000
+    monkeypatch.setattr(sys, "argv", ["fit", f"+trainer.max_time={deep}"])
+    with pytest.raises(SystemExit) as stop:
+        check_words("fit")
+    said_in_one_line("too deep", stop.value.code, capsys.readouterr().err)
+
+
+COMMANDS = [
+    "fit seed=-1",
+    "fit experiment=smoke/sft module.torch_compile=inductr",
+    "fit experiment=smoke module.optimizer.lr=fast",
+    "evaluate checkpoint=none.ckpt",
+    "export run=none.ckpt layout=zlab",
+    "check folder=3",
+    "fit -m experiment=smoke/sft seed=0,x",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_refuses_by_itself_and_leaves_nothing(words: str, tmp_path: Path):
+    name, *given = words.split()
+    command = [sys.executable, "-W", "ignore", "-m", f"draftopd.{name}", *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said_in_one_line("error: ", done.returncode, done.stderr)
+    assert not list(tmp_path.iterdir())

@@ -123,6 +123,13 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         JsonlPrompts(str(path)).split("train")
 
 
+def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "more": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
+    with pytest.raises(DraftError, match=r"mine\.jsonl:2 is not JSON"):
+        JsonlPrompts(str(path)).split("train")
+
+
 def test_missing_empty_and_too_small_files(tmp_path: Path) -> None:
     with pytest.raises(DraftError, match=r"no prompt file .*none.jsonl: give the path of a .jsonl file"):
         JsonlPrompts(str(tmp_path / "none.jsonl")).split("train")

@@ -29,6 +29,8 @@ def groups(folder: Path) -> list[str]:
 
 def explain(error: Exception, folder: Path) -> str:
     """A mistake in the words of a command, with every choice there is."""
+    if isinstance(error, RecursionError):
+        return "a value is nested too deep"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {one_line(error)}; quote values with special characters"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -79,7 +79,7 @@ def save_and_stop(why: str, batch: Sequence[ReplayBatch], folder: str) -> NoRetu
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(saved, path)
         kept = f"its batch is in {path}"
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a full disk by the second
         kept = f"its batch could not be saved: {error}"
     raise DraftError(f"{why}: lower module.optimizer.lr, or look at what it was trained on; {kept}")
 
