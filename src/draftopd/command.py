@@ -22,6 +22,7 @@ from draftopd.config.check import check
 from draftopd.config.choices import explain, one_line
 from draftopd.config.rehearsal import require_writable
 from draftopd.errors import DraftError
+from draftopd.values.checked import Setting
 
 _HERE = Path(__file__).resolve().parent
 # in a wheel conf/ and mlflow.yaml lie inside the package, in a checkout at its top
@@ -33,10 +34,10 @@ OmegaConf.register_new_resolver(
 )
 
 
-def check_words(config_name: str) -> None:
+def check_words(command: str) -> None:
     """Composes and checks a command's configuration before Hydra makes its folder; a mistake ends in one line."""
     with one_line_errors():
-        _check_overrides(config_name)
+        _check_overrides(command)
 
 
 @contextmanager
@@ -62,16 +63,18 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def _check_overrides(config_name: str) -> None:
+def _check_overrides(command: str) -> None:
     asked = _arguments()
     shows = (asked.help, asked.hydra_help, asked.cfg, asked.info, asked.shell_completion)
     if any(shows) or asked.experimental_rerun:
         return  # it runs nothing, or a job that has run
-    words = [*asked.overrides, *([f"hydra.searchpath=[file://{asked.config_dir}]"] if asked.config_dir else [])]
+    words = list(asked.overrides)
+    if asked.config_dir:
+        words.append(f"hydra.searchpath=['file://{Path(asked.config_dir).absolute()}']")
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             for given in _choices(words) if asked.multirun else [words]:
-                _check(config_name, given, asked.multirun)
+                _check(command, asked.config_name or command, given, "sweep" if asked.multirun else "run")
     except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise DraftError(explain(error, CONFIG_DIR)) from error
 
@@ -86,16 +89,17 @@ def _arguments() -> Namespace:
     return parser.parse_args(sys.argv[1:])
 
 
-def _check(config_name: str, words: list[str], sweep: bool) -> None:
+def _check(command: str, config_name: str, words: list[str], kind: str) -> None:
     config = compose(config_name, overrides=words, return_hydra_config=True)
-    kind, folder = "sweep" if sweep else "run", None
+    folder = None
     with suppress(OmegaConfBaseException):  # it may name what only a running job knows
-        folder = Path(config.hydra[kind].dir)
+        folder = config.hydra[kind].dir
+        Setting(str).require(f"hydra.{kind}.dir", folder)
     with open_dict(config):
         del config.hydra
-    check(config_name, config, words)
+    check(command, config, words)
     if folder is not None:
-        require_writable(folder, f"hydra.{kind}.dir")
+        require_writable(Path(folder), f"hydra.{kind}.dir")
 
 
 def _choices(words: list[str]) -> list[list[str]]:

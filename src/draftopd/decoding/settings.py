@@ -21,9 +21,9 @@ class Decoding:
             `rejection`: drafts sampled from the drafter, accepted with probability min(1, p/q), else a sample of the
             residual distribution (arXiv 2211.17192, 2302.01318). Both are the same at temperature 0.
         seed: of the sampling.
-        memory_gib: bound on the memory of a batch, in GiB: caches, stored states, and what reading the prompts or a step
-            takes for a while (`memory.row_bytes`); if need be, fewer prompts are decoded together. Finished results do
-            not count.
+        memory_gib: bound on the memory of a batch, in GiB: caches, stored states, and what reading prompts or a step
+            takes for a while (`memory.row_bytes`); if need be, fewer prompts are decoded together. Finished results
+            do not count.
     """
 
     max_new_tokens: Count = 128
