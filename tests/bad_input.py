@@ -360,7 +360,7 @@ fit experiment=smoke stages.sft.init_from=none.ckpt | 'none.ckpt' is neither a c
 fit experiment=smoke drafter.num_layers=0 | drafter.num_layers=0 must be
 fit experiment=smoke/sft objective@random_objective=d_pace | random_objective is for data=mixed
 fit experiment=smoke/sft hydra.run.dir=mine.jsonl/out | hydra.run.dir=mine.jsonl/out cannot be written
-fit experiment=smoke/sft hydra.run.dir=null | hydra.run.dir=null must be text
+fit experiment=smoke/sft hydra.run.dir=null | Error merging override hydra.run.dir=null: 
 fit --mutlirun experiment=smoke | unrecognized arguments: --mutlirun
 evaluate | checkpoint must be given
 evaluate checkpoint=x prompts=eval/gsm9k | did you mean eval/gsm8k?

@@ -135,18 +135,17 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["dflash", "eagle3"])
-@pytest.mark.parametrize(("prompt", "limit"), [(120, 4), (8, 40)])
+@pytest.mark.parametrize(("prompt", "limit"), [(120, 4), (8, 24)])
 def test_memory_gib_bounds_the_prefill_too(kind: str, prompt: int, limit: int):
     target = load.tiny({"model_type": "llama", **SIZES}, cpu_layers=False)
     torch.manual_seed(0)
     drafter: Drafter = DFlash(target.shape, 2, 5) if kind == "dflash" else Eagle3(target.shape, 5, EAGLE_LAYERS)
-    prompts = [[5 + (i * 7 + j * 3) % 80 for j in range(prompt)] for i in range(24)]
+    prompts = [[5 + (i * 7 + j * 3) % 80 for j in range(prompt)] for i in range(14)]
     states = len(drafter.layer_ids) + drafter.num_draft_tokens
     capacity = prompt + limit + drafter.num_draft_tokens + 1
     row = row_bytes(target, drafter, capacity=capacity, prompt=prompt, states=states)
-    bound = 12.5 * row
+    bound = 7.5 * row
     decoding = Decoding(limit, batch_size=64, memory_gib=bound / 2**30)
     with Peak() as peak:
         rollout(target, drafter, prompts, decoding, keep_states=True)
-    print(peak.most / bound)
     assert 0.3 * bound < peak.most < bound

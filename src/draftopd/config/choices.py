@@ -42,6 +42,8 @@ def explain(error: Exception, folder: Path) -> str:
         known = re.match(r"Could not (?:override|delete from config\.?) '([^']+)'", str(error))
         if known:
             return f"there is no {known[1]}{_from(known[1], groups(folder))}"
+        if cause is not None:
+            return f"{one_line(error)}: {str(cause).splitlines()[0]}"
     return one_line(error)
 
 
