@@ -41,8 +41,8 @@ bench-objectives: $(ready) ## every objective on a drafter whose best acceptance
 bench-decode: $(ready) $(CHECKPOINT) ## decoding beside transformers; CHECKPOINT=... takes an existing drafter
 	$(BIN)/python -m benchmarks.decode --profile $(CHECKPOINT)
 
-bench-train: $(ready) $(CHECKPOINT) ## time and memory of training, beside rollouts, SFT and speculators; CHECKPOINT=... PARTS=...
-	$(BIN)/python -m benchmarks.train $(CHECKPOINT) $(if $(PARTS),--parts $(PARTS))
+bench-train: $(ready) $(CHECKPOINT) ## training's time and memory beside rollouts, SFT, speculators; CHECKPOINT=... PARTS=... ARGS=...
+	$(BIN)/python -m benchmarks.train $(CHECKPOINT) $(if $(PARTS),--parts $(PARTS)) $(ARGS)
 
 study-check: $(ready) ## the tables of docs/results.md made anew from benchmarks/results/study; ARGS=--write writes them
 	$(BIN)/python -m benchmarks.study check $(ARGS)

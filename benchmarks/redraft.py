@@ -33,7 +33,8 @@ RATIOS = {  # of seconds
 NOTES = {
     "rollout": "writes the responses again and stores features and the target's hidden state for each draft, as "
     "training does",
-    "redraft": "only traces, from the texts and their features in memory, all texts together; the target does not run",
+    "redraft": "only traces: the chain of blocks along each text, all texts together, from features in memory; the "
+    "target does not run",
     "redraft_replay": "and Target.replay of the new traces: everything that a rollout stores. The target reads the "
     "texts and the rejected tails after them",
     "texts": "written once, before the rounds and not timed with them",

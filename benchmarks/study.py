@@ -15,7 +15,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,16 +136,22 @@ class Part:
         saved = json.loads((FOLDER / f"{name}.json").read_text())
         return cls(saved["sets"], saved["runs"])
 
-    def members(self, arm: str) -> list[dict[str, Any]]:
-        """The runs of all seeds of an arm."""
-        found = [saved for name, saved in self.runs.items() if name == arm or re.fullmatch(rf"{arm}-seed\d+", name)]
+    def members(self, arm: str) -> dict[str, dict[str, Any]]:
+        """The runs of an arm, by what follows its name: `-seed0` and so on."""
+        names = {name: re.fullmatch(rf"{arm}(|-seed\d+)", name) for name in self.runs}
+        found = {match[1]: self.runs[name] for name, match in names.items() if match}
         if not found:
             raise DraftError(f"the study has no runs of {arm}: {', '.join(self.runs)}")
         return found
 
-    def length(self, arm: str) -> Bootstrap:
+    def difference(self, arm: str, reference: str) -> Bootstrap:
+        """Paired in prompts, and in the seeds that both have; where they have none in common, of all seeds."""
+        common = self.members(arm).keys() & self.members(reference).keys() or None
+        return self.length(arm, common) - self.length(reference, common)
+
+    def length(self, arm: str, seeds: Collection[str] | None = None) -> Bootstrap:
         """τ, the mean over sets of prompts of the mean over responses, with resamples of seeds and prompts."""
-        runs = self.members(arm)
+        runs = [saved for seed, saved in self.members(arm).items() if seeds is None or seed in seeds]
         committed, blocks = (np.array([r[key] for r in runs], dtype=float) for key in ("committed", "blocks"))
         drafted = (blocks > 0).astype(float)
         lengths = np.divide(committed, blocks, out=np.zeros_like(committed), where=blocks > 0)
@@ -156,7 +162,7 @@ class Part:
     @property
     def places(self) -> dict[str, list[int]]:
         """Of each set's prompts."""
-        return {name: [i for i, s in enumerate(self.sets) if s == name] for name in dict.fromkeys(self.sets)}
+        return {name: [i for i, s in enumerate(self.sets) if s == name] for name in sorted(set(self.sets))}
 
     def speedup(self, stage: str) -> Bootstrap | None:
         """Over plain decoding, the mean over sets of tokens per second; None where nothing was timed."""
@@ -172,14 +178,13 @@ class Part:
 def arms(name: str, reference: str, *others: str) -> Iterator[str]:
     """A row an arm: τ, its difference to the reference arm, and what it cost."""
     part = Part.read(name)
-    base = part.length(reference)
+    base = part.length(reference).value
     yield f"| arm | seeds | τ [95 %] | less `{reference}` [95 %] | gain | p | PFLOPs | minutes |"
     yield "|---|---|---|---|---|---|---|---|"
     for arm in (reference, *others):
         runs, length = part.members(arm), part.length(arm)
-        difference = (length - base).estimate()
-        versus = ("", "", "") if arm == reference else _difference(difference, base.value)
-        costs = [np.mean([r[key] for r in runs]) for key in ("flops", "seconds")]
+        versus = ("", "", "") if arm == reference else _difference(part.difference(arm, reference).estimate(), base)
+        costs = [np.mean([r[key] for r in runs.values()]) for key in ("flops", "seconds")]
         cells = [f"`{arm}`", str(len(runs)), length.estimate().text(".3f"), *versus]
         yield "| " + " | ".join([*cells, f"{costs[0] / 1e15:.4f}", f"{costs[1] / 60:.1f}"]) + " |"
 

@@ -7,26 +7,29 @@ Parts, one after the other; --parts chooses:
     redraft       an epoch's on-policy traces: rolled out, or drafted along texts that are there
     identity      the same traces in all fields, prompt by prompt (--identity N prompts, none by default)
     step          an optimizer step of Draft-OPD beside one of SFT, and the tokens that a replay reads
+    epoch         an epoch on redrafted traces beside an epoch of SFT on the same texts, with as many blocks
     loss_memory   peak memory of the loss, in chunks of rows and whole
     growth        time and memory over the length and the number of texts
     speculators   an SFT step beside the one of vLLM's speculators, in an environment of its own; DFlash alone
 
 Within a part every round runs every system once, in an order that changes; ratios are taken within a round. Results are
-written after every round, the picture after every part; the last line printed is one JSON object with medians.
+written after every round, the picture after every part. Parts of the same file that are not measured again stay in it,
+with the commit, machine and settings of their own run. Ratios are printed with what they are to be; the last line is
+one JSON object with medians.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.bench import machine, opened, pair, versions
 
-from benchmarks import growth, identity, loss_memory, redraft, train_picture, train_speculators, train_step
+from benchmarks import epoch, growth, identity, loss_memory, redraft, train_picture, train_speculators, train_step
 from draftopd.checkpoints.native import Restored
 from draftopd.command import one_line_errors
 from draftopd.console import quiet
@@ -37,15 +40,33 @@ PARTS: dict[str, Callable[[Restored, Sequence[Sequence[int]], argparse.Namespace
     "redraft": redraft.measure,
     "identity": identity.measure,
     "step": train_step.measure,
+    "epoch": epoch.measure,
     "loss_memory": loss_memory.measure,
     "growth": growth.measure,
     "speculators": train_speculators.measure,  # last: it may have to install first
+}
+RATIOS = {  # what is printed: part, and the name there
+    "redraft_vs_rollout_b1": ("redraft", "redraft_vs_rollout_b1"),
+    "redraft_vs_rollout_b8": ("redraft", "redraft_vs_rollout_b8"),
+    "redraft_replay_vs_rollout_b1": ("redraft", "redraft_replay_vs_rollout_b1"),
+    "redraft_replay_vs_rollout_b8": ("redraft", "redraft_replay_vs_rollout_b8"),
+    "opd_step_vs_sft_step": ("step", "opd_step_vs_sft_step"),
+    "opd_replay_step_vs_sft_step": ("step", "opd_replay_vs_sft"),
+    "on_policy_epoch_vs_sft_epoch": ("epoch", "on_policy_seconds"),
+    "on_policy_epoch_vs_sft_epoch_flops": ("epoch", "on_policy_flops"),
+    "on_policy_epoch_reuse_2_vs_sft_epoch": ("epoch", "on_policy_reuse_2_seconds"),
+    "on_policy_epoch_reuse_2_vs_sft_epoch_flops": ("epoch", "on_policy_reuse_2_flops"),
+    "sft_step_vs_speculators": ("speculators", "cross_entropy"),
+    "sft_step_vs_speculators_kl": ("speculators", "forward_kl"),
+    "loss_memory_vs_unchunked": ("loss_memory", "forward_kl"),
 }
 LOSS = 1e-4  # largest difference from speculators'
 WANTED = {  # what the medians are to be
     "redraft_vs_rollout_b1": ">= 5",
     "redraft_vs_rollout_b8": ">= 2",
     "opd_step_vs_sft_step": "<= 2",
+    "on_policy_epoch_vs_sft_epoch": "<= 1.3",
+    "on_policy_epoch_vs_sft_epoch_flops": "<= 1.3",
     "sft_step_vs_speculators": ">= 1.3",
     "loss_memory_vs_unchunked": "<= 0.25",
 }
@@ -58,7 +79,7 @@ def main(words: Sequence[str] | None = None) -> None:
     run, prompts = opened(args.checkpoint, "train", args.prompts, device)
     output = args.output or Path(__file__).parent / "results" / f"train-{device.type}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
+    header = {
         "commit": commit,
         "machine": machine(device),
         "versions": versions("torch", "transformers", "lightning"),
@@ -67,40 +88,48 @@ def main(words: Sequence[str] | None = None) -> None:
             **{name: value for name, value in vars(args).items() if isinstance(value, int | list | str)},
             "prompt_tokens": sum(map(len, prompts)),
         },
-        "wanted": WANTED,
-        "parts": {},
     }
+    results: dict[str, Any] = {**header, "wanted": WANTED, "parts": earlier(output, header, args.parts)}
 
     def keep(part: str, found: dict[str, Any], begun: float) -> None:
-        results["parts"][part] = {"minutes": (time.perf_counter() - begun) / 60, **found}
-        results["summary"] = summary(results["parts"])
+        parts = {**results["parts"], part: {"minutes": (time.perf_counter() - begun) / 60, **found}}
+        results["parts"] = {name: parts[name] for name in PARTS if name in parts}
+        results["summary"] = {name: ratio["median"] for name, ratio in ratios(results["parts"]).items()}
         output.write_text(json.dumps(results, indent=1) + "\n")
 
     for part in args.parts:
         begun = time.perf_counter()
         PARTS[part](run, prompts, args, lambda found, part=part, begun=begun: keep(part, found, begun))
         train_picture.draw(results, output.with_suffix(".png"))
-    print(json.dumps({name: round(value, 3) for name, value in results["summary"].items()}))
-    wrong = faults(results["parts"])
+    measured = {name: found for name, found in results["parts"].items() if name in args.parts}
+    report(ratios(measured))
+    wrong = faults(measured)
     if wrong:
         sys.exit(f"{'; '.join(wrong)}: see {output}")
 
 
-def summary(parts: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What is printed, of the parts that are there."""
-    ratios = {part: found.get("summary", {}).get("ratios", {}) for part, found in parts.items()}
-    wanted = {
-        "redraft_vs_rollout_b1": ("redraft", "redraft_vs_rollout_b1"),
-        "redraft_vs_rollout_b8": ("redraft", "redraft_vs_rollout_b8"),
-        "redraft_replay_vs_rollout_b1": ("redraft", "redraft_replay_vs_rollout_b1"),
-        "redraft_replay_vs_rollout_b8": ("redraft", "redraft_replay_vs_rollout_b8"),
-        "opd_step_vs_sft_step": ("step", "opd_step_vs_sft_step"),
-        "opd_replay_step_vs_sft_step": ("step", "opd_replay_vs_sft"),
-        "sft_step_vs_speculators": ("speculators", "cross_entropy"),
-        "sft_step_vs_speculators_kl": ("speculators", "forward_kl"),
-        "loss_memory_vs_unchunked": ("loss_memory", "forward_kl"),
-    }
-    return {name: ratios[part][key]["median"] for name, (part, key) in wanted.items() if key in ratios.get(part, {})}
+def earlier(output: Path, header: dict[str, Any], measured: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The file's parts that this run does not measure, each with the header of the run that did (`run`)."""
+    if not output.exists():
+        return {}
+    last = json.loads(output.read_text())
+    own = {"run": {name: last[name] for name in header}}
+    return {part: own | found for part, found in last["parts"].items() if part not in measured}
+
+
+def ratios(parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Median and quartiles of what is printed, of the parts that are there."""
+    found = {part: one.get("summary", {}).get("ratios", {}) for part, one in parts.items()}
+    return {name: found[part][key] for name, (part, key) in RATIOS.items() if key in found.get(part, {})}
+
+
+def report(found: dict[str, dict[str, float]]) -> None:
+    """Prints ratios: first those that are to reach something, line by line, then all of them as JSON."""
+    for name in WANTED:
+        if name in found:
+            median, low, high = (found[name][what] for what in ("median", "q1", "q3"))
+            print(f"{name:<36} {median:7.3f} [{low:.3f}, {high:.3f}]  wanted {WANTED[name]}")
+    print(json.dumps({name: round(ratio["median"], 3) for name, ratio in found.items()}))
 
 
 def unequal(parts: dict[str, dict[str, Any]]) -> int:
@@ -133,6 +162,10 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--identity-prompts", type=Path, help="a JSON Lines file of them; default: the drafter's own")
     add("--steps", type=int, default=2, help="timed optimizer steps a round")
     add("--step-texts", type=int, default=4, help="prompts of one optimizer step")
+    add("--epoch-texts", type=int, default=64, help="of one epoch, rounded down to whole steps")
+    add("--epoch-rounds", type=int, default=5)
+    add("--epoch-reuse", type=int, nargs="+", default=[1, 2], help="epochs that train on the same redrafts")
+    add("--epoch-objective", default="cross_entropy", help="a file of conf/objective, of both kinds of epoch")
     add("--speculators-python", type=Path, help="of an environment that has speculators 0.9")
     add("--speculators-environment", type=Path, default=Path(".venv-speculators"), help="made if it is not there")
     add("--loss-rows", type=int, default=4096, help="a multiple of 128")
@@ -148,7 +181,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, help="default: results/train-DEVICE.json beside this file")
     args = parser.parse_args(words)
     numbers = (args.prompts, args.rounds, args.redraft_rounds, args.loss_rounds, args.steps, args.step_texts)
-    if min(*numbers, args.micro_batch_size) < 1 or args.tokens < 2:
+    epochs = (args.epoch_texts, args.epoch_rounds, *args.epoch_reuse)
+    if min(*numbers, *epochs, args.micro_batch_size) < 1 or args.tokens < 2:
         parser.error("counts must be at least 1, --tokens at least 2")
     if args.loss_rows % 128 or args.loss_rows < 128:
         parser.error(f"--loss-rows={args.loss_rows} must be a multiple of 128")

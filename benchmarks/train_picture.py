@@ -28,11 +28,17 @@ def draw(results: dict[str, Any], path: Path) -> None:
         panel(axis, results["parts"])
         axis.tick_params(labelsize=SIZE)
         axis.spines[["top", "right"]].set_visible(False)
-    settings, machine = results["settings"], results["machine"]
-    words = f"{settings['target_parameters'] / 1e6:.3g}M target, {settings['drafter']}, {machine['processor']}"
-    figure.suptitle(f"{words}, threads: {machine['threads']}", fontsize=SIZE + 2)
+    runs = [part.get("run", results) for part in results["parts"].values()]
+    figure.suptitle("\n".join(dict.fromkeys(map(heading, runs))), fontsize=SIZE + 2)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def heading(run: dict[str, Any]) -> str:
+    """What was measured, and where."""
+    settings, machine = run["settings"], run["machine"]
+    words = f"{settings['target_parameters'] / 1e6:.3g}M target, {settings['drafter']}, {machine['processor']}"
+    return f"{words}, threads: {machine['threads']}"
 
 
 def bars(part: str, key: str, title: str, unit: str, scale: float = 1.0) -> Callable[[Axes, dict[str, Any]], None]:
@@ -89,6 +95,7 @@ def lines(over: str, key: str, unit: str, scale: float = 1.0) -> Callable[[Axes,
 PANELS = {
     "redraft": [bars("redraft", "seconds", "An epoch's traces", "seconds")],
     "step": [bars("step", "seconds", "An optimizer step", "seconds")],
+    "epoch": [bars("epoch", "seconds", "An epoch on the same texts, as many blocks", "seconds")],
     "speculators": [bars("speculators", "seconds", "An SFT step beside speculators", "seconds")],
     "loss_memory": [bars("loss_memory", "peak_bytes", "Peak memory of the loss", "MiB", MB)],
     "growth": [

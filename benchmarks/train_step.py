@@ -5,6 +5,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ import torch
 from benchmarks.bench import full_head, rounds_of, spread
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -81,10 +83,16 @@ def prepare(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], 
     return Work(rolled, anchors, *(list(column) for column in zip(*parts, strict=True)))
 
 
+@cache
+def fit_config(*words: str) -> DictConfig:
+    """`conf/fit.yaml` with these words of the command line; to be read only."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("fit", overrides=list(words))
+
+
 def module(target: Target, drafter: Drafter, objective: str) -> DraftModule:
     """As `conf/` builds it with this objective."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = compose("fit", overrides=[f"objective={objective}"])
+    config = fit_config(f"objective={objective}")
     return instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
 
 
@@ -118,24 +126,33 @@ class Clock(L.Callback):
 
 def run_steps(module: DraftModule, steps: Sequence[ReplayBatch]) -> list[float]:
     """Seconds of one optimizer step on each batch, one after the other; the drafter's weights are put back."""
-    before, clock = copy.deepcopy(module.drafter.state_dict()), Clock()
+    clock = Clock()
+    fit(module, GivenSteps([[batch] for batch in steps]), clock)
+    return clock.seconds
+
+
+def fit(
+    module: DraftModule, data: L.LightningDataModule, callback: L.Callback, epochs: int = 1, precision: Any = "32-true"
+) -> None:
+    """Trains without validation; the drafter's weights are put back."""
+    before, device = copy.deepcopy(module.drafter.state_dict()), module.target.device
     trainer = L.Trainer(
-        accelerator="gpu" if module.target.device.type == "cuda" else "cpu",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
-        max_epochs=1,
+        precision=precision,
+        max_epochs=epochs,
+        reload_dataloaders_every_n_epochs=1,
         limit_val_batches=0,
-        callbacks=[clock],
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=False,
     )
-    device = module.target.device
-    trainer.fit(module, datamodule=GivenSteps([[batch] for batch in steps]))
+    trainer.fit(module, datamodule=data)
     module.to(device)  # Lightning has moved it to the CPU
     module.drafter.load_state_dict(before)
-    return clock.seconds
 
 
 def measure(

@@ -23,7 +23,7 @@ from draftopd.config.stages import members
 from draftopd.console import quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
-from draftopd.evaluation.results import FILE, Result, Results, load
+from draftopd.evaluation.results import FILE, Results, load
 from draftopd.tracking import git_commit, write_header
 from draftopd.training.run import run_stage
 
@@ -42,9 +42,11 @@ def _fit(config: DictConfig) -> None:
         status, done = "FAILED", list[Results]()
         try:
             for stage in _stages(config, folder, parent):
-                results = _stage(stage, [r for results in done for r in results.results], config, parent)
+                results = _finished(stage, config)
+                if results is None and _wanted(stage, config):
+                    results = run_stage(stage, _prepare(stage, done, config), parent)
+                    gc.collect()  # a trainer is full of cycles, which would hold the stage's target and optimizer
                 done += [] if results is None else [results]
-                gc.collect()  # a trainer is full of cycles: without this, targets and optimizers of past stages pile up
             for path in _report(done, folder):
                 if parent is not None:
                     parent.experiment.log_artifact(parent.run_id, str(path))
@@ -83,31 +85,39 @@ def _stages(config: DictConfig, folder: Path, parent: MLFlowLogger | None) -> li
     return configs
 
 
-def _stage(
-    stage: DictConfig, done: Sequence[Result], config: DictConfig, parent: MLFlowLogger | None
-) -> Results | None:
-    """Runs a stage, or reads its results where it has run in this folder; None where `only` leaves it out."""
+def _recipe(stage: DictConfig) -> str:
+    """What makes a stage's results: its configuration, without the logger."""
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(stage, sorted({*map(str, stage)} - {"logger"})))
+
+
+def _finished(stage: DictConfig, config: DictConfig) -> Results | None:
+    """The results of a stage that has run in this folder; DraftError where they are of another configuration."""
     folder = Path(stage.output_dir)
-    path = folder / RECIPE
-    recipe = OmegaConf.to_yaml(OmegaConf.masked_copy(stage, sorted({*map(str, stage)} - {"logger"})))
-    if config.stages and (folder / FILE).exists():
-        if not path.exists() or path.read_text() != recipe:
-            raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
-        return load(folder / FILE)
-    wanted = [name for name in config.only or () if stage.name == name or stage.name.startswith(f"{name}-")]
-    if config.only and not wanted:
+    if not config.stages or not (folder / FILE).exists():
         return None
-    start = next((result for result in done if result.name == stage.init_from), None)
-    if start is not None:
-        stage.init_from = start.checkpoint
-    elif config.stages and stage.init_from in config.stages:
+    if not (folder / RECIPE).exists() or (folder / RECIPE).read_text() != _recipe(stage):
+        raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
+    return load(folder / FILE)
+
+
+def _wanted(stage: DictConfig, config: DictConfig) -> bool:
+    """`only` does not leave it out."""
+    return not config.only or any(stage.name == name or stage.name.startswith(f"{name}-") for name in config.only)
+
+
+def _prepare(stage: DictConfig, done: Sequence[Results], config: DictConfig) -> str | None:
+    """Writes down what makes the stage, gives it the checkpoint that it starts from, and returns that stage's name."""
+    folder = Path(stage.output_dir)
+    start = next((r for results in done for r in results.results if r.name == stage.init_from), None)
+    if start is None and stage.init_from in (config.stages or ()):
         raise DraftError(
             f"{stage.name} starts from {stage.init_from}, which has not run in {folder.parent}: add it to only"
         )
     if config.stages and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe)
-    return run_stage(stage, start.name if start else None, parent)
+        (folder / RECIPE).write_text(_recipe(stage))
+    stage.init_from = stage.init_from if start is None else start.checkpoint
+    return start.name if start else None
 
 
 def _report(stages: Sequence[Results], folder: Path) -> list[Path]:

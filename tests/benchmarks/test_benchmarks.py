@@ -73,7 +73,7 @@ def test_decode_ends_with_an_error_where_a_text_differs(command, tmp_path: Path,
 
 TINY = [
     *["--prompts", "4", "--tokens", "12", "--rounds", "2", "--redraft-rounds", "2", "--micro-batch-size", "3"],
-    *["--steps", "1", "--step-texts", "3", "--identity", "4"],
+    *["--steps", "1", "--step-texts", "3", "--identity", "4", "--epoch-texts", "8", "--epoch-rounds", "1"],
     *["--loss-rows", "256", "--loss-vocabulary", "2000", "--loss-chunk-rows", "64"],
     *["--growth-lengths", "--growth-texts", "2", "--growth-text-length", "64", "--growth-blocks", "4"],
 ]
@@ -88,8 +88,12 @@ def test_training_is_measured_part_by_part(command, tmp_path: Path, capsys, draf
     output = tmp_path / "results" / "train.json"
     parts = ["redraft", "identity", "step", *processes]
     train.main([str(checkpoint), "--parts", *parts, *TINY, "--output", str(output)])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    train.main([str(checkpoint), "--parts", "epoch", *TINY, "--output", str(output)])  # the other parts stay
+    last |= json.loads(capsys.readouterr().out.splitlines()[-1])
 
     results = json.loads(output.read_text())
+    parts.insert(3, "epoch")
     assert {"commit", "machine", "versions", "settings", "wanted", "parts", "summary"} == results.keys()
     assert list(results["parts"]) == parts
     redrafted = results["parts"]["redraft"]
@@ -108,7 +112,6 @@ def test_training_is_measured_part_by_part(command, tmp_path: Path, capsys, draf
     assert results["parts"]["identity"]["equal"] == 4
     step = results["parts"]["step"]
     assert step["batch"]["opd"]["blocks"] == step["batch"]["sft"]["blocks"]
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
     missing = {"sft_step_vs_speculators"} | (set() if processes else {"loss_memory_vs_unchunked"})
     assert last.keys() > train.WANTED.keys() - missing
     if processes:

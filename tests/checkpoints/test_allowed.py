@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from draftopd import evaluate, export, fit
-from draftopd.checkpoints.allowed import NAMES
+from draftopd.checkpoints.allowed import NAMES, allowed
 from draftopd.checkpoints.native import restore
 from draftopd.command import CONFIG_DIR
 from draftopd.errors import DraftError
@@ -221,6 +222,20 @@ def test_no_message_tells_to_load_what_can_run_code(command, tmp_path, capsys, s
     assert "not a checkpoint of draftopd" in line
     assert "weights_only" not in line
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("place", ["target", "drafter", "prompts"])
+def test_every_shipped_choice_is_read_back(saved: dict[str, Any], place: str):
+    folder = CONFIG_DIR / place
+    for file in sorted(folder.rglob("*.yaml")):
+        choice = file.relative_to(folder).with_suffix("")
+        if choice.name in ("common", "published"):  # not for use by themselves
+            continue
+        words = [f"{place}={choice}", f"++{place}.path=a"] if "path: ???" in file.read_text() else [f"{place}={choice}"]
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            part = OmegaConf.to_container(compose("fit", [*words, "output_dir=out"]), resolve=True)[place]  # type: ignore[index,call-overload]
+        read = allowed({**saved["config"], place: part}, Path("a.ckpt"))[place]
+        assert read._target_ == part["_target_"]
 
 
 def test_the_list_is_that_of_the_config_groups():

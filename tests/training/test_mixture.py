@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from draftopd.data.texts import TextCache
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.objectives.base import CrossEntropy
@@ -56,7 +57,7 @@ def loader(kind, monkeypatch, spent: float = 0.0, **options):
     monkeypatch.setattr(kind, "texts", lambda self, split: texts)
     monkeypatch.setattr(kind, "encoded", lambda self, split: texts)
     monkeypatch.setattr(kind, "stored", lambda self, texts, i: (None, None))
-    cache = SimpleNamespace(folder="nowhere")
+    cache = TextCache("nowhere")
     if issubclass(kind, OnPolicyDataModule):
         options |= {"traces": Source(), "prompts_per_epoch": TEXTS}
     batching = Batching(batch_size=4, micro_batch_size=2)

@@ -26,6 +26,7 @@ NAMES = {
 }
 """part of the config -> what it may name; nothing else of the config is read"""
 NESTED = {"prompts": PROMPTS}  # what may be named deeper in a part: a union has sources
+PLAIN_KEYS = ("_target_", "_convert_")  # _convert_ only turns OmegaConf's lists and mappings into plain ones
 DEPTH = 16  # more than any config of ours has; what holds itself ends here
 
 
@@ -82,7 +83,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
         raise ValueError(f"more than {DEPTH} levels")
     if isinstance(value, dict):
         for key in value:
-            if not isinstance(key, str) or (key[:1] == key[-1:] == "_" and key != "_target_"):
+            if not isinstance(key, str) or (key[:1] == key[-1:] == "_" and key not in PLAIN_KEYS):
                 raise ValueError(f"the key {_shown(key)}")
         return {key: _plain(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
