@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from draftopd.decoding import memory
 from draftopd.decoding.batch import DecodingBatch
-from draftopd.decoding.memory import Attempts, row_bytes
+from draftopd.decoding.memory import Attempts, MicroBatches, row_bytes
 from draftopd.decoding.redraft import redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
@@ -21,7 +21,7 @@ from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.target import load
 from draftopd.target.model import Target
-from draftopd.trace import Rollout
+from draftopd.trace import Rollout, Trace, collate, no_blocks
 from pair import EAGLE_LAYERS, PROMPTS, SIZES
 
 ENDS = [
@@ -62,6 +62,30 @@ def test_a_single_row_that_does_not_fit_is_refused_and_other_errors_pass():
         ends(MemoryError())
     with pytest.raises(RuntimeError, match="shapes"):
         ends(RuntimeError("shapes do not match"))
+
+
+def test_a_step_begins_with_what_the_last_one_came_down_to_unless_other_processes_wait():
+    batch = [no_blocks(3, 4, 4).parts(1)[0], collate([text(4)] * 8)]
+
+    def step(micro_batches: MicroBatches, alone: bool) -> list[int]:
+        tried: list[int] = []
+        for attempt in micro_batches.attempts(batch, alone=alone):
+            with attempt as texts:
+                tried.append(texts)
+                if any(len(part.tokens) > 2 for micro in batch for part in micro.parts(texts)):
+                    raise MemoryError
+        return tried
+
+    micro_batches = MicroBatches()
+    assert step(micro_batches, alone=True) == [8, 4, 2]
+    assert step(micro_batches, alone=True) == [2]
+    with pytest.raises(DraftError, match=r"with 8 at a time .*: lower data\.batching\.micro_batch_size"):
+        step(MicroBatches(), alone=False)
+
+
+def text(length: int) -> Trace:
+    nothing = torch.zeros(0, dtype=torch.long)
+    return Trace(torch.arange(length), 1, nothing, nothing.view(0, 3), nothing)
 
 
 def fits(rows: int, call: Callable, count: Callable[..., int], end: Exception, after: int = 0) -> Callable:
