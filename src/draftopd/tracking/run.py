@@ -30,6 +30,7 @@ class Run:
     Args:
         tracking_uri: a server's address, or `sqlite:///<file>`.
         folder: the run's. It has one folder more while the run goes on, and after it where something was not sent.
+            None where no run is started, as in an export.
         artifact_location: of a new experiment; None = MLflow's default.
         tags: beside MLflow's own, the name, and those by which `dead_runs` finds the run.
     """
@@ -39,12 +40,12 @@ class Run:
         tracking_uri: str,
         experiment_name: str,
         run_name: str,
-        folder: str,
+        folder: str | None,
         artifact_location: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         self.tracking_uri, self.experiment_name, self.run_name = tracking_uri, experiment_name, run_name
-        self.folder, self.artifact_location, self.tags = Path(folder), artifact_location, dict(tags or {})
+        self.folder, self.artifact_location, self.tags = folder, artifact_location, dict(tags or {})
         self.id = ""
         """of MLflow; empty before the start"""
 
@@ -55,7 +56,8 @@ class Run:
             DraftError: the store cannot be used; after 30 seconds where a server does not answer.
             OSError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        assert self.folder is not None
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
         self._unsent = Path(mkdtemp(prefix="mlflow_unsent-", dir=self.folder)).resolve()
         self._lock = FileLock(self._unsent / dead_runs.LOCK)
         self._lock.acquire()  # the system lets go of it when the process ends, however it ends

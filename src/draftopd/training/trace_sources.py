@@ -20,6 +20,8 @@ from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective
 from draftopd.trace import Rollout, Trace
 from draftopd.training.datamodule import DraftDataModule
+from draftopd.values.checked import checked
+from draftopd.values.types import Count
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Phase:
     store: SpillStore  # where they go
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TraceSource(ABC):
     """Where traces come from.
@@ -40,13 +43,11 @@ class TraceSource(ABC):
         reuse: epochs that train on a phase's traces before the next phase draws new ones; each shuffles them anew.
     """
 
-    reuse: int = 1
+    reuse: Count = 1
     verified: ClassVar[bool] = True  # the text, by the target
 
-    def check(self, decoding: Decoding) -> None:
+    def check(self, decoding: Decoding) -> None:  # noqa: B027 - most sources work with all
         """Raises DraftError where the source does not work with these settings."""
-        if self.reuse < 1:
-            raise DraftError(f"traces.reuse={self.reuse} must be at least 1: so many epochs train on the same traces")
 
     def stores_hidden(self, objective: Objective) -> bool:
         """Stored training texts need the target's last hidden states besides the features."""
@@ -105,6 +106,7 @@ def _timed(
         return draw(module.target, module.drafter, items, data.decoding, on_done=on_done)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Redrafts(TraceSource):
     """New drafts along texts that the target wrote once: at temperature 0 the traces of rollouts.
@@ -116,15 +118,14 @@ class Redrafts(TraceSource):
         rewrite_every: epochs after which the target writes new texts, above temperature 0; None = never.
     """
 
-    rewrite_every: int | None = None
+    rewrite_every: Count | None = None
 
     def check(self, decoding: Decoding) -> None:
-        super().check(decoding)
         require_greedy_drafts(decoding)
-        if self.rewrite_every is not None and (decoding.greedy or self.rewrite_every < 1):
+        if self.rewrite_every is not None and decoding.greedy:
             raise DraftError(
-                f"traces.rewrite_every={self.rewrite_every} must be at least 1, and needs "
-                "data.decoding.temperature above 0: greedy texts never change"
+                f"traces.rewrite_every={self.rewrite_every} needs data.decoding.temperature above 0: "
+                "greedy texts never change"
             )
 
     def stores_hidden(self, objective: Objective) -> bool:
@@ -134,7 +135,7 @@ class Redrafts(TraceSource):
     def writing(self, decoding: Decoding, epoch: int) -> Decoding:
         generation = epoch // self.rewrite_every if self.rewrite_every else 0
         # far from the seeds of other runs
-        return replace(decoding, seed=decoding.seed + 1_000_003 * generation)
+        return replace(decoding, seed=(decoding.seed + 1_000_003 * generation) % 2**32)
 
     def in_order(self, lap: int) -> bool:
         """While texts have yet to be written, so that no phase waits for all of them."""
