@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import lightning as L
-from hydra.errors import InstantiationException
-from hydra.utils import get_object
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import Optimizer
 
@@ -105,8 +104,8 @@ def _section(path: str, value: Any) -> Mapping[str, Any]:
 
 def _made(path: str, name: str) -> Callable[..., Any]:
     try:
-        made = get_object(name)
-    except (ImportError, ValueError, InstantiationException) as error:
+        made = resolve_name(name)  # Hydra's own way reports in lines of its own
+    except (AttributeError, ImportError, ValueError) as error:
         raise DraftError(f"{path}._target_={name} is not to be found: {error}") from error
     if not callable(made):
         raise DraftError(f"{path}._target_={name} is no class and no function")

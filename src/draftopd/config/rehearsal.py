@@ -6,12 +6,13 @@ They know what no type tells: how settings go together, what this machine has, w
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
@@ -58,9 +59,9 @@ def require_writable(folder: Path, setting: str) -> None:
 
 def _target(config: DictConfig | None) -> None:
     """As far as nothing is loaded; a random one is made."""
-    if config and get_object(config._target_) is load.tiny:
+    if config and resolve_name(config._target_) is load.tiny:
         _made("target", partial(instantiate, config))
-    elif config and get_object(config._target_) is load.hf:
+    elif config and resolve_name(config._target_) is load.hf:
         load.model_source(config.path)
 
 
