@@ -15,7 +15,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from draftopd.blocks import Tails
 from draftopd.checkpoints.native import Restored
@@ -109,8 +108,8 @@ class GivenSteps(L.LightningDataModule):
     def val_dataloader(self) -> list[Any]:
         return []
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(Steps(lambda step: self.steps[step], len(self.steps)), batch_size=None)
+    def train_dataloader(self) -> Steps:
+        return Steps(lambda step: self.steps[step], len(self.steps))
 
 
 class Clock(L.Callback):

@@ -78,6 +78,10 @@ class Server:
         if call == "runs/log-batch":
             for kind in ("metrics", "params", "tags"):
                 run.setdefault(kind, []).extend(body.get(kind, []))
+        if call == "runs/set-tag":
+            run["tags"].append({"key": body["key"], "value": body["value"]})
+        if call == "metrics/get-history":
+            return 200, {"metrics": [metric for metric in run["metrics"] if metric["key"] == body["metric_key"]]}
         if call == "runs/update":
             run["status"] = body["status"]
         return 200, {"run": self.shown(run), "run_info": self.shown(run)["info"]}
@@ -91,7 +95,7 @@ class Server:
             "lifecycle_stage": "active",
             "artifact_uri": (self.artifacts / run["run_id"]).as_uri(),
         }
-        return {"info": info, "data": {"tags": run["tags"]}}
+        return {"info": info, "data": {"tags": run["tags"], "metrics": run["metrics"]}}
 
     def tags(self, run_id: str) -> dict[str, str]:
         return {tag["key"]: tag["value"] for tag in self.runs[run_id]["tags"]}

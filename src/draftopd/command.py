@@ -5,7 +5,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,10 +20,10 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from draftopd.checkpoints.run_folder import claim, last_config, lock_file, unused
+from draftopd.checkpoints.run_folder import AUTO, claim, last_config, lock_file, newest, unused
 from draftopd.config.check import check
 from draftopd.config.choices import explain, one_line
 from draftopd.errors import DraftError
@@ -82,7 +82,7 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _as_hydras(config):
-            self._claim(lambda: config.hydra.run.dir, config, last_config)
+            self._claim(lambda: _folder(config), config, last_config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Only makes the folder above those of the runs."""
@@ -102,8 +102,7 @@ class RunFolder(Callback):
         try:
             with one_line_errors():
                 folder = Path(named())
-                own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-                self.lock = claim(folder, own, earlier(folder))
+                self.lock = claim(folder, _own(config), earlier(folder))
         except Exception:  # Hydra would warn and go on
             traceback.print_exc()
             sys.exit(1)
@@ -119,6 +118,28 @@ def _as_hydras(config: DictConfig) -> Iterator[None]:
         yield
     finally:
         hydra.cfg = before
+
+
+def _own(config: DictConfig) -> DictConfig:
+    """Without Hydra's part."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _folder(config: DictConfig) -> str:
+    """Of a run; with `resume=auto` and no folder given, the newest one of the same run, if there is any."""
+    folder = Path(config.hydra.run.dir)
+    if config.get("resume") != AUTO:
+        return str(folder)
+    given = any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
+    found = None if given else newest(folder.parents[1], _own(config))
+    if found is not None:
+        with suppress(OSError):
+            folder.rmdir()  # the new one
+        with read_write(config.hydra.run):
+            config.hydra.run.dir = str(found)
+    elif not given or not any(folder.rglob("*.ckpt")):
+        print(f"resume=auto: there is no run of this name and config to go on with; a new one starts in {folder}")
+    return config.hydra.run.dir
 
 
 def _check_overrides(command: str) -> None:

@@ -1,7 +1,7 @@
 """The training command: `python -m draftopd.fit experiment=...`.
 
 A run is one stage, or several of which each may start from another's weights; a table at the end compares them. The
-same command with the same `hydra.run.dir` goes on with the stages that are missing there.
+same command with the same `hydra.run.dir`, or with `resume=auto`, goes on where it was stopped.
 """
 
 import gc
@@ -17,9 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd.checkpoints.native import find_checkpoint
+from draftopd.checkpoints.run_folder import AUTO, to_resume
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.config.stages import members
-from draftopd.console import quiet
+from draftopd.console import Terminated, quiet, terminable
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
 from draftopd.evaluation.results import FILE, Results, load
@@ -35,7 +36,7 @@ RECIPE = "recipe.yaml"
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="fit")
 def _fit(config: DictConfig) -> None:
     """Runs the stages of a config, or the config itself as the only one, then reports."""
-    with one_line_errors():
+    with one_line_errors(), terminable():
         quiet()
         git_commit()  # of the code that runs, whatever is edited later
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -53,7 +54,7 @@ def _fit(config: DictConfig) -> None:
                 if parent is not None:
                     parent.log_artifact(path)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             status = "KILLED"
             raise
         finally:
@@ -69,7 +70,7 @@ def _tracked(config: DictConfig, folder: Path) -> Run | None:
         check_store(config.logger.tracking_uri, config.logger.experiment_name)  # before the target is loaded
         return None
     config.output_dir = str(folder)
-    parent: Run = instantiate(config.logger, _convert_="all").start()
+    parent: Run = instantiate(config.logger, _convert_="all").start(goes_on=True)
     write_header(parent, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
     return parent
 
@@ -98,9 +99,12 @@ def _recipe(stage: DictConfig) -> str:
 
 
 def _finished(stage: DictConfig, config: DictConfig) -> Results | None:
-    """The results of a stage that has run in this folder; DraftError where another configuration ran there."""
+    """The results of a stage that has ended in this folder; DraftError where another configuration ran there."""
     folder = Path(stage.output_dir)
-    if not config.stages or not any((folder / name).exists() for name in (FILE, "checkpoints")):
+    if not config.stages:
+        known = config.resume == AUTO and (folder / FILE).exists()
+        return load(folder / FILE) if known else None
+    if not any((folder / name).exists() for name in (FILE, "checkpoints")):
         return None
     if not (folder / RECIPE).exists() or (folder / RECIPE).read_text() != _recipe(stage):
         raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
@@ -113,7 +117,11 @@ def _wanted(stage: DictConfig, config: DictConfig) -> bool:
 
 
 def _prepare(stage: DictConfig, done: Sequence[Results], config: DictConfig) -> str | None:
-    """Writes down what makes the stage, gives it the checkpoint that it starts from, and returns that stage's name."""
+    """Writes down what makes the stage and gives it the checkpoints that it starts from and goes on from.
+
+    Returns:
+        The name of the stage that it starts from.
+    """
     folder = Path(stage.output_dir)
     start = next((r for results in done for r in results.results if r.name == stage.init_from), None)
     if start is None and stage.init_from in (config.stages or ()):
@@ -124,6 +132,11 @@ def _prepare(stage: DictConfig, done: Sequence[Results], config: DictConfig) -> 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE).write_text(_recipe(stage))
     stage.init_from = stage.init_from if start is None else start.checkpoint
+    if config.stages or config.resume == AUTO or any(folder.glob("hpc_ckpt_*.ckpt")):
+        last = to_resume(folder)
+        stage.resume = last and str(last)
+        if last and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"{stage.name} goes on from {last}")
     return start.name if start else None
 
 

@@ -114,3 +114,37 @@ def test_further_processes_of_a_run_go_into_its_folder(command, monkeypatch, mad
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert command(*SMOKE, "hydra.run.dir=a") == 0
     assert len(made) == 2
+
+
+def test_auto_goes_on_in_the_newest_folder_of_the_same_run(command, tmp_path, capsys, made):
+    for words in ((), ("seed=1",), (), ("name=other",)):
+        assert command(*SMOKE, *words) == 0
+    assert command(*SMOKE, "resume=auto") == 0
+    assert made[4] == made[2]
+    assert f"goes on from {made[2]}/checkpoints/last.ckpt" in " ".join(capsys.readouterr().out.split())
+    assert len(list((tmp_path / "outputs" / "2026-01-02").iterdir())) == 4
+    assert command(*SMOKE, "resume=auto") == 0
+    assert made[5] == made[2]
+
+
+def test_auto_starts_anew_where_there_is_no_run_to_go_on_with(command, capsys, made):
+    said = "resume=auto: there is no run of this name and config to go on with; a new one starts in"
+    for words in (["seed=1"], [], ["hydra.run.dir=a"]):
+        assert command(*SMOKE, "resume=auto", *words) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
+    assert len(set(made)) == 3
+
+
+def test_auto_reads_what_is_finished(command, capsys, made, monkeypatch):
+    assert command(*SMOKE, "hydra.run.dir=a") == 0
+    (made[0] / "results.json").touch()
+    monkeypatch.setattr(fit, "load", lambda path: path)
+    assert command(*SMOKE, "hydra.run.dir=a", "resume=auto") == 0
+    assert len(made) == 1
+
+
+def test_auto_takes_no_folder_of_another_config(command, capsys, made):
+    assert command(*SMOKE, "hydra.run.dir=a") == 0
+    assert command(*SMOKE, "hydra.run.dir=a", "resume=auto", "seed=1") == 2
+    assert "has another run's checkpoints" in capsys.readouterr().err
+    assert len(made) == 1

@@ -1,10 +1,14 @@
 """Stages of a run: grids, parts that are run one by one, and what a second call of the same command finds done."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from draftopd.training.module import DraftModule
+from draftopd.training.on_policy import OnPolicyDataModule
 from runs import UNTIMED
 
 SMOKE = ("experiment=smoke", "budget.epochs=1", *UNTIMED, "hydra.run.dir=study")
@@ -80,3 +84,32 @@ def test_a_test_along_stored_texts_has_the_answers_of_rollouts(command, tmp_path
         found.append(json.loads((tmp_path / folder / "results.json").read_text())["results"][0]["answers"])
     assert found[0] == found[1]
     assert len(found[0]) == 4
+
+
+@pytest.mark.slow
+def test_a_command_that_was_stopped_goes_on_with_the_stage_that_it_was_in(command, tmp_path, monkeypatch, capsys):
+    words = ("experiment=smoke", "budget.epochs=2", *UNTIMED)
+    assert command(*words, "hydra.run.dir=whole") == 0
+    original = DraftModule._log_step
+
+    def terminate(self, *args):
+        if isinstance(self.trainer.datamodule, OnPolicyDataModule) and self.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DraftModule, "_log_step", terminate)
+        assert command(*words) == 128 + signal.SIGTERM
+    (cut,) = tmp_path.glob("outputs/*/*")
+    capsys.readouterr()
+    assert command(*words, "resume=auto") == 0
+    said = capsys.readouterr().out
+    assert f"draft_opd goes on from {cut}/draft_opd/checkpoints/last.ckpt" in " ".join(said.split())
+    assert "sft goes on" not in said
+    assert names(cut) == ["sft", "draft_opd"]
+    assert list(tmp_path.glob("outputs/*/*")) == [cut]
+    for stage in ("sft", "draft_opd"):
+        paths = (folder / stage / "checkpoints" / "last.ckpt" for folder in (cut, tmp_path / "whole"))
+        one, other = (torch.load(path, weights_only=True) for path in paths)
+        assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+        assert one["ledger"]["flops"] == other["ledger"]["flops"]

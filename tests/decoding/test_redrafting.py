@@ -12,14 +12,14 @@ from runs import FIRST, UNTIMED, outputs, texts_of
 def phases(monkeypatch) -> list[list[Trace]]:
     """The traces of every phase of a run."""
     seen: list[list[Trace]] = []
-    original = OnPolicyDataModule.train_dataloader
+    original = OnPolicyDataModule.train_steps
 
     def record(self):
         loader = original(self)
         seen.append([r.trace for r in self.results])
         return loader
 
-    monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", record)
+    monkeypatch.setattr(OnPolicyDataModule, "train_steps", record)
     return seen
 
 

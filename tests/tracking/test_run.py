@@ -189,3 +189,46 @@ def test_a_file_that_cannot_be_written_for_mlflow_does_not_stop_the_run(server, 
     tracked.end("FINISHED")
     assert server.runs[tracked.id]["status"] == "FINISHED"
     assert "never gets 1 file (examples.html: it cannot be written: File too large)" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_under_its_own_id_without_gaps_or_doubles(server, tmp_path):
+    first = started(server, tmp_path)
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": float(step)}, step)
+    first.end("KILLED")
+    again = Run(server.uri, "draftopd", "first", str(tmp_path)).start(goes_on=True)
+    assert again.id == first.id
+    assert server.runs[again.id]["status"] == "RUNNING"
+    for step in (2, 3, 4):
+        again.log_metrics({"loss": float(step), "tau": 1.0}, step)
+    again.end("FINISHED")
+    logged = [(m["key"], int(m["step"])) for m in server.runs[again.id]["metrics"]]
+    assert sorted(logged) == [("loss", 1), ("loss", 2), ("loss", 3), ("loss", 4), ("tau", 2), ("tau", 3), ("tau", 4)]
+    assert server.runs[again.id]["status"] == "FINISHED"
+    assert len(server.runs) == 1
+
+
+def test_a_run_that_goes_on_sends_what_its_dead_process_left(server, tmp_path):
+    first = started(server, tmp_path)
+    server.down()
+    first.log_metrics({"loss": 1.0}, 1)
+    first.log_text("page", "page.html")
+    first.end("KILLED")
+    server.up()
+    again = Run(server.uri, "draftopd", "first", str(tmp_path)).start(goes_on=True)
+    for step in (1, 2):
+        again.log_metrics({"loss": float(step)}, step)
+    again.end("FINISHED")
+    assert [(m["key"], m["value"]) for m in server.runs[first.id]["metrics"]] == [("loss", 1.0), ("loss", 2.0)]
+    assert server.files(first.id) == {"page.html"}
+    assert server.runs[first.id]["status"] == "FINISHED"
+    assert not left(tmp_path)
+
+
+def test_in_another_store_a_new_run_begins(server, tmp_path):
+    first = started(server, tmp_path)
+    first.end("KILLED")
+    with running(tmp_path / "artifacts") as other:
+        again = Run(other.uri, "draftopd", "first", str(tmp_path)).start(goes_on=True)
+        again.end("FINISHED")
+    assert again.id != first.id

@@ -47,7 +47,8 @@ def loader(kind, monkeypatch, spent: float = 0.0, **options):
     module = SimpleNamespace(
         objective=objective,
         random_objective=objective,
-        drafter=SimpleNamespace(num_draft_tokens=3, layer_ids=[1]),
+        drafter=SimpleNamespace(num_draft_tokens=3, layer_ids=[1], named_parameters=lambda: []),
+        global_step=0,
         target=SimpleNamespace(shape=SimpleNamespace(hidden_size=2)),
         budget=SimpleNamespace(share=spent),
         share_costs=lambda: None,

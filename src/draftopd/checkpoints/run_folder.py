@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,8 @@ from draftopd.checkpoints.native import find_checkpoint
 from draftopd.data.storage import remove_unfinished
 from draftopd.errors import DraftError
 
+AUTO = "auto"
+"""`resume=auto`: go on in the newest folder of this run"""
 LOCK = ".run.lock"
 NAME = "hydra.run.dir=..., hydra.sweep.dir=... with -m"
 
@@ -81,17 +84,16 @@ def _refuse_others_checkpoints(folder: Path, config: DictConfig, earlier: DictCo
     found = next(_checkpoints(folder), None)
     if found is None:
         return
-    resume = config.get("resume")
-    if resume and find_checkpoint(resume, config.logger).resolve().is_relative_to(folder.resolve()):
+    resume, again = config.get("resume"), earlier is not None and same(earlier, config)
+    if resume and resume != AUTO and find_checkpoint(resume, config.logger).resolve().is_relative_to(folder.resolve()):
         return
     if earlier is not None and config.get("stages") and earlier.get("stages"):
         return  # each stage is held against its own recipe
-    again = earlier is not None and OmegaConf.to_container(earlier) == OmegaConf.to_container(config)
-    if again and any(folder.glob("hpc_ckpt_*.ckpt")):  # a job that a cluster has queued again
+    if again and (resume == AUTO or any(folder.glob("hpc_ckpt_*.ckpt"))):  # these are of a cluster
         return
-    same = "the same command" if config.get("stages") else f"resume={found}"
+    way = "the same command" if config.get("stages") else f"resume={found}"
     raise DraftError(
-        f"{folder} has another run's checkpoints, {found}: name another folder, {NAME}; or go on with {same}"
+        f"{folder} has another run's checkpoints, {found}: name another folder, {NAME}; or go on with {way}"
     )
 
 
@@ -99,6 +101,28 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
     """Of a run, or of its stages; the last one before the best."""
     for pattern in ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt"):
         yield from (path for path in sorted(folder.glob(pattern), reverse=True) if path.is_file())
+
+
+def same(one: DictConfig, other: DictConfig) -> bool:
+    """Two configs are of one run: they differ at most in its place, its log, its parts, and how it goes on."""
+    contents: list[Any] = [OmegaConf.to_container(config) for config in (one, other)]
+    free = ("resume", "output_dir", "logger", "only")
+    known, asked = ({key: value for key, value in content.items() if key not in free} for content in contents)
+    return bool(known == asked)
+
+
+def newest(root: Path, config: DictConfig) -> Path | None:
+    """Of the folders `root/*/*` of this config's runs that have checkpoints, the one in which a run began last."""
+    saved = sorted(root.glob("*/*/.hydra/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    folders = (path.parents[1] for path in saved if f"name: {config.get('name')}\n" in path.read_text())
+    found = (folder for folder in folders if any(_checkpoints(folder)))
+    return next((folder for folder in found if (old := last_config(folder)) is not None and same(old, config)), None)
+
+
+def to_resume(folder: Path) -> Path | None:
+    """The checkpoint from which the run in this folder goes on: the last, or a later one of a cluster."""
+    found = [path for path in (folder / "checkpoints" / "last.ckpt", *folder.glob("hpc_ckpt_*.ckpt")) if path.exists()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _tidy(checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from draftopd.checkpoints.run_folder import AUTO
 from draftopd.config.nodes import check_values, require_sections
 from draftopd.config.rehearsal import rehearse
 from draftopd.config.stages import members
@@ -41,9 +42,9 @@ def _missing(values: Mapping[Any, Any], path: str = "") -> Iterator[str]:
 
 
 def _check_stages(config: DictConfig, words: Sequence[str]) -> None:
-    if config.init_from or config.resume:
+    if config.init_from or config.resume not in (None, AUTO):
         raise DraftError(
-            f"{config.name} has stages of its own: give init_from and resume to the experiment of one stage"
+            f"{config.name} has stages of its own: give init_from to the experiment of one stage, and resume=auto"
         )
     known = list(dict.fromkeys([*config.stages, *(member for member, _, _ in members(config.stages, words))]))
     if unknown := sorted(set(config.only or ()) - set(known)):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from draftopd.checkpoints.native import find_checkpoint
+from draftopd.checkpoints.run_folder import AUTO
 from draftopd.console import quiet
 from draftopd.data.sources import JsonlPrompts
 from draftopd.errors import DraftError
@@ -37,7 +38,7 @@ def rehearse(command: str, config: DictConfig) -> None:
     quiet()
     for name in STARTS:
         given = config.get(name)
-        if given and len(given) != RUN_ID:
+        if given and len(given) != RUN_ID and (name, given) != ("resume", AUTO):
             _made(name, partial(find_checkpoint, given, None))
     _target(config.get("target"))
     if command == "fit" and not config.stages:

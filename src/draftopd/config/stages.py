@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-OF_RUN = ("experiment=", "only=", "stages.", "stages=")
+OF_RUN = ("experiment=", "only=", "resume=", "stages.", "stages=")
 """words of the command that are not for its stages"""
 
 

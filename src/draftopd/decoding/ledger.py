@@ -70,6 +70,7 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         for name, values in state.items():
+            getattr(self, name).clear()
             getattr(self, name).update(values)
         self._shared = self._counts()
 

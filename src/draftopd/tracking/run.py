@@ -5,23 +5,27 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Thread
 from typing import Any, Literal, Self
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from draftopd.tracking import dead_runs
-from draftopd.tracking.entries import Entry, count, now, send
+from draftopd.tracking.entries import Entry, count, load, now, send
 from draftopd.tracking.sender import PATIENCE, Sender
 from draftopd.tracking.store import connect, experiment_id, public
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+KNOWN = "mlflow_run"
+"""file in the folder: the store and the run's id there"""
 
 
 class Run:
@@ -48,44 +52,97 @@ class Run:
         self.folder, self.artifact_location, self.tags = folder, artifact_location, dict(tags or {})
         self.id = ""
         """of MLflow; empty before the start"""
+        self._logged: dict[str, int] = {}  # last step of each metric, where the run goes on
 
-    def start(self) -> Self:
+    def start(self, goes_on: bool = False) -> Self:
         """Makes the run in MLflow, and ends there those whose processes are gone.
+
+        Args:
+            goes_on: it is the run that its folder had before, if the store has that. Values that it has logged already
+                are not logged again, and those that its process left unsent are sent.
 
         Raises:
             DraftError: the store cannot be used; after 30 seconds where a server does not answer.
             OSError: the folder cannot be written.
         """
-        assert self.folder is not None
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
-        self._unsent = Path(mkdtemp(prefix="mlflow_unsent-", dir=self.folder)).resolve()
-        self._lock = FileLock(self._unsent / dead_runs.LOCK)
-        self._lock.acquire()  # the system lets go of it when the process ends, however it ends
+        folder = self._place
+        folder.mkdir(parents=True, exist_ok=True)
+        before = self._before() if goes_on else ""
+        if not before or not self._take_over():
+            self._unsent = Path(mkdtemp(prefix="mlflow_unsent-", dir=folder)).resolve()
+            self._lock = FileLock(self._unsent / dead_runs.LOCK)
+            self._lock.acquire()  # the system lets go of it when the process ends, however it ends
+        left = [entry for entry in load(self._unsent / dead_runs.FILE) if entry.kind != "end"]
         try:
-            client, experiment, self.id = connect(self.tracking_uri, self._create)
+            client, experiment, self.id = connect(self.tracking_uri, partial(self._create, before))
+            (folder / KNOWN).write_text(f"{public(self.tracking_uri)}\n{self.id}\n")
         except BaseException:
-            self._leave()
+            if not left:
+                self._leave()
             raise
         store = f"MLflow ({public(self.tracking_uri)})"
         self._sender = Sender(partial(send, client, self.id), self._unsent / dead_runs.FILE, store)
+        self._sender.put(left)
+        for entry in left:
+            self._logged[entry.key] = max(entry.step, self._logged.get(entry.key, -1))
         self._sender.start()
         self._dead_runs = Thread(target=dead_runs.end, args=(client, experiment, store), daemon=True)
         self._dead_runs.start()
         return self
 
-    def _create(self, client: MlflowClient) -> tuple[MlflowClient, str, str]:
+    @property
+    def _place(self) -> Path:
+        assert self.folder is not None
+        return Path(self.folder)
+
+    def _before(self) -> str:
+        """Id of the run that was in the folder before; empty where there was none, or in another store."""
+        path = self._place / KNOWN
+        store, run_id = path.read_text().splitlines() if path.exists() else ("", "")
+        return run_id if store == public(self.tracking_uri) else ""
+
+    def _take_over(self) -> bool:
+        """Takes the folder in which a dead process of this run has left something."""
+        for folder in sorted(self._place.glob("mlflow_unsent-*/")):
+            self._unsent, self._lock = folder.resolve(), FileLock(folder.resolve() / dead_runs.LOCK, timeout=0)
+            with suppress(Timeout):
+                self._lock.acquire()
+                return True
+        return False
+
+    def _create(self, before: str, client: MlflowClient) -> tuple[MlflowClient, str, str]:
         experiment = experiment_id(client, self.experiment_name, self.artifact_location)
         own = {
             MLFLOW_RUN_NAME: self.run_name,
             dead_runs.PROCESS: f"{socket.gethostname()}:{os.getpid()}",
             dead_runs.UNSENT: str(self._unsent),
         }
+        if before and self._go_on(client, before, own):
+            return client, experiment, before
         return client, experiment, client.create_run(experiment, tags=resolve_tags(self.tags | own)).info.run_id
+
+    def _go_on(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> bool:
+        """Whether the store has the run."""
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if run.info.lifecycle_stage == "deleted":
+            return False
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        client.update_run(run_id, status="RUNNING")
+        steps = {key: [metric.step for metric in client.get_metric_history(run_id, key)] for key in run.data.metrics}
+        self._logged = {key: max(known) for key, known in steps.items()}
+        return True
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         time = now()
         names = {name: re.sub(r"[^\w/. -]+", "", name, flags=re.ASCII) for name in values}  # what MLflow takes
-        self._sender.put([Entry("metric", names[name], float(value), time, step) for name, value in values.items()])
+        new = {names[name]: value for name, value in values.items() if step > self._logged.get(names[name], -1)}
+        self._sender.put([Entry("metric", name, float(value), time, step) for name, value in new.items()])
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         self._sender.put([Entry("param", name, str(value)) for name, value in values.items()])

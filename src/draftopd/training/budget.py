@@ -12,6 +12,9 @@ from draftopd.errors import DraftError
 from draftopd.values.checked import checked
 from draftopd.values.types import Count, Positive
 
+STATE = ("at_epoch_end", "share", "paid", "phase_costs", "once", "reached")
+"""attributes of a budget that checkpoints have, beside its minutes"""
+
 
 @checked
 @dataclass(kw_only=True)
@@ -44,13 +47,15 @@ class Budget:
             ("flops", "target_tokens", "minutes"), 0.0
         )
         self.steps_done, self.share = 0, 0.0
+        self.reached: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"minutes": self._minutes, "at_epoch_end": self.at_epoch_end, "share": self.share, "paid": self.paid}
+        return {"minutes": self._minutes} | {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.minutes_before, self.at_epoch_end = state["minutes"], state["at_epoch_end"]
-        self.share, self.paid = state.get("share", 0.0), state.get("paid", self.paid)  # older checkpoints have none
+        self.minutes_before = state["minutes"]
+        for name in STATE:
+            setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints lack some
 
     def start_clock(self) -> None:
         self.began = time.perf_counter()
@@ -79,21 +84,24 @@ class Budget:
             self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in costs.items()}
             self.once = {name: cost - self.paid[name] for name, cost in _paid(ledger).items()}
         spread = {name: cost - (1 - done) * self.phase_costs[name] for name, cost in costs.items()}
-        self.steps_done, self.share = steps, min(1.0, self._spent(epochs=epoch + done, steps=steps, costs=spread))
+        self.steps_done, self.share = steps, min(1.0, self._spent({"epochs": epoch + done, "steps": steps} | spread))
         return costs
 
     def spent_after(self, epoch: int, done: float, steps: int, ledger: Ledger) -> bool:
         """After a step: the budget is spent, or another rollout phase would leave nothing to train on it."""
         costs = self.costs(ledger)
-        share = self._spent(epochs=epoch + done, steps=steps, costs=costs)
         if done == 1:
             self.at_epoch_end, self.paid = costs, _paid(ledger)
-            next_phase = {name: cost + self.phase_costs[name] - self.once[name] for name, cost in costs.items()}
-            share = max(share, self._spent(costs=next_phase))
-        return share >= 1 - 1e-6  # a sum of fractions may end just below 1
+            costs = {name: cost + self.phase_costs[name] - self.once[name] for name, cost in costs.items()}
+        self.reached = {"epochs": epoch + done, "steps": steps} | costs
+        return self.over
 
-    def _spent(self, *, epochs: float = 0.0, steps: int = 0, costs: dict[str, float]) -> float:
-        amounts = {"epochs": epochs, "steps": steps, **costs}
+    @property
+    def over(self) -> bool:
+        """It is spent; a resumed run may have a larger one."""
+        return bool(self.reached) and self._spent(self.reached) >= 1 - 1e-6  # a sum of fractions may end just below 1
+
+    def _spent(self, amounts: dict[str, float]) -> float:
         return max(0.0, *(amounts[name] / limit for name, limit in self.limits.items()))
 
 
@@ -115,3 +123,19 @@ class EndAtBudget(L.Callback):
         if budget.spent_after(trainer.current_epoch, done, trainer.global_step, ledger):
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that is resumed after its last step: what is left is its validation."""
+        if _over(pl_module):
+            trainer.check_val_every_n_epoch = 1
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop |= _over(pl_module)  # not before: Lightning would leave the validation out
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop |= _over(pl_module)
+
+
+def _over(module: L.LightningModule) -> bool:
+    assert isinstance(module.budget, Budget)
+    return module.budget.over

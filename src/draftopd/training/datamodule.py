@@ -1,14 +1,14 @@
 """What SFT and OPD data share: encoded prompts, the target's texts, the validation grid."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from draftopd.console import signals
 from draftopd.data.prompts import Prompt, Prompts
 from draftopd.data.sources import encode_all
 from draftopd.data.texts import TextCache, Texts
@@ -55,17 +55,22 @@ class Batching:
 
 
 @dataclass(frozen=True)
-class Steps(Dataset):
+class Steps:
     """The optimizer steps of one epoch, each built when it is read."""
 
     build: Callable[[int], list[ReplayBatch]]
     steps: int
+    first: int = 0
+    """those before are done"""
 
     def __len__(self) -> int:
+        """All, the done ones too: Lightning counts from the start of the epoch."""
         return self.steps
 
-    def __getitem__(self, step: int) -> list[ReplayBatch]:
-        return self.build(step)
+    def __iter__(self) -> Iterator[list[ReplayBatch]]:
+        for step in range(self.first, self.steps):
+            signals.release()  # the step before is whole, and building this one may take long
+            yield self.build(step)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -111,6 +116,20 @@ class DraftDataModule(L.LightningDataModule):
     def writing(self, split: str) -> Decoding:
         """How the target writes the texts of a split that this epoch reads."""
         return self.decoding
+
+    def train_dataloader(self) -> Steps:
+        """The epoch's steps, in a resumed run those that are left: none where only the validation is."""
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return self.train_steps()
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.current.completed
+        if progress.is_last_batch or self.module.budget.over:
+            return Steps(lambda step: [], done, done)
+        return replace(self.train_steps(), first=done)
+
+    def train_steps(self) -> Steps:
+        """All steps of this epoch."""
+        raise NotImplementedError
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Not here: micro-batches come to the device one at a time, because those of a step may be tens of GB."""
@@ -208,7 +227,7 @@ class DraftDataModule(L.LightningDataModule):
         most = max((owners.count(owner) for owner in set(owners)), default=0)
         return (mine[at : at + size] for at in range(0, most, size))
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Steps:
         """The same anchors every time: spread evenly over each response."""
         texts = self.written("val")
         parts = list(self.micro([i for i in range(len(texts)) if candidates(texts[i]).numel()]))
@@ -223,11 +242,11 @@ class DraftDataModule(L.LightningDataModule):
         def build(step: int) -> list[ReplayBatch]:
             return [self.text_batch(texts, parts[step], [grid(texts[i]) for i in parts[step]])]
 
-        return DataLoader(Steps(build, len(parts)), batch_size=None)
+        return Steps(build, len(parts))
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> Steps:
         """One empty step: callbacks roll out the prompts of the test split (`encoded`)."""
-        return DataLoader(Steps(lambda step: [], 1), batch_size=None)
+        return Steps(lambda step: [], 1)
 
 
 def candidates(text: Trace) -> Tensor:

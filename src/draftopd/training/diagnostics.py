@@ -37,10 +37,12 @@ class Diagnostics(L.Callback):
         self.staleness: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: [asdict(d) for d in phases] for name, phases in self.history.items()}
+        history = {name: [asdict(d) for d in phases] for name, phases in self.history.items()}
+        return history | {"staleness": self.staleness.copy()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = {name: [Diagnosis(**d) for d in phases] for name, phases in state_dict.items()}
+        self.history = {name: [Diagnosis(**d) for d in state_dict[name]] for name in self.history}
+        self.staleness = state_dict.get("staleness", [])  # older checkpoints have none
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.staleness = []

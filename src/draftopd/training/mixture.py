@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch.utils.data import DataLoader
-
 from draftopd.decoding import distributed
 from draftopd.trace import ReplayBatch
-from draftopd.training.datamodule import generator
+from draftopd.training.datamodule import Steps, generator
 from draftopd.training.on_policy import OnPolicyDataModule
 from draftopd.training.sft import random_blocks
 from draftopd.training.trace_sources import Redrafts
@@ -47,13 +45,13 @@ class MixedDataModule(OnPolicyDataModule):
         random = self.module.random_objective
         return super().stores_hidden or (random is not None and random.needs_target)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_steps(self) -> Steps:
         keys, index = self._next_prompts()
         first, last = self.ends
         share = first + (last - first) * self.module.budget.share
         # spread evenly over the epoch, so that every step has its share
         spaced = [p for p in range(len(index)) if int((p + 1) * share + 1e-9) > int(p * share + 1e-9)]
-        own = self._drawn if self.reuses else spaced
+        own = self._drawn if self.reuses or self._again else spaced
         others = set(range(len(index))) - set(own)
         owners = self._draw(keys, index, own)
         if isinstance(self.traces, Redrafts) and not super().stores_hidden:

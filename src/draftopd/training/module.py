@@ -277,11 +277,10 @@ class DraftModule(L.LightningModule):
         require_finite_weights(self.drafter)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("drafter.")}
-        checkpoint["ledger"], checkpoint["budget"] = self.ledger.state_dict(), self.budget.state_dict()
         checkpoint["target_fingerprint"] = self.target.fingerprint
         checkpoint["reads"] = self.drafter.reads
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ledger.load_state_dict(checkpoint["ledger"])
+        self.ledger.load_state_dict(checkpoint["ledger"])  # run_record.py has saved both
         # a callback kept the budget in checkpoints of older versions
         self.budget.load_state_dict(checkpoint.get("budget") or checkpoint["callbacks"]["Budget"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from draftopd.data.storage import SpillStore
 from draftopd.decoding import distributed
@@ -54,8 +54,9 @@ class OnPolicyDataModule(DraftDataModule):
         self.verified = self.traces.verified
         self._phase: dict[int, Rollout] = {}  # this process's, by their places in the epoch
         self._drawn: list[int] = []  # places of all processes' traces
-        self._saved: list[Trace] = []  # a checkpoint's
-        self._drawn_in = -1  # epoch
+        self._drawn_in = self._drawn_at = -1  # epoch and step
+        self._drafter: dict[str, Tensor] = {}  # weights that drafted them
+        self._again = False  # they were drawn before the checkpoint that the run was resumed from
 
     @property
     def stores_hidden(self) -> bool:
@@ -75,24 +76,26 @@ class OnPolicyDataModule(DraftDataModule):
         return self._drawn_in == self._first_epoch < self.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """All processes' traces, where further epochs may train on them."""
-        if self.traces.reuse == 1:
+        """What draws the traces again, where further steps train on them."""
+        assert self.trainer is not None
+        through = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if self._drawn_in < 0 or (through and (self.epoch + 1) % self.traces.reuse == 0):
             return super().state_dict()
-        traces = distributed.gather([vars(r.trace) for r in self._phase.values()])
-        return super().state_dict() | {"drawn_in": self._drawn_in, "places": self._drawn, "traces": traces}
+        phase = {"drawn_in": self._drawn_in, "drawn_at": self._drawn_at, "places": self._drawn}
+        return super().state_dict() | phase | {"drafter": self._drafter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if "traces" in state:
-            self._drawn_in, self._drawn = state["drawn_in"], state["places"]
-            self._saved = [Trace(**trace) for trace in state["traces"]]
+        if "drafter" in state:
+            self._drawn_in, self._drawn_at, self._drawn = state["drawn_in"], state["drawn_at"], state["places"]
+            self._drafter, self._again = state["drafter"], True
 
-    def train_dataloader(self) -> DataLoader:
+    def train_steps(self) -> Steps:
         keys, index = self._next_prompts()
         owners = self._draw(keys, index, range(len(index)))
         return self._loader(list(owners), lambda part, step: self._own_blocks({p: owners[p] for p in part}, step))
 
-    def _loader(self, places: Sequence[int], blocks: Callable[[Sequence[int], int], list[ReplayBatch]]) -> DataLoader:
+    def _loader(self, places: Sequence[int], blocks: Callable[[Sequence[int], int], list[ReplayBatch]]) -> Steps:
         """Steps of `batch_size` places of the epoch's prompts.
 
         Args:
@@ -110,7 +113,7 @@ class OnPolicyDataModule(DraftDataModule):
             # a remainder joins the last step: no trace that was paid for is dropped
             return blocks(places[step * size : len(places) if step == steps - 1 else (step + 1) * size], step)
 
-        return DataLoader(Steps(build, steps), batch_size=None)
+        return Steps(build, steps)
 
     def _own_blocks(self, owners: dict[int, int], step: int) -> list[ReplayBatch]:
         """Micro-batches of the blocks that were drafted at these places.
@@ -142,21 +145,27 @@ class OnPolicyDataModule(DraftDataModule):
         Returns:
             place -> its process, of the places where anything was drafted.
         """
-        if not self.reuses or self._saved:
+        if not self.reuses or self._again:
             self._take(keys, index, places)
         drafted = distributed.gather([len(r.trace.anchors) > 0 for r in self._phase.values()])
         return {p: i % distributed.count() for i, (p, some) in enumerate(zip(places, drafted, strict=True)) if some}
 
     def _take(self, keys: Sequence[int], index: Sequence[int], places: Sequence[int]) -> None:
         self._phase, self.results = {}, []  # the last phase's are freed before the next one's come
-        # states of a verification do not fit blocks that are moved
-        keep = self.place is None
-        phase = Phase([keys[p] for p in places], [index[p] for p in places], keep_states=keep, store=self._store())
-        if self.reuses:
-            traces = self.traces.again(self, phase, distributed.own(self._saved))
-        else:
-            traces = self.traces.draw(self, phase) if places else []
-        self._saved, self._drawn, self._drawn_in = [], list(places), self._first_epoch
+        if not self._again:
+            self._drawn, self._drawn_in, self._drawn_at = list(places), self._first_epoch, self.module.global_step
+            with distributed.whole(self.module.drafter):
+                self._drafter = {n: w.detach().to("cpu", copy=True) for n, w in self.module.drafter.named_parameters()}
+        phase = Phase(
+            [keys[p] for p in places],
+            [index[p] for p in places],
+            keep_states=self.place is None,  # states of a verification do not fit blocks that are moved
+            store=self._store(),
+            step=self._drawn_at,
+            drafter=self._drafter if self._again else None,
+        )
+        traces = self.traces.draw(self, phase) if places else []
+        self._again = False
         self._phase = dict(zip(distributed.own(places), traces, strict=True))
         self.module.share_costs()
         # a text's own hidden states are not the target's opinion of drafts after a rejection: nobody else may read them

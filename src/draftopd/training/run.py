@@ -1,5 +1,6 @@
 """One stage of a run: everything that it trains with, its training and its test."""
 
+import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from draftopd.checkpoints.files import locate
 from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state
 from draftopd.checkpoints.published import drafter_config
+from draftopd.console import Terminated
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation.results import Result, Results, Training
@@ -68,7 +72,7 @@ def build(config: DictConfig) -> System:
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
     observed = Observed()
     made = instantiate(config.callbacks, _convert_="all").values()
-    callbacks = [record, *(c(observed) if isinstance(c, partial) else c for c in made)]
+    callbacks = [*(c(observed) if isinstance(c, partial) else c for c in made), record]
     logger = RunLogger() if config.logger else None
     trainer = make_trainer(config, callbacks, logger)
     get_console().quiet = not trainer.is_global_zero
@@ -142,15 +146,19 @@ def run_stage(config: DictConfig, start: str | None = None, parent: Run | None =
 
     Raises:
         DraftError: it cannot be built, or MLflow cannot be used.
-        KeyboardInterrupt: the user stopped it; its MLflow run ends as KILLED, its last checkpoint is usable.
+        KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM stopped it; its MLflow run ends as KILLED, its last checkpoint
+            goes on where it was.
     """
     system = build(config)
     trainer, module, logger = system.trainer, system.module, system.logger
+    if trainer.world_size > 1 or SLURMEnvironment.detect():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning stops all processes after a step, or queues again
     checkpoint = Path(config.output_dir) / "checkpoints" / "last.ckpt"
     resume = str(find_checkpoint(config.resume, config.logger)) if config.resume else None
     run: Run | None = None
     if logger and trainer.is_global_zero:
-        logger.run = run = instantiate(config.logger, _convert_="all").start()
+        own = resume is not None and Path(resume).resolve().is_relative_to(Path(config.output_dir).resolve())
+        logger.run = run = instantiate(config.logger, _convert_="all").start(goes_on=own)
     status: Status = "FAILED"
     try:
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
@@ -168,12 +176,12 @@ def run_stage(config: DictConfig, start: str | None = None, parent: Run | None =
         if parent is not None:
             parent.log_tags(fingerprints(trainer))
         status = "FINISHED"
-    except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
+    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning turns Ctrl-C into an exit
         status = "KILLED"
-        place = f"; last checkpoint: {checkpoint}" if checkpoint.exists() else ""
+        place = f"; last checkpoint: {checkpoint}; go on with resume=auto" if checkpoint.exists() else ""
         if trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}{place}")
-        raise KeyboardInterrupt from None
+        raise (Terminated() if isinstance(stop, Terminated | SIGTERMException) else KeyboardInterrupt()) from None
     finally:
         if run:
             run.end(status, checkpoint)

@@ -1,12 +1,13 @@
-"""What a run was, written into MLflow and into every checkpoint."""
+"""What a run was and how far it is, written into MLflow and into every checkpoint."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from draftopd.console import signals
 from draftopd.tracking.header import write_header
 from draftopd.training.callbacks import data_of, log, run_of
 from draftopd.training.module import DraftModule
@@ -24,6 +25,10 @@ class RunRecord(L.Callback):
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.last = Path(config["output_dir"]) / "checkpoints" / "last.ckpt"
+        self.position: dict[str, Any] = {}
+        """of the last whole step"""
+        self.training = False
+        self._resumed: dict[str, Any] = {}
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,33 +50,79 @@ class RunRecord(L.Callback):
         trainer.save_checkpoint(self.last)
         log(trainer, pl_module.ledger.metrics())
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ctrl-C or SIGTERM: the weights of this step are kept; an epoch that was cut short is drawn again by `resume`.
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.position, self.training = self._resumed, True
+        signals.watch()
 
-        Several processes may be stopped at different steps: they keep the last epoch's.
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        signals.hold()  # until weights and position agree again, and the step's values are logged
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.position = _position(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.release()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.release()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ctrl-C or SIGTERM: nothing that the last whole step has reached is lost.
+
+        Several processes may be stopped at different steps: they keep the last epoch's checkpoint.
         """
-        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if stopped and trainer.global_step and trainer.world_size == 1:
-            _rewind(trainer)
+        signals.drop()
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        if stopped and self.training and self.position and trainer.world_size == 1:
             trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+        checkpoint.update(self.position or _costs(pl_module))
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        names = ("loops", "callbacks", "lr_schedulers", type(data_of(trainer)).__qualname__, "ledger", "budget")
+        self._resumed = {name: checkpoint[name] for name in names if name in checkpoint}
 
 
-def _rewind(trainer: L.Trainer) -> None:
-    """Sets the loops back to the start of the epoch.
+def _position(trainer: L.Trainer) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and optimizer, just after a step: parts of Lightning's checkpoint by key.
 
-    Lightning would go on after the last step, but with a new loader, whose first items would then come twice and whose
-    last ones never.
+    Whatever comes after the step and before the next, a validation or a rollout, changes neither weights nor
+    optimizer. So a checkpoint that is written meanwhile, wherever that is cut short, takes all else from here: a
+    resumed run does the same again.
     """
-    epochs, batches = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.batch_progress
-    for progress in (epochs.total, epochs.current):
-        progress.started = progress.processed  # type: ignore[attr-defined]
-    batches.reset_on_run()
-    total: Any = batches.total
-    # a batch that was made ready and no more: Lightning sees neither the midst nor the end of an epoch
-    total.ready, total.started, total.processed = total.completed + 1, total.completed, total.completed
+    data = data_of(trainer)
+    states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    return {
+        "loops": {"fit_loop": _loops(trainer)},
+        "callbacks": deepcopy({key: state for key, state in states.items() if state}),
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        type(data).__qualname__: data.state_dict(),
+        **_costs(trainer.lightning_module),
+    }
+
+
+def _costs(module: L.LightningModule) -> dict[str, Any]:
+    assert isinstance(module, DraftModule)
+    return {"ledger": module.ledger.state_dict(), "budget": module.budget.state_dict()}
+
+
+def _loops(trainer: L.Trainer) -> dict[str, Any]:
+    """The state of Lightning's loops as it takes a step for done: validation, if due, comes next."""
+    fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    state = deepcopy(fit.state_dict())
+    for steps in (state["epoch_loop.batch_progress"][kind] for kind in ("total", "current")):
+        steps["completed"] = steps["ready"]
+    due = epoch._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] += not due
+    # Lightning returns to a validation only if it takes it for begun
+    none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    begun = none | {"ready": 1, "started": 1}
+    state["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": none, "is_last_batch": False}
+    return state
 
 
 def fingerprints(trainer: L.Trainer) -> dict[str, str]:

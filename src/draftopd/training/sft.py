@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader
 
 from draftopd.data.texts import Texts
 from draftopd.decoding import distributed
@@ -32,7 +31,7 @@ class SFTDataModule(DraftDataModule):
     def stores_hidden(self) -> bool:
         return self.module.objective.needs_target  # it compares with the target's distribution in every step
 
-    def train_dataloader(self) -> DataLoader:
+    def train_steps(self) -> Steps:
         # written as they are needed; several processes would all wait for one shard, so they share the writing first
         texts = self.texts("train") if distributed.count() == 1 else self.written("train")
         size, epoch = self.batching.batch_size, self.epoch
@@ -45,7 +44,7 @@ class SFTDataModule(DraftDataModule):
             part = order[step * size : (step + 1) * size]
             return random_blocks(self, texts, part, self.num_anchors, generator(self.seed, epoch, step))
 
-        return DataLoader(Steps(build, max(1, len(texts) // size)), batch_size=None)
+        return Steps(build, max(1, len(texts) // size))
 
 
 def random_blocks(

@@ -1,7 +1,8 @@
 """Sources of on-policy traces: rollouts, redrafts of stored texts, or text that the drafter writes by itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -18,8 +19,9 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective
-from draftopd.trace import Rollout, Trace
+from draftopd.trace import Rollout
 from draftopd.training.datamodule import DraftDataModule
+from draftopd.training.module import DraftModule
 from draftopd.values.checked import checked
 from draftopd.values.types import Count
 
@@ -32,6 +34,8 @@ class Phase:
     index: Sequence[int]  # of the training prompts
     keep_states: bool  # features and target hidden states of the verifications are wanted
     store: SpillStore  # where they go
+    step: int  # optimizer steps before it
+    drafter: Mapping[str, Tensor] | None = None  # weights that draft a phase again; None = the current ones
 
 
 @checked
@@ -63,11 +67,7 @@ class TraceSource(ABC):
 
     @abstractmethod
     def draw(self, data: DraftDataModule, phase: Phase) -> list[Rollout]:
-        """This process's share of the phase's traces, drafted by the current weights."""
-
-    def again(self, data: DraftDataModule, phase: Phase, traces: Sequence[Trace]) -> list[Rollout]:
-        """The same from a checkpoint, which has only the traces: the step replays what the verifications computed."""
-        return [Rollout(trace) for trace in traces]
+        """This process's share of the phase's traces, drafted by the current weights or `phase.drafter`."""
 
 
 class Rollouts(TraceSource):
@@ -94,16 +94,42 @@ def _write(write: Callable[..., list[Rollout]], data: DraftDataModule, phase: Ph
     pool = data.encoded("train")
     prompts = [pool[i][1] for i in distributed.own(phase.index)]
     write = partial(write, keep_states=phase.keep_states, keys=distributed.own(phase.keys))
-    return _timed("rollout", write, data, prompts, phase.store)
+    return _timed("rollout", write, data, prompts, phase)
 
 
 def _timed(
-    name: str, draw: Callable[..., list[Rollout]], data: DraftDataModule, items: Sequence[Any], store: SpillStore
+    name: str, draw: Callable[..., list[Rollout]], data: DraftDataModule, items: Sequence[Any], phase: Phase
 ) -> list[Rollout]:
     module = data.module
-    draw = partial(draw, drafter_step=module.global_step, ledger=module.ledger, store=store)
-    with progress(f"{name}s", len(items)) as on_done, module.ledger.timed(name), distributed.whole(module.drafter):
+    draw = partial(draw, drafter_step=phase.step, ledger=module.ledger, store=phase.store)
+    with (
+        distributed.whole(module.drafter),
+        _as_before(module, phase.drafter),
+        progress(f"{name}s", len(items)) as on_done,
+        module.ledger.timed(name),
+    ):
         return draw(module.target, module.drafter, items, data.decoding, on_done=on_done)
+
+
+@contextmanager
+def _as_before(module: DraftModule, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The drafter has these weights inside, and what is done inside costs nothing: it is in the ledger already."""
+    if weights is None:
+        yield
+        return
+    ledger, now = module.ledger.state_dict(), {n: w.detach().clone() for n, w in module.drafter.named_parameters()}
+    try:
+        _set(module, weights)
+        yield
+    finally:
+        _set(module, now)
+        module.ledger.load_state_dict(ledger)
+
+
+@torch.no_grad()
+def _set(module: DraftModule, weights: Mapping[str, Tensor]) -> None:
+    for name, weight in module.drafter.named_parameters():
+        weight.copy_(weights[name])
 
 
 @checked
@@ -146,15 +172,9 @@ class Redrafts(TraceSource):
         texts, own = data.written("train", max(phase.index) + 1), distributed.own(phase.index)
         data.pay(texts, phase.index)
         chosen = [Rollout(texts[i], data.stored(texts, i)[0]) for i in own]
-        results = _timed("redraft", redraft, data, chosen, phase.store)
+        results = _timed("redraft", redraft, data, chosen, phase)
         stored = (data.stored(texts, i)[1] for i in own)
         return [with_text_hidden(r, hidden, phase.store) for r, hidden in zip(results, stored, strict=True)]
-
-    def again(self, data: DraftDataModule, phase: Phase, traces: Sequence[Trace]) -> list[Rollout]:
-        texts, own = data.written("train", max(phase.index) + 1), distributed.own(phase.index)
-        stored = (data.stored(texts, i) for i in own)
-        parts = zip(traces, stored, strict=True)
-        return [with_text_hidden(Rollout(trace, features), hidden, phase.store) for trace, (features, hidden) in parts]
 
 
 def with_text_hidden(result: Rollout, hidden: Tensor | None, store: Callable[[Tensor], Tensor]) -> Rollout:
