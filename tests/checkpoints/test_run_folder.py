@@ -161,6 +161,8 @@ def test_the_message_names_the_checkpoint_to_go_on_with(tmp_path: Path):
         (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
     with pytest.raises(DraftError, match=f"go on with resume={tmp_path}/checkpoints/last.ckpt"):
         claim(tmp_path, config())
+    with pytest.raises(DraftError, match="go on with resume=auto"):
+        claim(tmp_path, config(), config())
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):

@@ -134,6 +134,18 @@ def test_a_resumed_run_knows_what_a_rollout_phase_costs():
     assert run.steps == 8
 
 
+@pytest.mark.parametrize(("limits", "over"), [({"steps": 4}, True), ({"steps": 5}, False), ({"flops": 20.0}, True)])
+def test_a_resumed_run_knows_whether_its_budget_is_spent(limits, over):
+    """Of the 40 FLOPs none is left for another phase, whatever the steps."""
+    run = Run(batches=4, budget=Budget(steps=4))
+    while not run.over:
+        run.step(flops=10.0)
+    resumed = Budget(**limits)
+    assert not resumed.over
+    resumed.load_state_dict(run.budget.state_dict())
+    assert resumed.over is over
+
+
 def test_a_resumed_run_takes_the_configs_rate_and_warm_up():
     """Whatever the checkpoint's were, and without a warning of torch's about the order of steps."""
     old = Run(batches=4, budget=Budget(steps=8), warmup_steps=8, lr=1.0)

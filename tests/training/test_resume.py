@@ -1,85 +1,37 @@
 """A run that was stopped, anywhere and by any signal, ends as the one that was not: bit for bit."""
 
-import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from draftopd.training import trace_sources
-from draftopd.training.callbacks import AcceptanceLength
-from draftopd.training.module import DraftModule
+import kills
+from kills import Kill, ending
 from runs import UNTIMED
 
-ON_POLICY = ("experiment=smoke/draft_opd", "budget.epochs=3")
-RUNS = {
-    "sft": ("experiment=smoke/sft", "budget.epochs=2"),
-    "rollouts": ON_POLICY,
-    "redrafts": (*ON_POLICY, "traces=redrafts"),
-    "mixed": (*ON_POLICY, "data=mixed", "data.own_share_end=0.2", "callbacks=ema"),
-    "reused": (*ON_POLICY, "traces.reuse=2"),
-    "flops": (*ON_POLICY, "budget.epochs=null", "budget.flops=1.2e8"),
-    "steps": (*ON_POLICY, "budget.epochs=null", "budget.steps=3"),
-}
-PLACES: dict[str, tuple[Any, str]] = {
-    "step": (DraftModule, "_sides"),
-    "after a step": (DraftModule, "_log_step"),
-    "rollout": (trace_sources, "_timed"),
-    "validation": (AcceptanceLength, "on_validation_epoch_end"),
-    "test": (AcceptanceLength, "on_test_epoch_end"),
-}
-CASES = [
-    ("sft", "step", 3, signal.SIGINT),
-    ("rollouts", "after a step", 3, signal.SIGTERM),
-    pytest.param("sft", "validation", 1, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("rollouts", "step", 6, signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param("rollouts", "rollout", 2, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("rollouts", "validation", 2, signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param("rollouts", "test", 1, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("redrafts", "after a step", 3, signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param("mixed", "after a step", 3, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("mixed", "validation", 1, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("reused", "after a step", 3, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("reused", "validation", 1, signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param("flops", "after a step", 4, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("flops", "validation", 2, signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param("steps", "validation", 2, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("steps", "test", 1, signal.SIGINT, marks=pytest.mark.slow),
+CASES = [("sft", Kill("step", 3, signal.SIGINT)), ("rollouts", Kill("after a step", 3, signal.SIGTERM))]
+SLOW = [
+    ("rollouts", Kill("step", 6, signal.SIGINT)),
+    ("rollouts", Kill("rollout", 2, signal.SIGTERM)),
+    ("rollouts", Kill("validation", 2, signal.SIGINT)),
+    ("rollouts", Kill("test", 1, signal.SIGTERM)),
+    ("redrafts", Kill("after a step", 3, signal.SIGINT)),
+    ("mixed", Kill("after a step", 3, signal.SIGTERM)),
+    ("mixed", Kill("validation", 1, signal.SIGTERM)),
+    ("reused", Kill("after a step", 3, signal.SIGTERM)),
+    ("reused", Kill("validation", 1, signal.SIGINT)),
+    ("flops", Kill("after a step", 4, signal.SIGTERM)),
+    ("flops", Kill("validation", 2, signal.SIGINT)),
+    ("steps", Kill("validation", 2, signal.SIGTERM)),
+    ("steps", Kill("test", 1, signal.SIGINT)),
 ]
-
-
-def ending(folder: Path) -> dict[str, Any]:
-    """What a run has come to, without what its clock says."""
-    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    (result,) = json.loads((folder / "results.json").read_text())["results"]
-    history = [{k: v for k, v in point.items() if k != "minutes"} for point in result["training"]["curve"]]
-    return {
-        "weights": {name: value.tolist() for name, value in saved["state_dict"].items()},
-        "optimizer": [[v.tolist() for v in s.values()] for s in saved["optimizer_states"][0]["state"].values()],
-        "step": (saved["global_step"], best["global_step"]),
-        "ledger": {kind: saved["ledger"][kind] for kind in ("flops", "tokens")},
-        "history": history,
-        "answers": result["answers"],
-    }
-
-
-def stop(patch: pytest.MonkeyPatch, place: str, call: int, number: signal.Signals) -> None:
-    """The signal arrives at so many calls of that place."""
-    owner, name = PLACES[place]
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = [0]
-
-    def meet(*args: Any, **options: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call:
-            signal.raise_signal(number)
-        return original(*args, **options)
-
-    patch.setattr(owner, name, meet)
+KILLED = [
+    ("rollouts", Kill("after a step", 4, signal.SIGKILL)),
+    ("rollouts", Kill("save", 4, signal.SIGKILL)),
+    ("sft", Kill("step", 1, signal.SIGKILL)),
+    ("sft", Kill("test", 1, signal.SIGKILL)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +40,30 @@ def whole() -> dict[str, dict[str, Any]]:
     return {}
 
 
-@pytest.mark.parametrize(("run", "place", "call", "number"), CASES)
-def test_a_stopped_run_ends_like_one_that_was_not(command, tmp_path, monkeypatch, whole, run, place, call, number):
-    words = (*RUNS[run], *UNTIMED)
+@pytest.mark.parametrize(("run", "kill"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+def test_a_stopped_run_ends_like_one_that_was_not(command, tmp_path, monkeypatch, whole, run: str, kill: Kill):
+    words = (*kills.RUNS[run], *UNTIMED)
     if run not in whole:
         assert command(*words, "hydra.run.dir=whole") == 0
         whole[run] = ending(tmp_path / "whole")
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
     try:
         with monkeypatch.context() as patch:
-            stop(patch, place, call, number)
-            assert command(*words, "hydra.run.dir=cut") == 128 + number
+            kill.arm(patch.setattr)
+            assert command(*words, "hydra.run.dir=cut") == 128 + kill.signal
     finally:
         signal.signal(signal.SIGINT, handler)
-    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    assert command(*words, "hydra.run.dir=cut", f"resume={last}") == 0
+    assert (tmp_path / "cut" / "checkpoints" / "last.ckpt").exists()
+    assert command(*words, "hydra.run.dir=cut", "resume=auto") == 0
+    assert ending(tmp_path / "cut") == whole[run]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "kill"), KILLED)
+def test_so_does_one_whose_process_was_killed(tmp_path: Path, whole, run: str, kill: Kill):
+    if run not in whole:
+        assert kills.process(kills.RUNS[run], tmp_path / "whole") == 0
+        whole[run] = ending(tmp_path / "whole")
+    assert kills.process(kills.RUNS[run], tmp_path / "cut", kill) == -signal.SIGKILL
+    assert kills.process((*kills.RUNS[run], "resume=auto"), tmp_path / "cut") == 0
     assert ending(tmp_path / "cut") == whole[run]

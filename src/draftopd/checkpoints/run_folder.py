@@ -91,7 +91,7 @@ def _refuse_others_checkpoints(folder: Path, config: DictConfig, earlier: DictCo
         return  # each stage is held against its own recipe
     if again and (resume == AUTO or any(folder.glob("hpc_ckpt_*.ckpt"))):  # these are of a cluster
         return
-    way = "the same command" if config.get("stages") else f"resume={found}"
+    way = "the same command" if config.get("stages") else "resume=auto" if again else f"resume={found}"
     raise DraftError(
         f"{folder} has another run's checkpoints, {found}: name another folder, {NAME}; or go on with {way}"
     )

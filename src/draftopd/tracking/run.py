@@ -98,7 +98,7 @@ class Run:
     def _before(self) -> str:
         """Id of the run that was in the folder before; empty where there was none, or in another store."""
         path = self._place / KNOWN
-        store, run_id = path.read_text().splitlines() if path.exists() else ("", "")
+        store, _, run_id = path.read_text().strip().partition("\n") if path.exists() else ("", "", "")
         return run_id if store == public(self.tracking_uri) else ""
 
     def _take_over(self) -> bool:

@@ -1,7 +1,7 @@
 """What watches a run: callbacks compute acceptance length and speedup on held-out prompts and log them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -104,7 +104,7 @@ class AcceptanceLength(L.Callback):
         self.test_limit, self.test_redraft = test_limit, test_redraft
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [asdict(point) for point in self.observed.history]}
+        return {"history": [vars(point) for point in self.observed.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.observed.history = [Point.read(saved) for saved in state_dict["history"]]

@@ -37,7 +37,7 @@ class Diagnostics(L.Callback):
         self.staleness: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        history = {name: [asdict(d) for d in phases] for name, phases in self.history.items()}
+        history = {name: [vars(d) for d in phases] for name, phases in self.history.items()}
         return history | {"staleness": self.staleness.copy()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ def run_stage(config: DictConfig, start: str | None = None, parent: Run | None =
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning turns Ctrl-C into an exit
         status = "KILLED"
-        place = f"; last checkpoint: {checkpoint}; go on with resume=auto" if checkpoint.exists() else ""
+        place = f"; last checkpoint: {checkpoint} (go on with resume=auto)" if checkpoint.exists() else ""
         if trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}{place}")
         raise (Terminated() if isinstance(stop, Terminated | SIGTERMException) else KeyboardInterrupt()) from None

@@ -95,14 +95,19 @@ def _position(trainer: L.Trainer) -> dict[str, Any]:
     resumed run does the same again.
     """
     data = data_of(trainer)
-    states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    # copied as deep as callbacks change what they have handed out: this happens every step
+    states = {callback.state_key: _copied(callback.state_dict()) for callback in trainer.callbacks}  # type: ignore[attr-defined]
     return {
         "loops": {"fit_loop": _loops(trainer)},
-        "callbacks": deepcopy({key: state for key, state in states.items() if state}),
+        "callbacks": {key: state for key, state in states.items() if state},
         "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         type(data).__qualname__: data.state_dict(),
         **_costs(trainer.lightning_module),
     }
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in state.items()}
 
 
 def _costs(module: L.LightningModule) -> dict[str, Any]:
