@@ -132,7 +132,8 @@ def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> 
     limits = instantiate(decoding)
     capacity = batching.max_prompt_length + limits.max_new_tokens + drafter.num_draft_tokens + 1
     states = len(drafter.layer_ids) + drafter.num_draft_tokens
-    width = min(affordable_rows(target, drafter, limits, capacity=capacity, states=states), share)
+    sizes = {"capacity": capacity, "prompt": batching.max_prompt_length, "states": states}
+    width = min(affordable_rows(target, drafter, limits, **sizes), share)
     step = Ledger()
     step.verify(target, drafter, 1, drafter.block_size, length // 2)
     step.verify_head(target, drafter.block_size)

@@ -14,6 +14,7 @@ COMMANDS = {"fit", "evaluate", "export", "check", "ui"}
 ORDER: list[set[str]] = [
     {"errors", "console"},
     {"tracking"},
+    {"values"},
     {"trace"},
     {"blocks"},
     {"objectives", "target"},
@@ -23,6 +24,7 @@ ORDER: list[set[str]] = [
     {"checkpoints"},
     {"evaluation"},
     {"training"},
+    {"config"},
     {"command"},
     COMMANDS,
 ]

@@ -3,13 +3,15 @@
 import os
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,9 +21,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from draftopd.checkpoints.run_folder import AUTO, claim, last_config, lock_file, newest, unused
+from draftopd.config.check import check
+from draftopd.config.choices import explain, one_line
 from draftopd.errors import DraftError
 
 _HERE = Path(__file__).resolve().parent
@@ -35,10 +39,10 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("unused", unused, use_cache=True)  # cached: one folder a run, however often it is read
 
 
-def check_words(config_name: str) -> None:
-    """Composes a command's config before Hydra does, because Hydra's own report of a mistake takes many lines."""
+def check_words(command: str) -> None:
+    """Composes and checks a command's configuration before Hydra makes its folder; a mistake ends in one line."""
     with one_line_errors():
-        _check_overrides(config_name)
+        _check_overrides(command)
 
 
 @contextmanager
@@ -54,14 +58,20 @@ def one_line_errors() -> Iterator[None]:
         yield
     except DraftError as error:
         _fail(str(error))
-    except InstantiationException as error:
-        cause = error.__cause__
-        _fail(str(cause) if isinstance(cause, DraftError) else _one_line(error))
+    except (InstantiationException, InterpolationResolutionError) as error:
+        _fail(next((str(cause) for cause in _causes(error) if isinstance(cause, DraftError)), one_line(error)))
     except (HydraException, OmegaConfBaseException, MisconfigurationException, MlflowException, OSError) as error:
-        _fail(_one_line(error))
+        _fail(one_line(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause = error.__cause__ or error.__context__
+    if cause is not None:
+        yield cause
+        yield from _causes(cause)
 
 
 class RunFolder(Callback):
@@ -71,13 +81,13 @@ class RunFolder(Callback):
         self.lock: FileLock | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra = HydraConfig.instance()
-        before = hydra.cfg
-        hydra.set_config(config)  # as Hydra does later: the folder's name may have interpolations
-        try:
+        with _as_hydras(config):
             self._claim(lambda: _folder(config), config, last_config)
-        finally:
-            hydra.cfg = before
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Only makes the folder above those of the runs."""
+        with _as_hydras(config), one_line_errors():
+            _ = config.hydra.sweep.dir
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """For each run of a sweep; Hydra has written its own files there by now."""
@@ -96,6 +106,18 @@ class RunFolder(Callback):
         except Exception:  # Hydra would warn and go on
             traceback.print_exc()
             sys.exit(1)
+
+
+@contextmanager
+def _as_hydras(config: DictConfig) -> Iterator[None]:
+    """As Hydra does later: names of folders may have interpolations."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
 
 def _own(config: DictConfig) -> DictConfig:
@@ -120,20 +142,30 @@ def _folder(config: DictConfig) -> str:
     return config.hydra.run.dir
 
 
-def _check_overrides(config_name: str) -> None:
-    flags = {word for word in sys.argv[1:] if word.startswith("-")}
-    sweep = flags & {"-m", "--multirun"}
-    if flags - sweep:
-        return  # --help, --cfg job, ...: Hydra shows something and runs nothing
-    words = [word for word in sys.argv[1:] if word not in flags]
+def _check_overrides(command: str) -> None:
+    asked = _arguments()
+    shows = (asked.help, asked.hydra_help, asked.cfg, asked.info, asked.shell_completion)
+    if any(shows) or asked.experimental_rerun:
+        return  # it runs nothing, or a job that has run
+    words = list(asked.overrides)
+    if asked.config_dir:
+        words.append(f"hydra.searchpath=['file://{Path(asked.config_dir).absolute()}']")
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            configs = [compose(config_name, overrides=given) for given in (_choices(words) if sweep else [words])]
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise DraftError(_one_line(error)) from error
-    missing = sorted({key for config in configs for key in OmegaConf.missing_keys(config)})
-    if missing:
-        raise DraftError(f"{missing[0]} must be given: add {missing[0]}=... to the command")
+            for given in _choices(words) if asked.multirun else [words]:
+                check(command, compose(asked.config_name or command, overrides=given), given)
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise DraftError(explain(error, CONFIG_DIR)) from error
+
+
+def _arguments() -> Namespace:
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise DraftError(f"{message} (flags stand before all settings or after them)")
+
+    parser.error = refuse  # type: ignore[method-assign]  # its own answer has many lines
+    return parser.parse_args(sys.argv[1:])
 
 
 def _choices(words: list[str]) -> list[list[str]]:
@@ -151,11 +183,6 @@ def _choices(words: list[str]) -> list[list[str]]:
     base = [values[0] for values in options]
     others = [(at, value) for at, values in enumerate(options) for value in values[1:]]
     return [base, *([*base[:at], value, *base[at + 1 :]] for at, value in others)]
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:6])
 
 
 def _fail(message: str) -> None:

@@ -5,11 +5,9 @@ same command with the same `hydra.run.dir`, or with `resume=auto`, goes on where
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra import compose
@@ -21,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from draftopd.checkpoints.native import find_checkpoint
 from draftopd.checkpoints.run_folder import AUTO, to_resume
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
+from draftopd.config.stages import members
 from draftopd.console import Terminated, quiet, terminable
 from draftopd.errors import DraftError
 from draftopd.evaluation.report import show
@@ -40,10 +39,6 @@ def _fit(config: DictConfig) -> None:
     with one_line_errors(), terminable():
         quiet()
         git_commit()  # of the code that runs, whatever is edited later
-        if config.stages and (config.init_from or config.resume not in (None, AUTO)):
-            raise DraftError(
-                f"{config.name} has stages of its own: give init_from to the experiment of one stage, and resume=auto"
-            )
         folder = Path(HydraConfig.get().runtime.output_dir)
         parent = _tracked(config, folder)
         status: Status = "FAILED"
@@ -85,34 +80,17 @@ def _stages(config: DictConfig, folder: Path, parent: Run | None) -> list[DictCo
     if not config.stages:
         config.output_dir = str(folder)
         return [config]
-    known = list(dict.fromkeys([*config.stages, *(member for member, _, _ in _members(config.stages))]))
-    if unknown := sorted(set(config.only or ()) - set(known)):
-        raise DraftError(f"only={unknown}: there are no such stages; those of {config.name} are {known}")
-    words = HydraConfig.get().overrides.task
-    of_run = ("experiment=", "only=", "resume=", "stages.", "stages=")
-    given = [word for word in words if not word.lstrip("+~").startswith(of_run)]
     configs: list[DictConfig] = []
-    for name, stage, point in _members(config.stages):
+    for name, stage, words in members(config.stages, HydraConfig.get().overrides.task):
         if stage.init_from and stage.init_from not in [earlier.name for earlier in configs]:
             find_checkpoint(stage.init_from, config.logger)  # tells now what would fail after the stages before it
-        composed = compose("fit", overrides=[f"experiment={stage.experiment}", *given, *point])
+        composed = compose("fit", overrides=words)
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
         composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
         if composed.logger and parent is not None:
             composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.id}
         configs.append(composed)
     return configs
-
-
-def _members(stages: DictConfig) -> Iterator[tuple[str, DictConfig, list[str]]]:
-    """Each stage once for every combination of its grid's values: name, stage, its settings and these as overrides."""
-    for name, stage in ((str(name), stage) for name, stage in stages.items()):
-        grid: dict[str, list[Any]] = dict(stage.get("grid") or {})
-        fixed = [f"{key}={value}" for key, value in (stage.get("set") or {}).items()]
-        for values in product(*grid.values()):
-            point = list(zip(grid, values, strict=True))
-            label = "".join(f"-{key.split('.')[-1]}{value}" for key, value in point)
-            yield f"{name}{label}", stage, fixed + [f"{key}={value}" for key, value in point]
 
 
 def _recipe(stage: DictConfig) -> str:

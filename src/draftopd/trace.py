@@ -132,6 +132,12 @@ class ReplayBatch:
         """Supervised up to the first rejected draft of every block: for these drafts the prefix is the text."""
         return replace(self, drafted=torch.minimum(self.drafted, self.accepted + 1))
 
+    def parts(self, size: int) -> "list[ReplayBatch]":
+        """Batches of at most `size` of its texts."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        starts = range(0, len(self.tokens), size)
+        return [replace(self, **{name: value[at : at + size] for name, value in tensors.items()}) for at in starts]
+
     def to(self, device: torch.device | str) -> "ReplayBatch":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)

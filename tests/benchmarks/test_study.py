@@ -1,10 +1,11 @@
 """The study's small files: what they keep is enough for the tables, and a table that differs is found."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import study
+from benchmarks import study, study_tables
 from draftopd.evaluation.results import load
 from runs import UNTIMED
 
@@ -22,7 +23,7 @@ def joined(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a study of two arms; its small file, and a document with marks for its tables."""
     words = ("+stages.sft.grid={seed: [0, 1]}", "stages.draft_opd.init_from=sft-seed1", "hydra.run.dir=runs")
     assert command("experiment=smoke", "budget.epochs=3", *UNTIMED, *words) == 0
-    monkeypatch.setattr(study, "FOLDER", tmp_path / "small")
+    monkeypatch.setattr(study_tables, "FOLDER", tmp_path / "small")
     monkeypatch.setattr(study, "DOCUMENT", tmp_path / "results.md")
     (tmp_path / "results.md").write_text(DOC)
     study.main(["join", "runs", "--to", str(tmp_path / "small" / "tiny.json")])
@@ -30,7 +31,7 @@ def joined(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path, capsys: pytest.CaptureFixture[str]):
-    part = study.Part.read("tiny")
+    part = study_tables.Part.read("tiny")
     for arm, stages in (("draft_opd", ["draft_opd"]), ("sft", ["sft-seed0", "sft-seed1"])):
         tested = [load(joined / "runs" / stage / "results.json").results[0] for stage in stages]
         lengths = [result.scores["mean"]["acceptance_length"].value for result in tested]
@@ -50,6 +51,18 @@ def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path,
         study.main(["check"])
     assert stop.value.code == 2
     assert "differs from benchmarks/results/study" in capsys.readouterr().err
+
+
+def test_the_border_map_is_a_table_and_a_picture(joined: Path):
+    runs = json.loads((joined / "small" / "tiny.json").read_text())
+    names = {"sft-seed0": "warm_8_1", "sft-seed1": "sft_8_1", "draft_opd": "new_8_1"}
+    runs["runs"] = {name: runs["runs"][run] for run, name in names.items()}
+    (joined / "small" / "map.json").write_text(json.dumps(runs))
+    gain = study_tables.Part.read("tiny").difference("draft_opd", "sft-seed1").value
+    (row,) = [line for line in study_tables.border("map") if line.startswith("| 8 | 1 |")]
+    assert f"{gain:+.2f} [" in row
+    study.main(["picture", "map", "--to", str(joined / "map.png")])
+    assert (joined / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):

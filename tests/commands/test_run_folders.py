@@ -67,6 +67,7 @@ def test_sweeps_of_one_second_have_folders_of_their_own(command, tmp_path, made)
 
 def test_evaluations_of_one_second_have_folders_of_their_own(command, tmp_path, monkeypatch):
     seen: list[str] = []
+    (tmp_path / "a").touch()
     monkeypatch.setattr(evaluate, "evaluate", lambda config: seen.append(config.output_dir))
     for _ in range(2):
         assert command("checkpoint=a", "logger=none", main=evaluate.main) == 0
@@ -90,6 +91,15 @@ def test_a_folder_with_another_runs_checkpoints_is_refused(
     assert len(made) == 1
     if "-m" not in words:
         assert files(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("words", [[], ["hydra.run.dir=outputs/mine"], ["seed=1,2", "-m"]])
+def test_a_folder_that_cannot_be_made_is_one_clear_line(command, tmp_path, capsys, made, words):
+    (tmp_path / "outputs").touch()
+    assert command(*SMOKE, *words) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: cannot write outputs/")
+    assert made == []
 
 
 def test_a_run_goes_on_in_its_own_folder(command, made):

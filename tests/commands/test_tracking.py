@@ -70,12 +70,13 @@ def test_training_outlives_its_server(command, server, tmp_path, capsys):
 COMMANDS = {
     "one stage": (None, WORDS),
     "stages": (None, ("experiment=smoke",)),
-    "evaluate": (evaluate.main, ("checkpoint=none.ckpt",)),
+    "evaluate": (evaluate.main, ("checkpoint=some.file",)),
 }
 
 
 @pytest.mark.parametrize("case", COMMANDS)
 def test_a_server_that_is_down_is_told_before_any_work(command, server, tmp_path, capsys, case):
+    (tmp_path / "some.file").touch()
     server.down()
     main, words = COMMANDS[case]
     assert command(*words, main=main) == 2

@@ -123,6 +123,13 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         JsonlPrompts(str(path)).split("train")
 
 
+def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "more": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
+    with pytest.raises(DraftError, match=r"mine\.jsonl:2 is not JSON"):
+        JsonlPrompts(str(path)).split("train")
+
+
 def test_missing_empty_and_too_small_files(tmp_path: Path) -> None:
     with pytest.raises(DraftError, match=r"no prompt file .*none.jsonl: give the path of a .jsonl file"):
         JsonlPrompts(str(tmp_path / "none.jsonl")).split("train")
@@ -135,8 +142,8 @@ def test_missing_empty_and_too_small_files(tmp_path: Path) -> None:
 def test_wrong_settings(file: str) -> None:
     with pytest.raises(DraftError, match=r"mine\.jsonl:1 has no text in field 'topic' .*: set prompts.set_field"):
         JsonlPrompts(file, set_field="topic").split("train")
-    with pytest.raises(DraftError, match=r"prompts\.template 'Solve' leaves the prompt out: put {prompt} in it"):
-        JsonlPrompts(file, template="Solve").split("train")
+    with pytest.raises(DraftError, match=r"template=Solve must be text with \{prompt\} in it"):
+        JsonlPrompts(file, template="Solve")
 
 
 CALL = {"type": "function", "function": {"name": "get_time", "arguments": {"town": "x"}}}

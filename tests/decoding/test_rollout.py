@@ -140,7 +140,8 @@ def test_rows_and_what_they_hold_stay_within_memory_gib(
 
     def affordable(decoding: Decoding) -> int:
         states = len(options.layer_ids) + drafter.num_draft_tokens
-        return affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
+        prompt = max(map(len, prompts))
+        return affordable_rows(target, drafter, decoding, capacity=capacity, prompt=prompt, states=states)
 
     bound = 1.01 * rows / affordable(wide)
     assert affordable(replace(wide, memory_gib=bound)) == rows
@@ -149,7 +150,7 @@ def test_rows_and_what_they_hold_stay_within_memory_gib(
     results = decode(Watched, target, drafter, prompts, replace(wide, memory_gib=bound), options)
     assert texts(results) == texts(rollout(target, drafter, prompts, Decoding(limit, batch_size=5)))
     assert max(seen[0] for seen in Watched.seen) == rows
-    assert 0.5 * bound < max(seen[1] for seen in Watched.seen) / 2**30 <= bound
+    assert 0.3 * bound < max(seen[1] for seen in Watched.seen) / 2**30 <= bound
     position = 2 * 4 * target.shape.num_layers * target.shape.num_key_value_heads * target.shape.head_dim
     assert max(seen[2] for seen in Watched.seen) == rows * max(map(len, prompts)) * position  # and no longer
 

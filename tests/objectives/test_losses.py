@@ -62,7 +62,7 @@ def test_jsd_by_hand_and_at_its_ends():
     log_p, log_q = SHARP.double().log(), Q.double().log()
     assert jsd(log_p, log_q, 1e-5).item() / 1e-5 == pytest.approx(forward_kl(log_p, log_q).item(), rel=1e-3)
     assert jsd(log_p, log_q, 1 - 1e-5).item() / 1e-5 == pytest.approx(reverse_kl(log_p, log_q).item(), rel=1e-3)
-    with pytest.raises(DraftError, match="between 0 and 1"):
+    with pytest.raises(DraftError, match="above 0 and below 1"):
         jsd(log_p, log_q, 1.0)
 
 
@@ -122,7 +122,7 @@ def test_distillation_at_another_target_temperature_and_clamped():
     assert clamped.tolist() == [pytest.approx(0.1)]
     assert torch.autograd.grad(clamped.sum(), logits)[0].tolist() == [[0, 0, 0]]
     for wrong in ({"target_temperature": -1.0}, {"clamp": 0.0}, {"target_temperature": 0.3, "whole_vocabulary": True}):
-        with pytest.raises(DraftError, match="target_temperature="):
+        with pytest.raises(DraftError, match=f"{next(iter(wrong))}="):
             Distillation(forward_kl, None, **wrong)  # type: ignore[arg-type]
 
 
@@ -158,7 +158,7 @@ def test_draft_opd_on_the_first_rejected_slot_with_other_divergences_and_the_cor
     forward, backward = each(forward_kl), each(reverse_kl)
     assert got["accepted"] == pytest.approx(sum(backward[:3]) / 3)
     assert got["rejected"] == pytest.approx(forward[2])
-    with pytest.raises(DraftError, match="'all' or 'first'"):
+    with pytest.raises(DraftError, match="must be all or first"):
         DraftOPD(rejected_slots="some")  # type: ignore[arg-type]
 
 
@@ -209,7 +209,7 @@ def test_d_pace_against_a_literal_loop():
                 weight += product
             total -= weight * math.log(q[k])
     assert mean(DPace(smoothing=0.3), draft, None, BLOCKS)["d_pace"] == pytest.approx(total / 2, rel=1e-5)
-    with pytest.raises(DraftError, match="lie in"):
+    with pytest.raises(DraftError, match="at least 0 and at most 1"):
         DPace(smoothing=1.5)
 
 

@@ -48,8 +48,8 @@ def test_redrafts_refuse_sampled_drafts():
 
 
 def test_traces_are_reused_in_whole_epochs():
-    with pytest.raises(DraftError, match=r"traces\.reuse=0"):
-        Rollouts(reuse=0).check(Decoding())
+    with pytest.raises(DraftError, match="reuse=0 must be a whole number of at least 1"):
+        Rollouts(reuse=0)
 
 
 @pytest.mark.slow

@@ -21,12 +21,20 @@ NAME = "hydra.run.dir=..., hydra.sweep.dir=... with -m"
 
 
 def unused(name: str) -> str:
-    """A new folder: `name`, or `name-2` and so on where others, of the same second, are there already."""
+    """A new folder: `name`, or `name-2` and so on where others, of the same second, are there already.
+
+    Raises:
+        DraftError: it cannot be made.
+    """
     for number in count(1):
         folder = name if number == 1 else f"{name}-{number}"
-        with suppress(FileExistsError):
+        try:
             Path(folder).mkdir(parents=True)
-            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return folder
     raise AssertionError
 
 
@@ -64,8 +72,12 @@ def _lock(folder: Path) -> FileLock:
     except Timeout as error:
         raise DraftError(f"another run is at work in {folder}: name another folder, {NAME}") from error
     except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
-        raise DraftError(f"cannot write {folder}: {error} (name another folder, {NAME})") from error
+        raise _unwritable(folder, error) from error
     return lock
+
+
+def _unwritable(folder: str | Path, error: Exception) -> DraftError:
+    return DraftError(f"cannot write {folder}: {error} (name another folder, {NAME})")
 
 
 def _refuse_others_checkpoints(folder: Path, config: DictConfig, earlier: DictConfig | None) -> None:

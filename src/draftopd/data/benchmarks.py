@@ -9,8 +9,11 @@ from typing import Any
 from draftopd.data.prompts import Prompt, Prompts, digest
 from draftopd.data.records import RecordReader, load_rows
 from draftopd.errors import DraftError
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Seed
 
 
+@checked
 @dataclass(kw_only=True)
 class HubEvaluation(RecordReader):
     """A data set of the hub, used only as the split `test`.
@@ -30,8 +33,8 @@ class HubEvaluation(RecordReader):
     name: str | None = None
     hub_split: str = "test"
     revision: str | None = None
-    max_samples: int | None = None
-    shuffle_seed: int | None = None
+    max_samples: Count | None = None
+    shuffle_seed: Seed | None = None
 
     def split(self, name: str) -> list[Prompt]:
         if name in ("train", "val"):

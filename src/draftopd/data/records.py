@@ -12,6 +12,7 @@ from typing import Any
 
 from draftopd.data.prompts import SPLITS, Messages, Prompt, Splits, ask, digest
 from draftopd.errors import DraftError
+from draftopd.values.types import Count, Natural, Seed, Template
 
 log = logging.getLogger(__name__)
 TOOLS = ("tools", "functions")  # of a record
@@ -29,7 +30,7 @@ class RecordReader(Splits):
     id_field: str | None = "id"
     answer_field: str | None = "answer"
     set_field: str | None = None
-    template: str = "{prompt}"
+    template: Template = "{prompt}"
 
     def _read(self, source: str, records: Records, seen: set[str], prefix: str, set_name: str) -> list[Prompt]:
         """Prompts that are neither blank nor `seen`, in order.
@@ -60,8 +61,6 @@ class RecordReader(Splits):
     def _prompt(self, where: str, record: Any, prefix: str, set_name: str) -> Prompt:
         if not isinstance(record, Mapping):
             raise DraftError(f"{where} is not an object: write one with the field {self.prompt_field!r}")
-        if "{prompt}" not in self.template:
-            raise DraftError(f"prompts.template {self.template!r} leaves the prompt out: put {{prompt}} in it")
         label, answer, turns = (record.get(key) for key in (self.id_field, self.answer_field, self.messages_field))
         _refuse_tools(where, record, turns)
         questions = self._questions(where, record) if turns is None else ()
@@ -94,11 +93,11 @@ class RecordPrompts(RecordReader):
         seed: of the order of the prompts.
     """
 
-    train: int | None = None
-    val: int = 64
-    test: int = 64
-    limit: int | None = None
-    seed: int = 0
+    train: Count | None = None
+    val: Natural = 64
+    test: Natural = 64
+    limit: Count | None = None
+    seed: Seed = 0
 
     @abstractmethod
     def _sources(self) -> dict[str, tuple[str, Records]]:
@@ -123,14 +122,20 @@ class RecordPrompts(RecordReader):
         return splits | {"train": train[: self.train]}
 
 
+def prompt_file(path: str) -> Path:
+    """Raises DraftError where there is no such file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DraftError(f"no prompt file {file}: give the path of a .jsonl file")
+    return file
+
+
 def read_lines(path: Path) -> Records:
-    if not path.is_file():
-        raise DraftError(f"no prompt file {path}: give the path of a .jsonl file")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             if line.strip():
                 yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DraftError(f"{path}:{number} is not JSON ({error}): write one JSON object a line") from error
 
 

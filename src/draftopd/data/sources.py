@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from draftopd.data import templates
 from draftopd.data.prompts import Prompt, Splits, ask, interleave
-from draftopd.data.records import RecordPrompts, Records, load_rows, read_lines
+from draftopd.data.records import RecordPrompts, Records, load_rows, prompt_file, read_lines
 from draftopd.errors import DraftError
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Name, Natural, Seed
 
 log = logging.getLogger(__name__)
 POOL = 200_000  # questions a reasoning_gym task may give; some tasks make a list of this length
@@ -23,6 +25,7 @@ SEED_STRIDE = 1_000_003  # reasoning_gym seeds question i with seed + i: near se
 WORDS = ("red", "dog", "sun", "cat", "hat", "sea", "ice", "map", "box", "cup", "fox", "jar", "key", "net", "oak", "pen")
 
 
+@checked
 @dataclass
 class ReasoningGymPrompts(Splits):
     """Questions of reasoning_gym's tasks, which take turns; made offline from a seed.
@@ -36,10 +39,10 @@ class ReasoningGymPrompts(Splits):
     """
 
     tasks: Mapping[str, Mapping[str, Any] | None]
-    train: int
-    val: int
-    test: int
-    seed: int = 0
+    train: Count
+    val: Natural
+    test: Natural
+    seed: Seed = 0
 
     def _deal(self) -> dict[str, list[Prompt]]:
         if not self.tasks:
@@ -62,12 +65,13 @@ class ReasoningGymPrompts(Splits):
             yield Prompt(f"{name}/{index}", name, ask(item["question"]), item["answer"] and str(item["answer"]))
 
 
+@checked
 @dataclass
 class TinyPrompts(Splits):
-    train: int = 16
-    val: int = 4
-    test: int = 4
-    seed: int = 0
+    train: Count = 16
+    val: Natural = 4
+    test: Natural = 4
+    seed: Seed = 0
 
     def _deal(self) -> dict[str, list[Prompt]]:
         random = Random(self.seed)
@@ -76,6 +80,7 @@ class TinyPrompts(Splits):
         return interleave({"tiny": prompts}, test=self.test, val=self.val, train=self.train)
 
 
+@checked
 @dataclass
 class JsonlPrompts(RecordPrompts):
     """One JSON object a line: `prompt_field`, or chat messages in `messages_field`.
@@ -87,16 +92,20 @@ class JsonlPrompts(RecordPrompts):
         DraftError: no such file, no prompt in it, or a line that cannot be read; it is named.
     """
 
-    path: str
-    val_path: str | None = None
-    test_path: str | None = None
+    path: Name
+    val_path: Name | None = None
+    test_path: Name | None = None
+
+    def files(self) -> dict[str, Path]:
+        """By split; raises DraftError where one is missing."""
+        paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
+        return {name: prompt_file(path) for name, path in paths.items() if path is not None}
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
-        paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
-        given = {name: path for name, path in paths.items() if path is not None}
-        return {name: (str(path), read_lines(Path(path).expanduser())) for name, path in given.items()}
+        return {name: (str(file), read_lines(file)) for name, file in self.files().items()}
 
 
+@checked
 @dataclass
 class HubPrompts(RecordPrompts):
     """A data set of the Hugging Face hub, or a folder that `datasets` can load; needs the extra `hub`.
@@ -109,9 +118,9 @@ class HubPrompts(RecordPrompts):
         DraftError: `datasets` is not installed, the data set cannot be loaded, or a row cannot be read.
     """
 
-    path: str
+    path: Name
     name: str | None = None
-    hub_split: str = "train"
+    hub_split: Name = "train"
     revision: str | None = None
 
     def _sources(self) -> dict[str, tuple[str, Records]]:

@@ -24,10 +24,13 @@ from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
 from draftopd.trace import Trace
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, FloatType, Name
 
 FORMAT = 2
 
 
+@checked
 @dataclass(frozen=True)
 class TextCache:
     """Where texts are stored.
@@ -41,9 +44,9 @@ class TextCache:
             comparisons with runs that write their own. Otherwise the texts count in no run.
     """
 
-    folder: str
-    features_dtype: str | None = "bfloat16"
-    shard_size: int = 256
+    folder: Name
+    features_dtype: FloatType | None = "bfloat16"
+    shard_size: Count = 256
     charged: bool = False
 
     def open(
@@ -55,8 +58,6 @@ class TextCache:
         title: str = "target writes texts",
     ) -> "Texts":
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
-        if self.features_dtype is not None and not isinstance(getattr(torch, self.features_dtype, None), torch.dtype):
-            raise DraftError(f"texts.features_dtype={self.features_dtype} is not a torch type: bfloat16, float32, null")
         layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
             "format": FORMAT,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.memory import FEWER, Attempts
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -67,17 +68,23 @@ def redraft(
     head = drafter.head(target.head)
     waiting = sorted(range(len(texts)), key=lambda i: len(texts[i].trace.tokens))
     results: dict[int, Rollout] = {}
-    with drafter.evaluating():
-        while waiting:  # texts of similar length together, the longest first
-            longest = len(texts[waiting[-1]].trace.tokens)
-            rows = affordable_rows(target, drafter, longest, len(head.weight), decoding)
-            waiting, chosen = waiting[:-rows], waiting[-rows:]
+
+    def go_on(most: int) -> None:
+        while len(results) < len(texts):  # texts of similar length together, the longest first
+            left = waiting[: len(texts) - len(results)]
+            longest = len(texts[left[-1]].trace.tokens)
+            chosen = left[-min(most, affordable_rows(target, drafter, longest, len(head.weight), decoding)) :]
             part = [_with_features(target, drafter, texts[i], ledger, store) for i in chosen]
             with ledger.timed("draft"):
                 traces = _follow(target, drafter, part, head, on_done)
             for i, text, trace in zip(chosen, part, traces, strict=True):
                 ledger.redraft(target, drafter, trace)
                 results[i] = Rollout(replace(trace, drafter_step=drafter_step), text.features)
+
+    with drafter.evaluating():
+        for attempt in Attempts(min(decoding.batch_size, len(texts)), "texts", FEWER):
+            with attempt as most:
+                go_on(most)
     return [results[i] for i in range(len(texts))]
 
 

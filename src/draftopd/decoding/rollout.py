@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draftopd.decoding.batch import DecodingBatch, Response, RolloutOptions
 from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.memory import FEWER, Attempts, row_bytes
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -72,24 +73,30 @@ def decode(
         return []
     # prompts of similar length are prefilled together: less padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    waiting = deque(Response(i, prompts[i], i if options.keys is None else options.keys[i]) for i in order)
-    num_draft_tokens = 0 if drafter is None else drafter.num_draft_tokens
+    longest, num_draft_tokens = len(prompts[order[-1]]), 0 if drafter is None else drafter.num_draft_tokens
     room = decoding.max_new_tokens + num_draft_tokens + 1
     target.check_prompts(prompts, room)
-    capacity = len(prompts[order[-1]]) + room
+    capacity = longest + room
     states = len(options.layer_ids) + num_draft_tokens if options.keep_states else 0
-    rows = affordable_rows(target, drafter, decoding, capacity=capacity, states=states)
-    prefix = common_prefix(prompts)
-    batch = kind(target, drafter, decoding, options, rows=min(rows, len(prompts)), capacity=capacity, prefix=prefix)
+    rows = affordable_rows(target, drafter, decoding, capacity=capacity, prompt=longest, states=states)
+    prefix, results = common_prefix(prompts), dict[int, Rollout]()
+
+    def go_on(rows: int) -> None:
+        left = [i for i in order if i not in results]
+        waiting = deque(Response(i, prompts[i], i if options.keys is None else options.keys[i]) for i in left)
+        batch = kind(target, drafter, decoding, options, rows=min(rows, len(left)), capacity=capacity, prefix=prefix)
+        _run(batch, waiting, results)
+
     with nullcontext() if drafter is None else drafter.evaluating():
-        results = _run(batch, waiting)
+        for attempt in Attempts(min(rows, len(prompts)), "prompts", FEWER):
+            with attempt as rows:
+                go_on(rows)
     return [results[i] for i in range(len(prompts))]
 
 
-def _run(batch: DecodingBatch, waiting: deque[Response]) -> dict[int, Rollout]:
-    """Steps until no prompt waits and every row is free; several free rows are filled at once."""
-    results: dict[int, Rollout] = {}
-    width, wanted = len(batch.rows), len(waiting)
+def _run(batch: DecodingBatch, waiting: deque[Response], results: dict[int, Rollout]) -> None:
+    """Steps until no prompt waits and every row is free, and adds to the results; free rows are filled together."""
+    width, wanted = len(batch.rows), len(results) + len(waiting)
     while len(results) < wanted:
         free = batch.free()
         if waiting and len(free) >= width / 8:
@@ -103,7 +110,6 @@ def _run(batch: DecodingBatch, waiting: deque[Response]) -> dict[int, Rollout]:
         finished = batch.finished()
         results |= finished
         batch.options.on_done(len(finished))
-    return results
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
@@ -116,23 +122,19 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     return [token for token, _ in same][: min(map(len, prompts)) - 1]
 
 
-def affordable_rows(target: Target, drafter: Drafter | None, decoding: Decoding, *, capacity: int, states: int) -> int:
-    """Rows of `capacity` positions whose caches and stored states fit into `decoding.memory_gib`.
-
-    Args:
-        states: stored states of the target's hidden size per position: features, and one for every draft.
+def affordable_rows(
+    target: Target, drafter: Drafter | None, decoding: Decoding, *, capacity: int, prompt: int, states: int
+) -> int:
+    """Rows that fit into `decoding.memory_gib`; arguments as in `memory.row_bytes`.
 
     Raises:
         DraftError: not even one does.
     """
-    shape, size = target.shape, target.model.dtype.itemsize
-    position = (2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim + states * shape.hidden_size) * size
-    if drafter is not None:
-        position += drafter.state_width * drafter.fc.weight.dtype.itemsize
-    rows = int(decoding.memory_gib * 2**30 / (position * capacity))
+    row = row_bytes(target, drafter, capacity=capacity, prompt=prompt, states=states)
+    rows = int(decoding.memory_gib * 2**30 / row)
     if not rows:
         raise DraftError(
-            f"one response of up to {capacity} tokens needs {position * capacity / 2**30:.2f} GiB: raise "
+            f"one response of up to {capacity} tokens needs {row / 2**30:.2g} GiB: raise "
             f"decoding.memory_gib={decoding.memory_gib} or lower decoding.max_new_tokens"
         )
     return min(rows, decoding.batch_size)

@@ -1,10 +1,13 @@
 """The settings of decoding, plain and speculative."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from draftopd.errors import DraftError
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, NonNegative, Positive, Probability, Seed
 
 
+@checked
 @dataclass(frozen=True)
 class Decoding:
     """How text is written, in plain and in speculative decoding.
@@ -18,32 +21,20 @@ class Decoding:
             `rejection`: drafts sampled from the drafter, accepted with probability min(1, p/q), else a sample of the
             residual distribution (arXiv 2211.17192, 2302.01318). Both are the same at temperature 0.
         seed: of the sampling.
-        memory_gib: bound on the memory of a batch's caches and stored states, in GiB; if need be, fewer prompts are
-            decoded together. Finished results and the temporary memory of a forward do not count.
+        memory_gib: bound on the memory of a batch, in GiB: caches, stored states, and what reading prompts or a step
+            takes for a while (`memory.row_bytes`); if need be, fewer prompts are decoded together. Finished results
+            do not count.
     """
 
-    max_new_tokens: int = 128
-    batch_size: int = 16
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    rule: str = "token_matching"
-    seed: int = 0
-    memory_gib: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise DraftError("decoding.max_new_tokens and decoding.batch_size must be at least 1")
-        if self.temperature < 0:
-            raise DraftError(f"decoding.temperature={self.temperature}: 0 is greedy, larger is more random")
-        if self.top_k is not None and self.top_k < 1:
-            raise DraftError(f"decoding.top_k={self.top_k} keeps no token: null keeps all")
-        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
-            if value is not None and not 0 < value <= 1:
-                raise DraftError(f"decoding.{name}={value} must lie in (0, 1]: null does not filter")
-        if self.rule not in ("token_matching", "rejection"):
-            raise DraftError(f"decoding.rule={self.rule} is not known: token_matching or rejection")
+    max_new_tokens: Count = 128
+    batch_size: Count = 16
+    temperature: NonNegative = 0.0
+    top_k: Count | None = None
+    top_p: Probability | None = None
+    min_p: Probability | None = None
+    rule: Literal["token_matching", "rejection"] = "token_matching"
+    seed: Seed = 0
+    memory_gib: Positive = 4.0
 
     @property
     def greedy(self) -> bool:

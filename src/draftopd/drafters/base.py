@@ -54,16 +54,12 @@ class Drafter(nn.Module, ABC):
         draft_vocab_size: int | None,
         init: Literal["random", "target"],
     ) -> None:
-        if block_size < 2:
-            raise DraftError(f"drafter.block_size is {block_size}: it counts the anchor, so it must be at least 2")
-        if not layer_ids or min(layer_ids) < 0 or max(layer_ids) >= target.num_layers:
+        if not all(0 <= layer < target.num_layers for layer in layer_ids):
             raise DraftError(
                 f"drafter.layer_ids {list(layer_ids)} must lie in 0..{target.num_layers - 1}, the target's layers"
             )
-        if draft_vocab_size is not None and not 1 <= draft_vocab_size <= target.vocab_size:
+        if draft_vocab_size is not None and draft_vocab_size > target.vocab_size:
             raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
-        if init not in ("random", "target"):
-            raise DraftError(f"drafter.init is '{init}': it must be 'random' or 'target'")
         super().__init__()
         self.init = init
         self.hidden_size = target.hidden_size

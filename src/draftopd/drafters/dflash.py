@@ -18,6 +18,8 @@ from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, jo
 from draftopd.target.cache import RaggedCache
 from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
+from draftopd.values.checked import checked
+from draftopd.values.types import BlockSize, Count, Layers, Natural, Positive
 
 
 def default_layer_ids(num_taps: int, target_layers: int) -> list[int]:
@@ -43,6 +45,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+@checked
 class DFlash(Drafter):
     """The block drafter.
 
@@ -59,18 +62,18 @@ class DFlash(Drafter):
     def __init__(
         self,
         target: TargetShape,
-        num_layers: int,
-        block_size: int,
-        layer_ids: list[int] | None = None,
-        num_taps: int | None = None,
-        draft_vocab_size: int | None = None,
-        num_attention_heads: int | None = None,
-        num_key_value_heads: int | None = None,
-        head_dim: int | None = None,
-        intermediate_size: int | None = None,
-        rms_norm_eps: float | None = None,
-        rope_theta: float | None = None,
-        mask_token_id: int | None = None,
+        num_layers: Count,
+        block_size: BlockSize,
+        layer_ids: Layers | None = None,
+        num_taps: Count | None = None,
+        draft_vocab_size: Count | None = None,
+        num_attention_heads: Count | None = None,
+        num_key_value_heads: Count | None = None,
+        head_dim: Count | None = None,
+        intermediate_size: Count | None = None,
+        rms_norm_eps: Positive | None = None,
+        rope_theta: Positive | None = None,
+        mask_token_id: Natural | None = None,
         init: Literal["random", "target"] = "random",
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)

@@ -24,6 +24,8 @@ from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear, linear
 from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
+from draftopd.values.checked import checked
+from draftopd.values.types import BlockSize, Count, Layers, Positive
 
 Texts = tuple[Tensor, KeysValues]
 """fused features [B, T, D] by position, and their pairs"""
@@ -60,6 +62,7 @@ class Layer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), own
 
 
+@checked
 class Eagle3(Drafter):
     """The autoregressive drafter.
 
@@ -69,6 +72,7 @@ class Eagle3(Drafter):
         layer_ids: features to read; default three layers.
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
         init: "target" = `copy_target` before training.
+        num_layers: it has one; a setting that all drafters take.
     """
 
     owns_head = True
@@ -76,16 +80,17 @@ class Eagle3(Drafter):
     def __init__(
         self,
         target: TargetShape,
-        block_size: int,
-        layer_ids: list[int] | None = None,
-        draft_vocab_size: int | None = None,
-        num_attention_heads: int | None = None,
-        num_key_value_heads: int | None = None,
-        head_dim: int | None = None,
-        intermediate_size: int | None = None,
-        rms_norm_eps: float | None = None,
-        rope_theta: float | None = None,
+        block_size: BlockSize,
+        layer_ids: Layers | None = None,
+        draft_vocab_size: Count | None = None,
+        num_attention_heads: Count | None = None,
+        num_key_value_heads: Count | None = None,
+        head_dim: Count | None = None,
+        intermediate_size: Count | None = None,
+        rms_norm_eps: Positive | None = None,
+        rope_theta: Positive | None = None,
         init: Literal["random", "target"] = "random",
+        num_layers: Literal[1] = 1,
     ) -> None:
         depth = target.num_layers
         ids = default_layer_ids(depth) if layer_ids is None else layer_ids

@@ -22,7 +22,7 @@ def layer_sizes(target: LayerSizes, given: Mapping[str, float | None]) -> LayerS
     own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(LayerSizes)}
     sizes = LayerSizes(**own | {name: value for name, value in given.items() if value is not None})
     heads, groups, width = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
-    if min(heads, groups, width) < 1 or heads % groups or width % 2:
+    if heads % groups or width % 2:
         raise DraftError(f"a drafter cannot have {heads} heads of head_dim {width} and {groups} key-value heads")
     return sizes
 

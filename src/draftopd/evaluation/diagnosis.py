@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from draftopd.decoding.memory import Attempts
 from draftopd.drafters.base import Drafter
 from draftopd.evaluation.metrics import Acceptance
 from draftopd.objectives.divergences import forward_kl, reverse_kl
@@ -53,7 +54,9 @@ def diagnose(
     metric.update(traces)
     offsets = torch.cat([t.committed for t in traces]).bincount(minlength=width + 2)[1:].double()
     share = {name: float(mask.double().mean()) for name, mask in _groups(flatten(collate(traces), None)).items()}
-    forward, reverse = _divergences(target, drafter, results[:texts], rows)
+    for attempt in Attempts(min(texts, len(results)), "diagnosed texts", "lower callbacks.diagnostics.texts"):
+        with attempt as count:
+            forward, reverse = _divergences(target, drafter, results[:count], rows)
     return Diagnosis(
         step=step,
         acceptance_length=float(metric.compute()["acceptance_length"]),

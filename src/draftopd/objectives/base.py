@@ -17,6 +17,8 @@ from torch import Tensor
 from draftopd.errors import DraftError
 from draftopd.objectives.divergences import at_temperature
 from draftopd.objectives.rows import Rows
+from draftopd.values.checked import checked
+from draftopd.values.types import NonNegative, Positive
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(log p [M, V], log q [M, V]) -> [M]"""
@@ -85,6 +87,7 @@ class HardLabels(Objective):
         return (rows.text >= 0) & rows.reached if self.reached_only else rows.text >= 0
 
 
+@checked
 class CrossEntropy(HardLabels):
     """DFlash's SFT objective (arXiv 2602.06036): cross-entropy with weight exp(-(k - 1) / decay) at slot k.
 
@@ -93,7 +96,7 @@ class CrossEntropy(HardLabels):
         reached_only: see HardLabels.
     """
 
-    def __init__(self, decay: float | None, reached_only: bool = False) -> None:
+    def __init__(self, decay: Positive | None, reached_only: bool = False) -> None:
         super().__init__(reached_only)
         self.decay = decay
         self.coefficients = {"cross_entropy": 1.0}
@@ -105,6 +108,7 @@ class CrossEntropy(HardLabels):
         return {"cross_entropy": self.denominators(rows)["cross_entropy"] * text_loss(draft_logits, rows)}
 
 
+@checked
 class Distillation(Objective):
     """A divergence of target and drafter at every slot, with cross-entropy's position weights.
 
@@ -124,7 +128,7 @@ class Distillation(Objective):
         clamp: largest divergence of a row, in nats, for unbounded ones; rows above it have no gradient. None = none.
 
     Raises:
-        DraftError: target_temperature is negative, or set with whole_vocabulary; clamp is not positive.
+        DraftError: target_temperature is set with whole_vocabulary.
     """
 
     needs_target = True
@@ -132,18 +136,13 @@ class Distillation(Objective):
     def __init__(
         self,
         divergence: Divergence,
-        decay: float | None,
+        decay: Positive | None,
         whole_vocabulary: bool = False,
         skip_unknown: bool = False,
         reached_only: bool = False,
-        target_temperature: float = 1.0,
-        clamp: float | None = None,
+        target_temperature: NonNegative = 1.0,
+        clamp: Positive | None = None,
     ) -> None:
-        if target_temperature < 0 or (clamp is not None and clamp <= 0):
-            raise DraftError(
-                f"objective.target_temperature={target_temperature} must not be negative, objective.clamp={clamp} "
-                "must be positive or null"
-            )
         if whole_vocabulary and target_temperature != 1:
             raise DraftError(
                 f"objective.target_temperature={target_temperature} needs objective.whole_vocabulary=false: what a "
@@ -172,6 +171,7 @@ class Distillation(Objective):
         return {"divergence": weights * loss}
 
 
+@checked
 class Mix(Objective):
     """Objectives side by side: sum_i weight_i L_i / sum_i weight_i.
 
@@ -183,7 +183,7 @@ class Mix(Objective):
         DraftError: a name lacks its objective or its weight.
     """
 
-    def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+    def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, NonNegative]) -> None:
         if objectives.keys() != weights.keys():
             raise DraftError(f"objective.weights {sorted(weights)} must name the objectives {sorted(objectives)}")
         self.objectives = dict(objectives)

@@ -7,12 +7,14 @@ blocks or rows, which is known beforehand; the two differ by one positive factor
 import torch
 from torch import Tensor
 
-from draftopd.errors import DraftError
 from draftopd.objectives.base import HardLabels, Objective, text_loss
 from draftopd.objectives.divergences import acceptance
 from draftopd.objectives.rows import Rows
+from draftopd.values.checked import checked
+from draftopd.values.types import Share
 
 
+@checked
 class DPace(HardLabels):
     """D-PACE (arXiv 2605.18810, eqs. 7 and 8): cross-entropy weighted by what a slot adds to the accepted length.
 
@@ -25,15 +27,10 @@ class DPace(HardLabels):
     Args:
         smoothing: s, the paper's alpha; sources take 0.5.
         reached_only: see HardLabels.
-
-    Raises:
-        DraftError: smoothing is not in 0..1.
     """
 
-    def __init__(self, smoothing: float = 0.5, reached_only: bool = False) -> None:
+    def __init__(self, smoothing: Share = 0.5, reached_only: bool = False) -> None:
         super().__init__(reached_only)
-        if not 0.0 <= smoothing <= 1.0:
-            raise DraftError(f"objective.smoothing is {smoothing}: it must lie in 0..1")
         self.smoothing = smoothing
         self.coefficients = {"d_pace": 1.0}
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from draftopd.errors import DraftError
+from draftopd.values.checked import checked
+from draftopd.values.types import NonNegative, OpenShare
 
 LOG_ZERO = -1e4  # log p of a hard label's other tokens: finite, so that p log p is 0
 
@@ -57,16 +58,12 @@ def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return kl(log_q, log_p)
 
 
-def jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
+@checked
+def jsd(log_p: Tensor, log_q: Tensor, beta: OpenShare = 0.5) -> Tensor:
     """Generalised Jensen-Shannon: beta KL(p‖m) + (1 - beta) KL(q‖m), m = beta p + (1 - beta) q (arXiv 2306.13649).
 
     Divided by beta it tends to KL(p‖q) for beta to 0, divided by 1 - beta to KL(q‖p) for beta to 1.
-
-    Raises:
-        DraftError: beta is not strictly between 0 and 1.
     """
-    if not 0.0 < beta < 1.0:
-        raise DraftError(f"beta of jsd is {beta}: it must lie between 0 and 1; at the ends take a KL")
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
@@ -86,7 +83,7 @@ def neg_log_acceptance(log_p: Tensor, log_q: Tensor) -> Tensor:
     return -torch.minimum(log_p, log_q).logsumexp(-1)
 
 
-def lk_hybrid(log_p: Tensor, log_q: Tensor, eta: float = 3.0) -> Tensor:
+def lk_hybrid(log_p: Tensor, log_q: Tensor, eta: NonNegative = 3.0) -> Tensor:
     """l KL(p‖q) + (1 - l) TV(p, q) with l = exp(-eta alpha), alpha detached (LK losses, arXiv 2602.23881, hybrid)."""
     alpha = acceptance(log_p, log_q)
     share = torch.exp(-eta * alpha.detach())

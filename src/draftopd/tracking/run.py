@@ -34,6 +34,7 @@ class Run:
     Args:
         tracking_uri: a server's address, or `sqlite:///<file>`.
         folder: the run's. It has one folder more while the run goes on, and after it where something was not sent.
+            None where no run is started, as in an export.
         artifact_location: of a new experiment; None = MLflow's default.
         tags: beside MLflow's own, the name, and those by which `dead_runs` finds the run.
     """
@@ -43,12 +44,12 @@ class Run:
         tracking_uri: str,
         experiment_name: str,
         run_name: str,
-        folder: str,
+        folder: str | None,
         artifact_location: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         self.tracking_uri, self.experiment_name, self.run_name = tracking_uri, experiment_name, run_name
-        self.folder, self.artifact_location, self.tags = Path(folder), artifact_location, dict(tags or {})
+        self.folder, self.artifact_location, self.tags = folder, artifact_location, dict(tags or {})
         self.id = ""
         """of MLflow; empty before the start"""
         self._logged: dict[str, int] = {}  # last step of each metric, where the run goes on
@@ -64,16 +65,17 @@ class Run:
             DraftError: the store cannot be used; after 30 seconds where a server does not answer.
             OSError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = self._place
+        folder.mkdir(parents=True, exist_ok=True)
         before = self._before() if goes_on else ""
         if not before or not self._take_over():
-            self._unsent = Path(mkdtemp(prefix="mlflow_unsent-", dir=self.folder)).resolve()
+            self._unsent = Path(mkdtemp(prefix="mlflow_unsent-", dir=folder)).resolve()
             self._lock = FileLock(self._unsent / dead_runs.LOCK)
             self._lock.acquire()  # the system lets go of it when the process ends, however it ends
         left = [entry for entry in load(self._unsent / dead_runs.FILE) if entry.kind != "end"]
         try:
             client, experiment, self.id = connect(self.tracking_uri, partial(self._create, before))
-            (self.folder / KNOWN).write_text(f"{public(self.tracking_uri)}\n{self.id}\n")
+            (folder / KNOWN).write_text(f"{public(self.tracking_uri)}\n{self.id}\n")
         except BaseException:
             if not left:
                 self._leave()
@@ -88,15 +90,20 @@ class Run:
         self._dead_runs.start()
         return self
 
+    @property
+    def _place(self) -> Path:
+        assert self.folder is not None
+        return Path(self.folder)
+
     def _before(self) -> str:
         """Id of the run that was in the folder before; empty where there was none, or in another store."""
-        path = self.folder / KNOWN
+        path = self._place / KNOWN
         store, _, run_id = path.read_text().strip().partition("\n") if path.exists() else ("", "", "")
         return run_id if store == public(self.tracking_uri) else ""
 
     def _take_over(self) -> bool:
         """Takes the folder in which a dead process of this run has left something."""
-        for folder in sorted(self.folder.glob("mlflow_unsent-*/")):
+        for folder in sorted(self._place.glob("mlflow_unsent-*/")):
             self._unsent, self._lock = folder.resolve(), FileLock(folder.resolve() / dead_runs.LOCK, timeout=0)
             with suppress(Timeout):
                 self._lock.acquire()

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from draftopd.errors import DraftError
 from draftopd.training.module import DraftModule
+from draftopd.values.checked import checked
+from draftopd.values.types import PartialShare
 
 
+@checked
 class AveragedWeights(L.Callback):
     """Validations, the test and checkpoints take the average; training and its rollouts go on with the trained weights.
 
@@ -22,15 +25,13 @@ class AveragedWeights(L.Callback):
     Checkpoints hold it as the drafter's weights, and the trained ones beside it for `resume`.
 
     Args:
-        decay: 0..1; the average spans about 1 / (1 - decay) steps.
+        decay: 0..1, below 1; the average spans about 1 / (1 - decay) steps.
 
     Raises:
-        DraftError: decay is not between 0 and 1, or weights are sharded.
+        DraftError: weights are sharded.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise DraftError(f"callbacks.ema.decay={decay} must be at least 0 and below 1")
+    def __init__(self, decay: PartialShare = 0.999) -> None:
         self.decay, self.steps = decay, 0
         self.average: list[Tensor] = []
         self.trained: list[Tensor] | None = None  # while the drafter has the average

@@ -9,11 +9,14 @@ import lightning as L
 from draftopd.decoding import distributed
 from draftopd.decoding.ledger import Ledger
 from draftopd.errors import DraftError
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Positive
 
 STATE = ("at_epoch_end", "share", "paid", "phase_costs", "once", "reached")
 """attributes of a budget that checkpoints have, beside its minutes"""
 
 
+@checked
 @dataclass(kw_only=True)
 class Budget:
     """A run's limits, its clock, and the share that is spent.
@@ -25,20 +28,20 @@ class Budget:
             are wall clock from the start of the fit, texts and validation included; a resumed run continues the count.
 
     Raises:
-        DraftError: no limit is above 0.
+        DraftError: there is no limit.
     """
 
-    epochs: float | None = None
-    steps: int | None = None
-    flops: float | None = None
-    target_tokens: float | None = None
-    minutes: float | None = None
+    epochs: Positive | None = None
+    steps: Count | None = None
+    flops: Positive | None = None
+    target_tokens: Positive | None = None
+    minutes: Positive | None = None
 
     def __post_init__(self) -> None:
         limits = asdict(self)
-        self.limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
+        self.limits = {name: limit for name, limit in limits.items() if limit is not None}
         if not self.limits:
-            raise DraftError(f"no budget: give one of {', '.join(f'budget.{n}' for n in limits)} a number above 0")
+            raise DraftError(f"no budget: give one of {', '.join(f'budget.{n}' for n in limits)} a number")
         self.began, self.minutes_before = time.perf_counter(), 0.0
         self.at_epoch_end = self.phase_costs = self.paid = self.once = dict.fromkeys(
             ("flops", "target_tokens", "minutes"), 0.0

@@ -18,6 +18,8 @@ from draftopd.trace import Rollout, Trace
 from draftopd.tracking.run import Run
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Natural
 
 
 @dataclass
@@ -79,6 +81,7 @@ class ProgressBar(RichProgressBar):
         return f"epoch {current_epoch}"
 
 
+@checked
 class AcceptanceLength(L.Callback):
     """Acceptance on held-out prompts: at every validation, and by rollouts on the test prompts when training has ended.
 
@@ -87,20 +90,16 @@ class AcceptanceLength(L.Callback):
         test_redraft: the test redrafts texts that the target has written once, as validation does; no rollouts.
 
     Raises:
-        DraftError: a limit leaves no validation prompt; in a test, test_redraft with sampled drafts or conversations.
+        DraftError: in a test, test_redraft with sampled drafts or conversations.
     """
 
     def __init__(
         self,
         observed: Observed,
-        limit: int | None = None,
-        test_limit: int | None = None,
+        limit: Count | None = None,
+        test_limit: Natural | None = None,
         test_redraft: bool = False,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise DraftError(f"callbacks.acceptance_length.limit={limit} must be at least 1, or null for all prompts")
-        if test_limit is not None and test_limit < 0:
-            raise DraftError(f"test.prompts={test_limit} must be at least 0 (no test), or null for all prompts")
         self.observed, self.limit = observed, limit
         self.test_limit, self.test_redraft = test_limit, test_redraft
 
@@ -159,6 +158,7 @@ def _redrafted(
     return measure.redrafted(module.target, module.drafter, stored, data.decoding, on_done)
 
 
+@checked
 class Speedup(L.Callback):
     """Tokens per second against plain decoding of the same target in the same process, on test prompts.
 
@@ -166,7 +166,7 @@ class Speedup(L.Callback):
         prompts: test prompts that are timed, one at a time; 0 = do not measure.
     """
 
-    def __init__(self, observed: Observed, prompts: int = 8) -> None:
+    def __init__(self, observed: Observed, prompts: Natural = 8) -> None:
         self.observed, self.prompts = observed, prompts
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -182,6 +182,7 @@ class Speedup(L.Callback):
             log(trainer, {name: value for name, value in values.items() if scores.is_speed(name)})
 
 
+@checked
 class TraceLog(L.Callback):
     """Examples of traces in colour, and where drafts are rejected, as artifacts.
 
@@ -189,7 +190,7 @@ class TraceLog(L.Callback):
         examples: traces of the last validation that are shown.
     """
 
-    def __init__(self, observed: Observed, examples: int = 8) -> None:
+    def __init__(self, observed: Observed, examples: Natural = 8) -> None:
         self.observed, self.examples = observed, examples
 
     @rank_zero_only

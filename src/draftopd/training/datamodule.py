@@ -18,6 +18,8 @@ from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
 from draftopd.training.module import DraftModule
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, PartialShare, Seed
 
 T = TypeVar("T")
 
@@ -30,6 +32,7 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
+@checked
 @dataclass(frozen=True)
 class Batching:
     """How texts become batches.
@@ -43,12 +46,12 @@ class Batching:
         vocabulary_texts: training texts whose tokens are counted for a reduced draft vocabulary.
     """
 
-    batch_size: int = 16
-    micro_batch_size: int = 8
-    val_anchors: int = 16
-    max_prompt_length: int = 512
+    batch_size: Count = 16
+    micro_batch_size: Count = 8
+    val_anchors: Count = 16
+    max_prompt_length: Count = 512
     enable_thinking: bool | None = None
-    vocabulary_texts: int = 512
+    vocabulary_texts: Count = 512
 
 
 @dataclass(frozen=True)
@@ -78,22 +81,17 @@ class DraftDataModule(L.LightningDataModule):
         cache: of the target's texts.
         skip_share: share of the training prompts, from the first on, that is left out: those that the run's warm start
             was trained on.
-
-    Raises:
-        DraftError: skip_share leaves nothing.
     """
 
     prompts: Prompts
     cache: TextCache
     decoding: Decoding
     batching: Batching
-    seed: int = 0
-    skip_share: float = 0.0
+    seed: Seed = 0
+    skip_share: PartialShare = 0.0
 
     def __post_init__(self) -> None:
         super().__init__()
-        if not 0 <= self.skip_share < 1:
-            raise DraftError(f"data.skip_share={self.skip_share} must be at least 0 and below 1")
         self.results: list[Rollout] = []  # of the current rollout phase; none in SFT
         self.verified = True  # the target verifies the text of rollout phases
         self._encoded: dict[str, list[tuple[Prompt, list[int]]]] = {}

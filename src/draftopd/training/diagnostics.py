@@ -19,8 +19,11 @@ from draftopd.evaluation.text_quality import Quality, quality
 from draftopd.trace import Rollout
 from draftopd.training.callbacks import Observed, data_of, log, run_of
 from draftopd.training.module import DraftModule
+from draftopd.values.checked import checked
+from draftopd.values.types import Count
 
 
+@checked
 class Diagnostics(L.Callback):
     """Every rollout phase explained, as metrics `rollout/...` and one picture at the end; `val/...` at validations.
 
@@ -28,7 +31,7 @@ class Diagnostics(L.Callback):
         texts, rows: responses, and drafts of them, on which drafter and target are compared.
     """
 
-    def __init__(self, observed: Observed, texts: int = 8, rows: int = 512) -> None:
+    def __init__(self, observed: Observed, texts: Count = 8, rows: Count = 512) -> None:
         self.observed, self.texts, self.rows = observed, texts, rows
         self.history: dict[str, list[Diagnosis]] = {"rollout": [], "val": []}
         self.staleness: list[float] = []
@@ -82,6 +85,7 @@ class Diagnostics(L.Callback):
             tracked.log_figure(run_plots.diagnosis(self.history[name], titles[name]), "diagnostics.png")
 
 
+@checked
 class OwnText(L.Callback):
     """How the text that the drafter writes by itself degenerates, beside the target's own text for the same prompts.
 
@@ -93,7 +97,7 @@ class OwnText(L.Callback):
         bins: parts of the longest response that positions are averaged over.
     """
 
-    def __init__(self, prompts: int = 16, bins: int = 8) -> None:
+    def __init__(self, prompts: Count = 16, bins: Count = 8) -> None:
         self.prompts, self.bins = prompts, bins
         self.history: list[tuple[int, Quality]] = []
         self.reference: Quality | None = None

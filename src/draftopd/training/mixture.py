@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from draftopd.decoding import distributed
-from draftopd.errors import DraftError
 from draftopd.trace import ReplayBatch
 from draftopd.training.datamodule import Steps, generator
 from draftopd.training.on_policy import OnPolicyDataModule
 from draftopd.training.sft import random_blocks
 from draftopd.training.trace_sources import Redrafts
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Share
 
 
+@checked
 @dataclass(kw_only=True, eq=False, repr=False)
 class MixedDataModule(OnPolicyDataModule):
     """On-policy distillation and SFT in the same optimizer steps, on different texts.
@@ -25,20 +27,15 @@ class MixedDataModule(OnPolicyDataModule):
         own_share_end: the share at the end of the budget; between, it is linear in the budget spent at the start of
             each epoch. None = `own_share`.
         num_anchors: random anchors a text, as in SFTDataModule.
-
-    Raises:
-        DraftError: a share is outside 0..1.
     """
 
-    own_share: float = 0.5
-    own_share_end: float | None = None
-    num_anchors: int = 24
+    own_share: Share = 0.5
+    own_share_end: Share | None = None
+    num_anchors: Count = 24
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.ends = (self.own_share, self.own_share if self.own_share_end is None else self.own_share_end)
-        if not all(0 <= end <= 1 for end in self.ends):
-            raise DraftError(f"data.own_share and data.own_share_end must lie in 0..1, not {self.ends}")
 
     def setup(self, stage: str) -> None:
         self.module.mix_anchors()

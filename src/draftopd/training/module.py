@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.memory import MicroBatches
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective
@@ -25,9 +26,12 @@ from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch
 from draftopd.training.budget import Budget
 from draftopd.training.schedule import BudgetCosine, start_from
-from draftopd.training.terms import Terms
+from draftopd.training.terms import Terms, clip, require_finite_weights, save_and_stop
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, Natural, Positive
 
 
+@checked
 class DraftModule(L.LightningModule):
     """Trains a drafter on replayed blocks; SFT and on-policy distillation differ only in their data and objective.
 
@@ -45,9 +49,6 @@ class DraftModule(L.LightningModule):
         attention: of the drafter in training: "sdpa", or "flex_attention" with block masks, for GPUs.
         gradient_checkpointing: the drafter's layers run again in the backward pass instead of keeping activations.
         torch_compile: compile the drafter's forward; a name or a function chooses another backend than inductor.
-
-    Raises:
-        DraftError: an unknown attention; in a fit, a random_objective without mixed data.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class DraftModule(L.LightningModule):
         *,
         random_objective: Objective | None = None,
         budget: Budget | None = None,
-        warmup_steps: int = 0,
-        chunk_rows: int = 512,
-        gradient_clip: float = 1.0,
+        warmup_steps: Natural = 0,
+        chunk_rows: Count = 512,
+        gradient_clip: Positive = 1.0,
         attention: Literal["sdpa", "flex_attention"] = "sdpa",
         gradient_checkpointing: bool = False,
         torch_compile: bool | str | Callable[..., Any] = False,
@@ -73,14 +74,13 @@ class DraftModule(L.LightningModule):
         self.objective, self.random_objective = objective, random_objective
         self.make_optimizer, self.budget, self.warmup_steps = optimizer, budget or Budget(epochs=1), warmup_steps
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
-        if attention not in ("sdpa", "flex_attention"):
-            raise DraftError(f"module.attention is '{attention}': it must be 'sdpa' or 'flex_attention'")
         drafter.attention, drafter.gradient_checkpointing = attention, gradient_checkpointing
         if torch_compile:  # in place: names of weights stay
             drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
         self.ledger = Ledger()
         self.terms = Terms(objective)
         self.init_optimizer: dict[str, Any] | None = None
+        self.micro_batches = MicroBatches()
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def mix_anchors(self) -> None:
@@ -105,16 +105,9 @@ class DraftModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": BudgetCosine(optimizer, self.budget, self.warmup_steps)}
 
     def on_fit_start(self) -> None:
-        """Refuses early what will not work, and chooses the draft vocabulary of a new drafter."""
+        """Encodes the prompts, and chooses the draft vocabulary of a new drafter."""
         self.budget.start_clock()
-        if self.trainer.precision == "16-mixed":
-            # they would be clipped while they are scaled up, to a norm 65,536 times too small
-            raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
-        if self.drafter.attention == "flex_attention" and self.device.type == "cpu":
-            raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.random_objective is not None and len(self.terms.objectives) == 1:
-            raise DraftError("random_objective is for data=mixed: other data have one kind of anchors")
         for split in ("val", "test"):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():
@@ -139,23 +132,44 @@ class DraftModule(L.LightningModule):
         head, index = self._head()
         totals = self._sum([self._weights(micro, index) for micro in batch])
         coefficients = self.terms.coefficients(totals)
-        done: list[dict[str, Tensor]] = []
         with self.ledger.timed("train"):
-            for micro in batch:
-                sides = self._sides(micro, head, index)
-                loss, terms = chunked_loss(*sides, coefficients, self.chunk_rows)
-                with self._gradients_meet(last=micro is batch[-1]):  # as a mean over processes
-                    self.manual_backward(loss * self.trainer.world_size)
-                done.append(terms)
-            self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
+            for attempt in self.micro_batches.attempts(batch, alone=self.trainer.world_size == 1):
+                with attempt as texts:
+                    optimizer.zero_grad()  # and lets go what an attempt held whose memory ended
+                    value: Tensor | None = None
+                    done: list[dict[str, Tensor]] = []
+                    parts = [part for micro in batch for part in micro.parts(texts)]
+                    for part in parts:
+                        value, terms = chunked_loss(*self._sides(part, head, index), coefficients, self.chunk_rows)
+                        with self._gradients_meet(last=part is parts[-1]):  # as a mean over processes
+                            self.manual_backward(value * self.trainer.world_size)
+                        done.append(terms)
+            summed = self._sum(done)
+            loss = self.terms.loss(summed, totals)
+            norm = clip(self.trainer.precision_plugin.main_params(optimizer.optimizer), self.gradient_clip)
+            if not math.isfinite(float(loss + norm)):
+                why = f"at step {self.global_step} the loss is {float(loss):.4g}, its gradient's norm {float(norm):.4g}"
+                save_and_stop(why, batch, self.trainer.default_root_dir)
             optimizer.step()
             optimizer.zero_grad()
         self.share_costs()
-        self._log_step(batch, self._sum(done), totals)
+        self._log_step(batch, loss, summed, totals)
+
+    def on_validation_start(self) -> None:
+        require_finite_weights(self.drafter)
+
+    def on_test_start(self) -> None:
+        require_finite_weights(self.drafter)
 
     def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         """Loss on a fixed grid of anchors."""
-        self._held_out += [self._parts(micro)[1:] for micro in batch]
+        for attempt in self.micro_batches.attempts(batch, alone=self.trainer.world_size == 1):
+            with attempt as texts:
+                done = [self._parts(part)[1:] for micro in batch for part in micro.parts(texts)]
+        if not torch.stack([term for numerators, _ in done for term in numerators.values()]).isfinite().all():
+            why = f"in validation at step {self.global_step} the loss is not finite"
+            save_and_stop(why, batch, self.trainer.default_root_dir)
+        self._held_out += done
 
     def on_validation_epoch_end(self) -> None:
         terms, weights = zip(*self._held_out, strict=True)
@@ -245,8 +259,9 @@ class DraftModule(L.LightningModule):
         here = self.terms.sum(parts)
         return dict(zip(here, self._add(torch.stack(list(here.values()))).unbind(), strict=True))
 
-    def _log_step(self, batch: list[ReplayBatch], summed: dict[str, Tensor], totals: dict[str, Tensor]) -> None:
-        loss = self.terms.loss(summed, totals)
+    def _log_step(
+        self, batch: list[ReplayBatch], loss: Tensor, summed: dict[str, Tensor], totals: dict[str, Tensor]
+    ) -> None:
         values = {f"train/{name}": value for name, value in self.terms.log(summed, totals).items()}
         drafted_at = torch.cat([micro.drafter_step[micro.drafter_step >= 0] for micro in batch]).float()
         blocks = torch.stack([(micro.drafted > 0).sum() for micro in batch]).sum().float()
@@ -257,10 +272,9 @@ class DraftModule(L.LightningModule):
         values["ledger/flops"] = torch.tensor(self.ledger.training_flops)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         self.log_dict(values, batch_size=1)
-        if not math.isfinite(float(loss)):
-            raise DraftError(f"the loss is {float(loss)} at step {self.global_step}: lower module.optimizer.lr")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_finite_weights(self.drafter)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("drafter.")}
         checkpoint["target_fingerprint"] = self.target.fingerprint

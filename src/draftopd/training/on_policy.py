@@ -19,11 +19,14 @@ from draftopd.errors import DraftError
 from draftopd.trace import ReplayBatch, Rollout, Trace, collate_rollouts
 from draftopd.training.datamodule import DraftDataModule, Steps, generator
 from draftopd.training.trace_sources import Phase, TraceSource
+from draftopd.values.checked import checked
+from draftopd.values.types import Count, NonNegative
 
 Place = Callable[[Sequence[Trace], torch.Generator], ReplayBatch]
 """traces -> their batch, with blocks elsewhere than where they were drafted (placements.py)"""
 
 
+@checked
 @dataclass(kw_only=True, eq=False, repr=False)
 class OnPolicyDataModule(DraftDataModule):
     """Traces drafted by the weights that the epoch starts from (arXiv 2605.29343).
@@ -41,8 +44,8 @@ class OnPolicyDataModule(DraftDataModule):
     """
 
     traces: TraceSource
-    prompts_per_epoch: int = 64
-    keep_gib: float = 8.0
+    prompts_per_epoch: Count = 64
+    keep_gib: NonNegative = 8.0
     place: Place | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,7 @@ from draftopd.target.model import Target
 from draftopd.tracking.run import Run, Status
 from draftopd.training.callbacks import Observed, RunLogger
 from draftopd.training.datamodule import DraftDataModule
+from draftopd.training.mixture import MixedDataModule
 from draftopd.training.module import DraftModule
 from draftopd.training.run_record import RunRecord, fingerprints
 
@@ -47,6 +49,10 @@ def build(config: DictConfig) -> System:
         DraftError: drafter and target do not fit, or a part cannot be had.
     """
     _locate_published(config)
+    require_start(config)
+    data = make_data(config)
+    for split in ("train", "val"):
+        data.prompts.split(split)  # read before all that takes minutes
     target: Target = instantiate(config.target)
     _ = target.fingerprint  # of the weights as they are loaded: trainer.precision may convert them
     config.drafter = drafter_group(config, target)
@@ -56,28 +62,60 @@ def build(config: DictConfig) -> System:
     drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
     if drafter.init == "target":
         drafter.copy_target(target.body)  # a checkpoint's weights come after
-    if config.resume and Path(config.resume).expanduser().is_dir():
-        raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
     for name in (config.init_from, config.resume):
         if name:
             load_drafter(drafter, find_checkpoint(name, config.logger), target)
     objectives = {name: instantiate(config.get(name)) for name in ("objective", "random_objective")}
     module = instantiate(config.module)(target=target, drafter=drafter, **objectives)
     if config.init_optimizer:
-        if not config.init_from:
-            raise DraftError("init_optimizer=true takes the optimizer of init_from: name a checkpoint there")
         module.init_optimizer = optimizer_state(find_checkpoint(config.init_from, config.logger))
-    data = instantiate(config.data)(prompts=instantiate(config.prompts), cache=instantiate(config.texts))
     record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
     observed = Observed()
     made = instantiate(config.callbacks, _convert_="all").values()
     callbacks = [*(c(observed) if isinstance(c, partial) else c for c in made), record]
     logger = RunLogger() if config.logger else None
-    trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
+    trainer = make_trainer(config, callbacks, logger)
     get_console().quiet = not trainer.is_global_zero
+    return System(config, module, data, trainer, logger, observed)
+
+
+def require_start(config: DictConfig) -> None:
+    """Raises DraftError where what a run starts from cannot be had of what it names."""
+    if config.resume and Path(config.resume).expanduser().is_dir():
+        raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
+    if config.init_optimizer and not (config.init_from or config.drafter.get("path")):
+        raise DraftError("init_optimizer=true takes the optimizer of init_from: name a checkpoint there")
+
+
+def make_data(config: DictConfig) -> DraftDataModule:
+    """The data module, with its prompts still unread.
+
+    Raises:
+        DraftError: its settings do not go together, or not with random_objective.
+    """
+    data: DraftDataModule = instantiate(config.data)(
+        prompts=instantiate(config.prompts), cache=instantiate(config.texts)
+    )
+    if config.get("random_objective") and not isinstance(data, MixedDataModule):
+        raise DraftError("random_objective is for data=mixed: other data have one kind of anchors")
+    return data
+
+
+def make_trainer(config: DictConfig, callbacks: list[L.Callback], logger: RunLogger | None) -> L.Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        DraftError: this machine, or the training step, does not work with its settings.
+    """
+    trainer: L.Trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
     if trainer.world_size > 1 and "strategy" not in config.trainer:
         raise DraftError("more than one process needs a strategy: take trainer=ddp or trainer=fsdp2")
-    return System(config, module, data, trainer, logger, observed)
+    if trainer.precision == "16-mixed":
+        # gradients would be clipped while they are scaled up, to a norm 65,536 times too small
+        raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
+    if config.module.attention == "flex_attention" and isinstance(trainer.accelerator, CPUAccelerator):
+        raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
+    return trainer
 
 
 def _locate_published(config: DictConfig) -> None:

@@ -12,8 +12,11 @@ from draftopd.data.texts import Texts
 from draftopd.decoding import distributed
 from draftopd.trace import ReplayBatch
 from draftopd.training.datamodule import DraftDataModule, Steps, candidates, generator
+from draftopd.values.checked import checked
+from draftopd.values.types import Count
 
 
+@checked
 @dataclass(kw_only=True, eq=False, repr=False)
 class SFTDataModule(DraftDataModule):
     """Blocks at random anchors of the target's own texts; every draft is the text's token, all accepted.
@@ -22,7 +25,7 @@ class SFTDataModule(DraftDataModule):
         num_anchors: distinct anchors a text, redrawn every step from a generator seeded by (seed, epoch, step).
     """
 
-    num_anchors: int = 24
+    num_anchors: Count = 24
 
     @property
     def stores_hidden(self) -> bool:

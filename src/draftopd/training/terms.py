@@ -1,10 +1,15 @@
-"""Which objective reads a batch, and how the terms of one optimizer step add up to one loss."""
+"""Which objective reads a batch, how the terms of a step add up to one loss, and the end where it is not finite."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from draftopd.decoding import distributed
+from draftopd.errors import DraftError
 from draftopd.objectives.base import Mix, Objective, shares
 from draftopd.trace import ReplayBatch
 
@@ -58,3 +63,36 @@ class Terms:
         if "all" in self.objectives:
             return means
         return means | {"own_share": totals["own"] / (totals["own"] + totals["random"]).clamp(min=1)}
+
+
+def clip(weights: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scales gradients down to this norm; returns the norm before."""
+    norm = nn.utils.clip_grad_norm_(weights, largest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def save_and_stop(why: str, batch: Sequence[ReplayBatch], folder: str) -> NoReturn:
+    """Saves this process's micro-batches of a step as dictionaries of tensors, then raises DraftError."""
+    path = Path(folder) / f"not_finite{distributed.rank() or ''}.pt"
+    saved = [{name: value for name, value in vars(micro.to("cpu")).items() if value is not None} for micro in batch]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(saved, path)
+        kept = f"its batch is in {path}"
+    except (OSError, RuntimeError) as error:  # torch reports a full disk by the second
+        kept = f"its batch could not be saved: {error}"
+    raise DraftError(f"{why}: lower module.optimizer.lr, or look at what it was trained on; {kept}")
+
+
+@torch.no_grad()
+def require_finite_weights(drafter: nn.Module) -> None:
+    """Raises DraftError where a weight of this process is not a finite number."""
+    weights = dict(drafter.named_parameters())
+    here = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights.values()]
+    finite = torch.stack([weight.isfinite().all() for weight in here]).tolist()
+    broken = [name for name, good in zip(weights, finite, strict=True) if not good]
+    if broken:
+        raise DraftError(
+            f"{len(broken)} of {len(weights)} weights of the drafter are not finite, {broken[0]} among them: lower "
+            "module.optimizer.lr, or start from an earlier checkpoint"
+        )

@@ -22,6 +22,8 @@ from draftopd.objectives.base import Objective
 from draftopd.trace import Rollout
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
+from draftopd.values.checked import checked
+from draftopd.values.types import Count
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Phase:
     drafter: Mapping[str, Tensor] | None = None  # weights that draft a phase again; None = the current ones
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TraceSource(ABC):
     """Where traces come from.
@@ -44,13 +47,11 @@ class TraceSource(ABC):
         reuse: epochs that train on a phase's traces before the next phase draws new ones; each shuffles them anew.
     """
 
-    reuse: int = 1
+    reuse: Count = 1
     verified: ClassVar[bool] = True  # the text, by the target
 
-    def check(self, decoding: Decoding) -> None:
+    def check(self, decoding: Decoding) -> None:  # noqa: B027 - most sources work with all
         """Raises DraftError where the source does not work with these settings."""
-        if self.reuse < 1:
-            raise DraftError(f"traces.reuse={self.reuse} must be at least 1: so many epochs train on the same traces")
 
     def stores_hidden(self, objective: Objective) -> bool:
         """Stored training texts need the target's last hidden states besides the features."""
@@ -131,6 +132,7 @@ def _set(module: DraftModule, weights: Mapping[str, Tensor]) -> None:
         weight.copy_(weights[name])
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Redrafts(TraceSource):
     """New drafts along texts that the target wrote once: at temperature 0 the traces of rollouts.
@@ -142,15 +144,14 @@ class Redrafts(TraceSource):
         rewrite_every: epochs after which the target writes new texts, above temperature 0; None = never.
     """
 
-    rewrite_every: int | None = None
+    rewrite_every: Count | None = None
 
     def check(self, decoding: Decoding) -> None:
-        super().check(decoding)
         require_greedy_drafts(decoding)
-        if self.rewrite_every is not None and (decoding.greedy or self.rewrite_every < 1):
+        if self.rewrite_every is not None and decoding.greedy:
             raise DraftError(
-                f"traces.rewrite_every={self.rewrite_every} must be at least 1, and needs "
-                "data.decoding.temperature above 0: greedy texts never change"
+                f"traces.rewrite_every={self.rewrite_every} needs data.decoding.temperature above 0: "
+                "greedy texts never change"
             )
 
     def stores_hidden(self, objective: Objective) -> bool:
@@ -160,7 +161,7 @@ class Redrafts(TraceSource):
     def writing(self, decoding: Decoding, epoch: int) -> Decoding:
         generation = epoch // self.rewrite_every if self.rewrite_every else 0
         # far from the seeds of other runs
-        return replace(decoding, seed=decoding.seed + 1_000_003 * generation)
+        return replace(decoding, seed=(decoding.seed + 1_000_003 * generation) % 2**32)
 
     def in_order(self, lap: int) -> bool:
         """While texts have yet to be written, so that no phase waits for all of them."""

@@ -1,0 +1,1 @@
+"""The check of a composed configuration, before anything is loaded or written."""

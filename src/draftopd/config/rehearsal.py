@@ -1,0 +1,109 @@
+"""What can be made of a configuration without its target is made, for the checks of those that are made.
+
+They know what no type tells: how settings go together, what this machine has, which files there are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from torch import nn
+
+from draftopd.checkpoints.native import find_checkpoint
+from draftopd.checkpoints.run_folder import AUTO
+from draftopd.console import quiet
+from draftopd.data.sources import JsonlPrompts
+from draftopd.errors import DraftError
+from draftopd.evaluation.run import device
+from draftopd.objectives.base import shares
+from draftopd.target import load
+from draftopd.training.callbacks import Observed
+from draftopd.training.run import make_data, make_trainer, require_start
+from draftopd.values.words import nearest
+
+RUN_ID = 32  # letters of an MLflow run id: only the store knows whether there is such a run, and it is not opened here
+STARTS = ("init_from", "resume", "checkpoint", "against", "run")
+
+
+def rehearse(command: str, config: DictConfig) -> None:
+    """Raises DraftError where a part cannot be made, or a file that is named is missing. Writes nothing."""
+    quiet()
+    for name in STARTS:
+        given = config.get(name)
+        if given and len(given) != RUN_ID and (name, given) != ("resume", AUTO):
+            _made(name, partial(find_checkpoint, given, None))
+    _target(config.get("target"))
+    if command == "fit" and not config.stages:
+        _fit(config)
+    if command == "evaluate":
+        device(config.device)
+        _made("prompts", partial(instantiate, config.prompts))
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """Raises DraftError where nothing can be written into a folder, or it cannot be made; leaves nothing there."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with TemporaryDirectory(dir=existing):
+            pass
+    except OSError as error:
+        raise DraftError(f"{setting}={folder} cannot be written: {error.strerror}: choose another folder") from error
+
+
+def _target(config: DictConfig | None) -> None:
+    """As far as nothing is loaded; a random one is made."""
+    if config and resolve_name(config._target_) is load.tiny:
+        _made("target", partial(instantiate, config))
+    elif config and resolve_name(config._target_) is load.hf:
+        load.model_source(config.path)
+
+
+def _fit(config: DictConfig) -> None:
+    require_start(config)
+    require_writable(Path(config.texts.folder).expanduser(), "texts.folder")
+    _made("traces", partial(instantiate, config.traces))
+    for name in ("objective", "random_objective"):
+        objective = _made(name, partial(instantiate, config.get(name)))
+        if objective is not None:
+            shares(objective.coefficients)
+    _made("budget", partial(instantiate, config.module.budget))
+    prompts = _made("data", partial(make_data, config)).prompts
+    if isinstance(prompts, JsonlPrompts):
+        prompts.files()
+    _require_backend(config.module.torch_compile)
+    optimizer = _made("module.optimizer", partial(instantiate, config.module.optimizer))
+    _made("module.optimizer", partial(optimizer, [nn.Parameter(torch.zeros(1, 1))]))
+    made = _made("callbacks", partial(instantiate, config.callbacks, _convert_="all")).values()
+    callbacks = [part(Observed()) if isinstance(part, partial) else part for part in made]
+    _made("trainer", partial(make_trainer, config, callbacks, None))
+
+
+def _made(name: str, make: Callable[[], Any]) -> Any:
+    """What is made; whatever stops that is a mistake in this part of the configuration."""
+    try:
+        return make()
+    except DraftError:
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise cause if isinstance(cause, DraftError) else DraftError(f"{name} cannot be made: {cause}") from error
+    except (MisconfigurationException, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise DraftError(f"{name} cannot be made: {error}") from error
+
+
+def _require_backend(compile_with: bool | str) -> None:
+    if isinstance(compile_with, str):
+        known = torch.compiler.list_backends(exclude_tags=())
+        if compile_with not in known:
+            raise DraftError(
+                f"module.torch_compile={compile_with} is no backend of torch.compile{nearest(compile_with, known)} "
+                f"(choose from {', '.join(known)}, or true)"
+            )

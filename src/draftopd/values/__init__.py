@@ -1,0 +1,1 @@
+"""What a setting may be: types with bounds, the check of arguments against a signature, and its words."""
