@@ -32,8 +32,8 @@ RUNS = {
     "redrafts": (*ON_POLICY, "traces=redrafts"),
     "mixed": (*ON_POLICY, "data=mixed", "data.own_share_end=0.2", "callbacks=ema"),
     "reused": (*ON_POLICY, "traces.reuse=2"),
-    "flops": (*ON_POLICY, "budget.epochs=null", "budget.flops=1.2e8"),
-    "target tokens": (*ON_POLICY, "budget.epochs=null", "budget.target_tokens=2500"),
+    "flops": (*ON_POLICY, "budget.epochs=null", "budget.flops=1.1e9"),
+    "target tokens": (*ON_POLICY, "budget.epochs=null", "budget.target_tokens=6600"),
     "steps": (*ON_POLICY, "budget.epochs=null", "budget.steps=3"),
 }
 PLACES: dict[str, tuple[Any, str]] = {

@@ -49,6 +49,7 @@ class RunRecord(L.Callback):
         assert isinstance(pl_module, DraftModule)
         trainer.save_checkpoint(self.last)
         log(trainer, pl_module.ledger.metrics())
+        self.training = False  # a test that is stopped has nothing to save
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.position, self.training = self._resumed, True
