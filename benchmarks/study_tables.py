@@ -134,11 +134,11 @@ def picture(name: str) -> Figure:
         ends = [[g.mean - g.low for g in gains], [g.high - g.mean for g in gains]]
         axes.errorbar(starts, [g.mean for g in gains], ends, marker="o", capsize=3, label=f"SFT on {prompts} texts")
         for count, start, gain in points:
-            axes.annotate(f"{count} epochs", (start, gain.mean), (6, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(str(count), (start, gain.mean), (6, 5), textcoords="offset points", fontsize=8)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="τ where SFT was left", ylabel="gain in τ of new prompts over more SFT")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title="epochs at the points")
     return figure
 
 
