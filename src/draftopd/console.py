@@ -33,6 +33,7 @@ def quiet() -> None:
         ".*in eval mode at the start.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # values are summed over processes before they are logged
         ".*ended before the epoch ended.*",  # the data start where it stopped
+        ".*exists and is not empty.*",  # a run that goes on in its own folder
         ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is modified in place
     ):
         warnings.filterwarnings("ignore", words)

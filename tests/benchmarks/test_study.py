@@ -30,6 +30,15 @@ def joined(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):
+    study.main(["test", "runs", "--temperature", "0.9", "--cache-dir", "cache", "--only", "sft-seed0"])
+    file = joined / "runs" / "sft-seed0" / "results-T0.9" / "results.json"
+    found = load(file)
+    assert (found.decoding.temperature, found.decoding.rule) == (0.9, "token_matching")
+    assert len(found.results[0].answers) == 4
+    assert not (joined / "runs" / "draft_opd" / "results-T0.9").exists()
+
+
 def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path, capsys: pytest.CaptureFixture[str]):
     part = study_tables.Part.read("tiny")
     for arm, stages in (("draft_opd", ["draft_opd"]), ("sft", ["sft-seed0", "sft-seed1"])):
@@ -51,6 +60,7 @@ def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path,
         study.main(["check"])
     assert stop.value.code == 2
     assert "differs from benchmarks/results/study" in capsys.readouterr().err
+    drafters_are_tested_at_a_temperature_along_sampled_texts(joined)
 
 
 def test_the_border_map_is_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -62,12 +72,3 @@ def test_the_border_map_is_a_table_and_a_picture(tmp_path: Path, monkeypatch: py
     assert row.startswith("| 8 | 1 | 2.75 | 3.00 | 3.25 | +0.25 [")
     study.main(["picture", "map", "--to", str(tmp_path / "map.png")])
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):
-    study.main(["test", "runs", "--temperature", "0.9", "--cache-dir", "cache", "--only", "sft-seed0"])
-    file = joined / "runs" / "sft-seed0" / "results-T0.9" / "results.json"
-    found = load(file)
-    assert (found.decoding.temperature, found.decoding.rule) == (0.9, "token_matching")
-    assert len(found.results[0].answers) == 4
-    assert not (joined / "runs" / "draft_opd" / "results-T0.9").exists()

@@ -20,6 +20,7 @@ def names(folder: Path) -> list[str]:
     return [result["name"] for result in json.loads((folder / "results.json").read_text())["results"]]
 
 
+@pytest.mark.slow
 def test_a_grid_runs_a_stage_once_for_each_value_or_for_one_of_them(command, tmp_path):
     end = ("stages.draft_opd.init_from=sft-seed1", "+stages.draft_opd.set={drafter.num_layers: 2}")
     assert command(*SMOKE, GRID, SET, *end, "only=[sft-seed0]") == 0
@@ -67,6 +68,7 @@ def test_results_of_another_configuration_are_not_taken_for_these(command, tmp_p
         (tmp_path / "study" / "sft" / "results.json").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_without_test_prompts_the_table_shows_the_validation(command, tmp_path, capsys):
     assert command(*SMOKE, "test.prompts=0") == 0
     printed = capsys.readouterr().out
@@ -76,6 +78,7 @@ def test_without_test_prompts_the_table_shows_the_validation(command, tmp_path, 
     assert not (tmp_path / "study" / "acceptance_by_position.png").exists()
 
 
+@pytest.mark.slow
 def test_a_test_along_stored_texts_has_the_answers_of_rollouts(command, tmp_path):
     found = []
     for folder, redraft in (("stored", "true"), ("rolled", "false")):

@@ -118,7 +118,8 @@ def _difference(target: "Target") -> str | None:
     with target.body.register_forward_hook(lambda module, inputs, output: seen.append(output.last_hidden_state)):
         logits = target.model(tokens, use_cache=False).logits
     theirs = seen[0]
-    if not torch.allclose(target.head()(theirs), logits.float(), atol=1e-2, rtol=1e-2):
+    ours = target.head()(theirs)
+    if not torch.allclose(ours, logits.to(ours.dtype), atol=1e-2, rtol=1e-2):
         return "it does more between its last hidden state and its logits than a linear head, a scale and a soft cap"
     layers = range(len(target.body.layers))
     hidden, features = target.read(tokens, layers)
