@@ -39,6 +39,7 @@ def drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):
     assert not (joined / "runs" / "draft_opd" / "results-T0.9").exists()
 
 
+@pytest.mark.slow
 def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path, capsys: pytest.CaptureFixture[str]):
     part = study_tables.Part.read("tiny")
     for arm, stages in (("draft_opd", ["draft_opd"]), ("sft", ["sft-seed0", "sft-seed1"])):

@@ -112,6 +112,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORDS)
 def test_parts_that_are_not_read_run_nothing(command, tmp_path, saved, name: str):
     """Hidden in all of them at once, and for training in those that other commands build too."""

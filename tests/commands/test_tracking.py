@@ -44,6 +44,7 @@ def test_a_run_is_finished_when_its_test_is_through_and_not_before(command, serv
     assert ends == [("FINISHED", True)]
 
 
+@pytest.mark.slow
 def test_training_outlives_its_server(command, server, tmp_path, capsys):
     batches: list[str] = []
 

@@ -164,6 +164,7 @@ def test_a_run_without_a_budget_is_refused(limit):
         Budget(epochs=limit)
 
 
+@pytest.mark.slow
 def test_a_run_pays_once_for_the_texts_it_reads_where_they_are_charged(command, tmp_path):
     """The third run finds all texts written."""
     spent = []
