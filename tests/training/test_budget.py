@@ -109,29 +109,19 @@ def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
     assert run.steps == 6  # three phases; a fourth rollout would pass 100
 
 
-def test_texts_that_are_paid_for_once_do_not_end_a_run_early():
+@pytest.mark.parametrize(("paid_once", "phase", "resumed_at", "steps"), [(0.0, 20.0, 4, 8), (60.0, 5.0, 2, 10)])
+def test_a_resumed_run_knows_what_a_rollout_phase_costs(paid_once: float, phase: float, resumed_at: int, steps: int):
+    """Texts that are paid for once are no part of it."""
     run = Run(batches=2, budget=Budget(flops=100.0))
-    run.ledger.flops["paid"] += 60.0
+    run.ledger.flops["paid"] += paid_once
     while not run.over:
-        if run.steps == 2:
+        if run.steps == resumed_at:
             state, run.budget = run.budget.state_dict(), Budget(flops=100.0)
             run.budget.load_state_dict(state)
         if run.steps % 2 == 0:
-            run.ledger.flops["draft"] += 5.0
+            run.ledger.flops["verify"] += phase
         run.step(flops=1.0)
-    assert run.steps == 10
-
-
-def test_a_resumed_run_knows_what_a_rollout_phase_costs():
-    run = Run(batches=2, budget=Budget(flops=100.0))
-    while not run.over:
-        if run.steps == 4:
-            state, run.budget = run.budget.state_dict(), Budget(flops=100.0)
-            run.budget.load_state_dict(state)
-        if run.steps % 2 == 0:
-            run.ledger.flops["verify"] += 20.0
-        run.step(flops=1.0)
-    assert run.steps == 8
+    assert run.steps == steps
 
 
 @pytest.mark.parametrize(("limits", "over"), [({"steps": 4}, True), ({"steps": 5}, False), ({"flops": 20.0}, True)])
