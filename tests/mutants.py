@@ -1,0 +1,311 @@
+"""Changes one operator, number, call or statement of the source at a time, and shows the changes that no test sees.
+
+`python tests/mutants.py [decoding/acceptance.py ...]` takes the files of `TESTS`. A mutant is a fork of one process that
+has imported everything and run the tests once; it replaces the code of living functions, and runs the tests that reach
+the change, cheapest first. Outcomes are appended to outputs/mutants.jsonl: a killed mutant runs once, one that has
+survived runs again at the next start. Survivors that docs/mutants.md does not explain make the exit code 1.
+"""
+
+import ast
+import copy
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import coverage
+import pytest
+from _pytest.runner import runtestprotocol
+
+ROOT = Path(__file__).parents[1]
+SOURCE, KNOWN, DONE = ROOT / "src/draftopd", ROOT / "docs/mutants.md", ROOT / "outputs/mutants.jsonl"
+UNITS, ROLLOUTS = ("objectives/test_losses.py",), ("decoding/test_rollout.py", "decoding/test_sampled_rollout.py")
+TESTS = {
+    "decoding/acceptance.py": ("decoding/test_sampling.py",),
+    "decoding/sampling.py": ("decoding/test_sampling.py",),
+    "blocks.py": ("test_blocks.py",),
+    **{f"objectives/{name}.py": UNITS for name in ("base", "draft_opd", "block", "divergences")},
+    "objectives/rounds.py": ("objectives/test_rounds.py",),
+    "objectives/rows.py": (*UNITS, "objectives/test_objectives.py"),
+    "objectives/chunked.py": ("objectives/test_objectives.py",),
+    "decoding/rollout.py": ROLLOUTS,
+    "decoding/batch.py": ROLLOUTS,
+}
+OPERATORS: dict[type, type] = {ast.Eq: ast.NotEq, ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Is: ast.IsNot, ast.In: ast.NotIn}
+OPERATORS |= {ast.Add: ast.Sub, ast.Mult: ast.Div, ast.BitAnd: ast.BitOr, ast.LShift: ast.RShift, ast.And: ast.Or}
+OPERATORS |= {b: a for a, b in OPERATORS.items()} | {ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult}
+OPERATORS[ast.BitXor] = ast.BitAnd
+PAIRS = (("min", "max"), ("amin", "amax"), ("minimum", "maximum"), ("any", "all"), ("cumsum", "cumprod"))
+CALLS = {a: b for pair in (*PAIRS, ("tril", "triu"), ("zeros", "ones")) for a, b in (pair, pair[::-1])}
+DROPPED = ("clamp", "clone", "detach", "float", "double", "flip", "index_put", "add_", "expand")
+NO_CODE = ("annotation", "returns", "decorator_list")
+LONGEST = 1.0  # seconds of processor time: a test that takes longer runs for no mutant
+OUTCOMES = ("survived", "killed")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    tree: ast.Module
+    lines: range
+    at_import: bool
+
+
+def variants(node: ast.AST) -> Iterator[ast.AST]:
+    """What a node is replaced by, one at a time."""
+
+    def changed(**fields: Any) -> ast.AST:
+        for name, value in fields.items():
+            setattr(other := copy.copy(node), name, value)
+        return other
+
+    match node:
+        case ast.Compare(ops=ops):
+            for at, op in enumerate(ops):
+                yield changed(ops=[*ops[:at], OPERATORS[type(op)](), *ops[at + 1 :]])
+        case ast.BinOp(op=op) | ast.BoolOp(op=op):
+            yield changed(op=OPERATORS[type(op)]())
+        case ast.Constant(value=bool(value)):
+            yield changed(value=not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield changed(value=value + 1)
+        case ast.UnaryOp(operand=operand) if not isinstance(operand, ast.Constant):
+            yield operand
+        case ast.IfExp(body=body, orelse=orelse):
+            yield changed(body=orelse, orelse=body)
+        case ast.If(test=test) | ast.While(test=test):
+            yield changed(test=ast.UnaryOp(ast.Not(), test))
+        case ast.Call(func=ast.Attribute(value=value, attr=attr) as func):
+            if attr in CALLS:
+                yield changed(func=ast.Attribute(value, CALLS[attr], func.ctx))
+            if attr in DROPPED:
+                yield value
+        case ast.Call(func=ast.Name(id=name) as func) if name in CALLS:
+            yield changed(func=ast.Name(CALLS[name], func.ctx))
+        case ast.AugAssign(op=op):
+            yield changed(op=OPERATORS[type(op)]())
+            yield ast.Pass()
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) | ast.Raise() | ast.Expr(value=ast.Call()):
+            yield ast.Pass()
+
+
+def replacements(node: ast.AST, place: tuple[ast.AST, ...] = ()) -> Iterator[tuple[tuple[ast.AST, ...], ast.AST]]:
+    """Puts every variant of every node below into its place; yields the nodes above it while it is there."""
+    place = (*place, node)
+    for field, value in ast.iter_fields(node):
+        if field in NO_CODE or isinstance(value, ast.JoinedStr) or getattr(node, "arg", None) == "strict":
+            continue
+        for at, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if not isinstance(child, ast.AST):
+                continue
+            for other in variants(child):
+                ast.fix_missing_locations(ast.copy_location(other, child))
+                if at is None:
+                    setattr(node, field, other)
+                else:
+                    value[at] = other
+                yield (*place, child), other
+            if at is None:
+                setattr(node, field, child)
+            else:
+                value[at] = child
+            yield from replacements(child, place)
+
+
+def mutants(file: str) -> Iterator[Mutant]:
+    tree = ast.parse((SOURCE / file).read_text())
+    texts, seen = {node: ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)}, dict[str, int]()
+    for place, _ in replacements(tree):
+        # the innermost statement that was there before and still is
+        statement = [node for node in place[:-1] if isinstance(node, ast.stmt)][-1:] or [place[-1]]
+        if isinstance(place[-1], ast.stmt):
+            before, after = texts[place[-1]].partition("\n")[0], "pass"
+            if isinstance(place[-1], ast.If | ast.While):
+                after = "negated"
+            elif isinstance(place[-1], ast.AugAssign):
+                after = "the opposite" if not isinstance(_, ast.Pass) else "pass"
+            statement = [place[-1]]
+        else:
+            before, after = window(texts[statement[0]], ast.unparse(statement[0]))
+        functions = [node for node in place if isinstance(node, ast.FunctionDef)]
+        scopes = [node.name for node in place if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        name = f"{file} | {'.'.join(scopes)} | `{before}` → `{after}`".replace("||", "\\|\\|")
+        seen[name] = seen.get(name, 0) + 1
+        at_import = not functions or statement[0] is functions[0]
+        first, body = statement[0].lineno, getattr(statement[0], "body", None)
+        last = body[0].lineno - 1 if isinstance(body, list) and not at_import else statement[0].end_lineno
+        yield Mutant(f"{name} ({seen[name]})" if seen[name] > 1 else name, tree, range(first, last + 1), at_import)
+
+
+def window(before: str, after: str) -> tuple[str, str]:
+    """Where two texts differ, with a little on both sides."""
+    start = len(os.path.commonprefix([before, after]))
+    end = len(os.path.commonprefix([before[start:][::-1], after[start:][::-1]]))
+    low = max(0, start - 24)
+    return tuple(" ".join(text[low : len(text) - max(0, end - 16)].split()) for text in (before, after))
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
+
+
+def key(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
+def functions_of(names: dict[str, Any]) -> list[FunctionType]:
+    return [f for f in gc.get_objects() if isinstance(f, FunctionType) and f.__globals__ is names]
+
+
+def apply(mutant: Mutant, module: ModuleType, living: list[FunctionType]) -> None:
+    """Gives living functions the mutant's code; of what runs at import, gives them its defaults and constants."""
+    made = compile(mutant.tree, str(module.__file__), "exec")
+    if not mutant.at_import:
+        new = {key(code): code for code in codes(made)}
+        for function in living:
+            function.__code__ = new.get(key(function.__code__), function.__code__)
+        return
+    fresh = ModuleType(module.__name__)
+    exec(made, fresh.__dict__)
+    defaults = {key(f.__code__): f for f in functions_of(fresh.__dict__)}
+    for function in living:
+        if other := defaults.get(key(function.__code__)):
+            function.__defaults__, function.__kwdefaults__ = other.__defaults__, other.__kwdefaults__
+    for name, value in vars(fresh).items():
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            for attribute, simple in vars(value).items():
+                if isinstance(simple, bool | int | float) and not attribute.startswith("_"):
+                    setattr(getattr(module, name), attribute, simple)
+        elif isinstance(value, int | float | tuple) and not name.startswith("_"):
+            for user in [m for n, m in sys.modules.items() if n.startswith("draftopd") and hasattr(m, name)]:
+                setattr(user, name, value)
+
+
+class Mutating:
+    """A pytest plugin that runs the collected tests once, and then once for each mutant that they reach."""
+
+    def __init__(self, files: Sequence[str], done: set[str]) -> None:
+        self.files, self.done = files, done
+        self.cost: dict[str, float] = {}
+        """seconds of processor time of each test"""
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        reach = self.reached(session)
+        gc.unfreeze()
+        modules = {file: importlib.import_module("draftopd." + file[:-3].replace("/", ".")) for file in self.files}
+        living = {file: functions_of(vars(module)) for file, module in modules.items()}
+        gc.freeze()
+        for file, module in modules.items():
+            lines = reach.contexts_by_lineno(str(SOURCE / file))
+            for mutant in mutants(file):
+                if mutant.name not in self.done:
+                    names = {test for line in mutant.lines for test in lines.get(line, ())} - {""}
+                    if not names and mutant.at_import:
+                        names = {test for tests in lines.values() for test in tests}
+                    note(mutant, self.outcome(mutant, module, living[file], self.chosen(session, names)))
+        return True
+
+    def reached(self, session: pytest.Session) -> coverage.CoverageData:
+        """Runs every test; the lines that each of them reaches."""
+        measured = coverage.Coverage(data_file=None, include=[str(SOURCE / file) for file in self.files])
+        measured.start()
+        for item, following in zip(session.items, [*session.items[1:], session], strict=True):
+            measured.switch_context(item.nodeid)
+            start = time.process_time()
+            if not passes(item, following):
+                raise pytest.UsageError(f"{item.nodeid} fails without any mutant")
+            self.cost[item.nodeid] = time.process_time() - start
+        measured.stop()
+        return measured.get_data()
+
+    def chosen(self, session: pytest.Session, names: set[str]) -> list[pytest.Item]:
+        short = [item for item in session.items if item.nodeid in names and self.cost[item.nodeid] < LONGEST]
+        return sorted(short, key=lambda item: self.cost[item.nodeid])
+
+    def outcome(self, mutant: Mutant, module: ModuleType, living: list[FunctionType], items: list[pytest.Item]) -> str:
+        """Of a fork that becomes the mutant; a mutant that takes far longer than the original is killed, too."""
+        if not items:
+            return "unreached"
+        limit = 5 + int(4 * sum(self.cost[item.nodeid] for item in items))
+        if child := os.fork():
+            status = os.waitpid(child, 0)[1]
+            return OUTCOMES[os.WEXITSTATUS(status)] if os.WIFEXITED(status) else "killed"
+        code = OUTCOMES.index("killed")
+        try:
+            confine(limit)
+            apply(mutant, module, living)
+            following = [*items[1:], items[0].session]
+            if all(passes(item, after) for item, after in zip(items, following, strict=True)):
+                code = OUTCOMES.index("survived")
+        finally:
+            os._exit(code)
+
+
+def confine(seconds: int) -> None:
+    """This process ends after so many seconds of processor time, takes at most 2 GiB more, and prints nothing."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    memory = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]) + 2**31
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    signal.alarm(100 * seconds)  # where it waits for ever
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+
+
+def note(mutant: Mutant, outcome: str) -> None:
+    DONE.parent.mkdir(exist_ok=True)
+    with DONE.open("a") as file:
+        file.write(json.dumps({"mutant": mutant.name, "outcome": outcome}) + "\n")
+    if outcome != "killed":
+        print(f"{outcome}: {mutant.name}", flush=True)
+
+
+def passes(item: pytest.Item, following: Any) -> bool:
+    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+
+
+def main() -> None:
+    files = sys.argv[1:] or list(TESTS)
+    killed = {name for name, outcome in outcomes().items() if outcome == "killed"}
+    tests = dict.fromkeys(f"{ROOT}/tests/{name}" for file in files for name in TESTS[file])
+    words = ["-n", "0", "--tb=no", "-p", "no:cacheprovider", *tests]
+    if pytest.main(words, plugins=[Mutating(files, killed)]) not in (0, 5):
+        raise SystemExit("the tests fail without any mutant")
+    sys.exit(report(files))
+
+
+def report(files: Sequence[str]) -> bool:
+    """Prints a table; whether a survivor is not explained."""
+    explained, found = KNOWN.read_text() if KNOWN.exists() else "", outcomes()
+    print(f"{'file':28}{'mutants':>8}{'killed':>8}{'explained':>11}{'open':>6}")
+    some = False
+    for file in files:
+        of_file = {m.name: found[m.name] for m in mutants(file) if m.name in found}
+        killed = sum(outcome == "killed" for outcome in of_file.values())
+        known = sum(outcome != "killed" and name in explained for name, outcome in of_file.items())
+        left = len(of_file) - killed - known
+        some = some or left > 0
+        print(f"{file:28}{len(of_file):8}{killed:8}{known:11}{left:6}")
+    return some
+
+
+def outcomes() -> dict[str, str]:
+    """The last outcome of every mutant so far."""
+    lines = DONE.read_text().splitlines() if DONE.exists() else []
+    return {entry["mutant"]: entry["outcome"] for entry in map(json.loads, lines)}
+
+
+if __name__ == "__main__":
+    main()
