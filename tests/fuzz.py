@@ -47,40 +47,12 @@ LONGEST = 2500  # characters of a message
 STARTED = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "pty.spawn", "socket.connect")
 CHANGED = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.link", "os.symlink", "os.truncate")
 DEEP = "<deep>"
-JSON_VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 1000, 2**20 - 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 5e-324),
-    *(
-        float("inf"),
-        float("nan"),
-        "",
-        " ",
-        "x",
-        "0",
-        "a\nb",
-        "\x1b[31m",
-        "\ud83d",
-        "\u2028",
-        "../..",
-        "/dev/zero",
-        "${oc.env:HOME}",
-        "${unused:ran}",
-        "???",
-    ),
-    *(DEEP, [], [[]], [0], [0, 1, 2], [True], ["x"], {}, {"": None}, {"a\nb": 1}, "y" * 10_000, [0] * 1000),
-    *(
-        "user",
-        "float16",
-        "qwen3",
-        "gemma3_text",
-        "mixtral",
-        "gpt2",
-        "t5",
-        "clip",
-        "mamba",
-        "_target_",
-        "draftopd.drafters.eagle3.Eagle3",
-    ),
-)
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 2**20 - 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 5e-324)
+TEXTS = ("", " ", "x", "0", "a\nb", "\x1b[31m", "\ud83d", "\u2028", "../..", "/dev/zero", "${oc.env:HOME}")
+NESTED = (DEEP, [], [[]], [0], [0, 1, 2], [True], ["x"], {}, {"": None}, {"a\nb": 1}, "y" * 10_000, [0] * 1000)
+WORDS = ("user", "float16", "qwen3", "gemma3_text", "mixtral", "gpt2", "t5", "clip", "mamba", "_target_")
+ODD = ("${unused:ran}", "???", None, True, False, float("inf"), float("nan"), "draftopd.drafters.eagle3.Eagle3")
+JSON_VALUES: tuple[Any, ...] = (*NUMBERS, *TEXTS, *NESTED, *WORDS, *ODD)
 LINES: tuple[Any, ...] = (
     {"prompt": "one and one?", "answer": 2, "id": "a"},
     {"prompt": "hé \u4e2d \U0001f600", "topic": "x"},

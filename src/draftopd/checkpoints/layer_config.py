@@ -78,7 +78,7 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
         counts = {name: getattr(config, name) for name in COUNTS}
         wrong = [f"{name} {value}" for name, value in counts.items() if not 1 <= value <= MOST[name]]
         odd = not wrong and (config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2)
-        _ = config.hidden_act, config.attention_bias, config.max_position_embeddings
+        _ = config.hidden_act, config.attention_bias, config.max_position_embeddings  # not every family has them
     except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160]
         findings.error(

@@ -127,7 +127,7 @@ def _refuse_large(architecture: dict[str, Any]) -> None:
     for name, value in architecture.items():
         if isinstance(value, dict):
             _refuse_large(value)
-        elif isinstance(value, int) and value > TINY_SIZE and "position" not in name:
+        elif isinstance(value, int) and value > TINY_SIZE and not any(word in name for word in ("position", "theta")):
             raise DraftError(f"target.architecture: {name}={value}, and sizes of a tiny model are at most {TINY_SIZE}")
 
 
