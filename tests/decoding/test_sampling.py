@@ -142,6 +142,14 @@ def test_filters_that_let_all_tokens_through_change_nothing():
     for size in range(2, 300):  # the mass of all tokens may not reach top_p in float32
         got = probabilities(even[:size], Decoding(temperature=1.0, top_p=1 - 1e-9))
         assert (got > 0).all()
+    assert (probabilities(T([0.0, 2.0]), Decoding(temperature=1.0, top_p=1 - 1e-9)) > 0).all()
+
+
+def test_greedy_is_one_hot_and_a_wide_nucleus_is_whole_beside_a_narrow_one():
+    assert probabilities(T([1.0, 3.0, 2.0]), Decoding()).tolist() == [0, 1, 0]
+    narrow, wide = torch.zeros(300).index_fill(0, T([7]), 50.0), torch.linspace(0, -1, 300)
+    kept = probabilities(torch.stack([narrow, wide]), Decoding(temperature=1.0, top_p=0.99)) > 0
+    assert kept.sum(1).tolist() == [1, 1 + int((wide.double().softmax(-1).cumsum(-1) < 0.99).sum())]
 
 
 def test_a_token_without_weight_is_never_drawn_and_a_light_one_is():
@@ -149,8 +157,8 @@ def test_a_token_without_weight_is_never_drawn_and_a_light_one_is():
         drawn = draw(T(weights).expand(2, -1), T([0.0, 0.5]))
         assert drawn.tolist() == [1, weights.index(1.0, 2)]
     assert draw(T([[1.0, 2.0]]), T([1.0])).tolist() == [1]
-    heavy = T([[1.0] + [1e-8] * 100])  # float32 would add nothing
-    assert 40 < draw(heavy, T([(1 + 50e-8) / (1 + 100e-8)], dtype=torch.float64)).item() < 60
+    heavy, steps = T([1.0] + [1e-8] * 100), torch.arange(1, 101).double()  # float32 adds nothing, or a dozen at once
+    assert torch.equal(draw(heavy.expand(100, -1), (1 + 1e-8 * (steps - 0.5)) / (1 + 100e-8)), steps.long())
 
 
 def test_draw_inverts_the_cumulative_distribution():

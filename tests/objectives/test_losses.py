@@ -311,6 +311,7 @@ def test_what_an_objective_needs_it_needs_in_a_mix_too(made: type[Objective], se
     """Each need costs a forward, a head or memory that others do without."""
     objective, least = made(**settings), CrossEntropy(None, reached_only=True)
     assert {name for name in NEEDS if getattr(objective, name)} == needs
+    assert set(objective.coefficients.values()) == {1.0}
     mix = Mix({"least": least, "this": objective}, {"least": 1.0, "this": 1.0})
     assert {name for name in NEEDS if getattr(mix, name)} == needs
 
