@@ -11,6 +11,7 @@ from draftopd.objectives.base import CrossEntropy, Distillation, Mix, Objective,
 from draftopd.objectives.block import AcceptUntilFail, DPace, ExpectedLength
 from draftopd.objectives.divergences import (
     acceptance,
+    at_temperature,
     forward_kl,
     jsd,
     lk_hybrid,
@@ -116,6 +117,10 @@ def test_distillation_at_another_target_temperature_and_clamped():
     expected = sum(p * math.log(p / q) for p, q in zip(half, (0.25, 0.5, 0.25), strict=True))
     got = mean(Distillation(forward_kl, None, target_temperature=0.5), Q, P, one)["divergence"]
     assert got == pytest.approx(expected)
+    both = torch.cat([P, P.flip(-1)]).log()
+    assert torch.equal(at_temperature(both - 1, 1), both - 1)  # p of a part of the tokens does not add up to one
+    assert at_temperature(both, 2)[1].tolist() == pytest.approx((P.flip(-1).sqrt() / P.sqrt().sum()).log()[0].tolist())
+    assert at_temperature(both, 0).exp().tolist() == [[1, 0, 0], [0, 0, 1]]
     hard = Distillation(forward_kl, None, target_temperature=0.0)
     assert mean(hard, Q, P, one)["divergence"] == pytest.approx(-math.log(0.25))
     logits = Q.log().requires_grad_()
