@@ -81,13 +81,25 @@ def stored(texts: Texts) -> int:
     return sum(path.read_bytes().count(b"\n") for path in texts.folder.glob("*.jsonl"))
 
 
-def restart(server: Server, texts: Texts, count: int, kills: list[int]) -> None:
-    """Kills the server once `count` texts are there, and starts it again."""
-    while (done := stored(texts)) < count:
-        time.sleep(LOOK)
-    server.kill()
-    kills.append(done)
-    server.start()
+@contextmanager
+def killing(server: Server, texts: Texts, count: int) -> Iterator[list[int]]:
+    """Kills the server once `count` texts are there, and starts it again; the list says how many there were."""
+    over, kills = threading.Event(), list[int]()
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            if (done := stored(texts)) >= count:
+                server.kill()
+                kills.append(done)
+                return server.start()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield kills
+    finally:
+        over.set()
+        watching.join()
 
 
 def measured(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -99,10 +111,7 @@ def measured(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     urls = [f"http://127.0.0.1:{server.port}" for server in servers]
     writer = Engine(urls=urls, concurrency=4, patience=args.patience)
     texts = TextCache(str(scratch), None, shard_size=len(prompts), writer=writer).open(target, prompts, decoding, ())
-    kills: list[int] = []
-    with running(servers):
-        killer = threading.Thread(target=restart, args=(servers[1], texts, len(prompts) // 3, kills), daemon=True)
-        killer.start()
+    with running(servers), killing(servers[1], texts, len(prompts) // 3) as kills:
         start = time.perf_counter()
         texts.write(len(prompts))
         seconds = time.perf_counter() - start
