@@ -1,17 +1,19 @@
 """Trains for long in one process, and shows that nothing grows: memory, tensors, open files, threads.
 
 `python tests/soak.py [steps]` takes 500 steps of Draft-OPD with 2,000 rollouts, 500 steps of SFT, and 20 runs of two
-stages, all on the tiny pair. The exit code is 1 where something grows by more than the share `MOST` over the second half
-of one of them. Memory is the process's resident set.
+stages, all on the tiny pair. The exit code is 1 where something grows by more than the share `MOST` over the second
+half of one of them. Memory is the process's resident set.
 
-oneDNN, which multiplies matrices on a CPU, keeps a program for each of the last 1,024 shapes, and rollouts have many:
-memory grows until there are so many, and no further. Here it keeps 128, so that a growth without an end is seen.
+oneDNN and torch's caller of it each keep a program for the last 1,024 shapes of matrices, of which rollouts have many:
+memory grows until there are so many (0.6 MB each), and no further. Here they keep 128, so that a growth without an end
+is seen.
 """
 
 import gc
 import os
 
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # it is read when torch multiplies for the first time
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # read when torch multiplies for the first time
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
 import resource
 import sys

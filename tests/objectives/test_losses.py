@@ -321,6 +321,12 @@ def test_what_an_objective_needs_it_needs_in_a_mix_too(made: type[Objective], se
     assert {name for name in NEEDS if getattr(mix, name)} == needs
 
 
+def test_no_rows_have_no_loss():
+    for objective in (DPace(), AcceptUntilFail(), ExpectedLength()):
+        (got,) = objective.numerators(torch.zeros(0, 3), torch.zeros(0, 3), SOME[:0]).values()
+        assert got.shape == (0,)
+
+
 def test_shares_add_up_to_one_and_defaults_are_the_sources():
     assert shares({"a": 0.25, "b": 0.25}) == {"a": 0.5, "b": 0.5}
     log_p, log_q = SHARP.log(), Q.log()

@@ -1,10 +1,10 @@
-"""Padding, the order of texts and the cut into chunks change no loss, for any traces and every shipped objective."""
+"""Padding, the order of texts and the cut into chunks change no loss, for any traces and an objective of each kind."""
 
 from collections.abc import Sequence
 from functools import partial
 
 import torch
-from benchmarks.objectives import NAMES, shipped
+from benchmarks.objectives import shipped
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -51,10 +51,11 @@ def sums(objective: Objective, texts: Sequence[Trace], chunk_rows: int = 1000) -
     return terms | below, torch.autograd.grad(loss, mine)[0]
 
 
+KINDS = st.sampled_from(["draft_opd", "one_token_opd", "expected_length", "dspark", "decoding_rounds"]).map(shipped)
 PAIR = st.integers(1, 3).flatmap(lambda k: st.lists(traces(k).filter(drafted), min_size=2, max_size=3))
 
 
-@given(st.sampled_from(NAMES).map(shipped), PAIR, st.integers(1, 12), st.data())
+@given(KINDS, PAIR, st.integers(1, 12), st.data())
 def test_padding_order_and_chunks_change_nothing(objective: Objective, texts: list[Trace], chunk_rows: int, data):
     whole, gradient = sums(objective, texts)
     assert_close(sums(objective, texts, chunk_rows), (whole, gradient))
@@ -79,6 +80,19 @@ def test_rows_of_a_batch_are_those_of_its_texts_one_after_the_other(texts: list[
         assert (part.response == number).all()
         at, blocks = at + len(own), blocks + int(own.opens.sum())
     assert at == len(rows)
+
+
+@given(batches())
+def test_a_row_is_a_draft_and_the_token_at_its_place(texts: list[Trace]):
+    rows, expected = flatten(collate(texts), None), list[tuple[int, ...]]()
+    for text in texts:
+        tokens, blocks = text.tokens.tolist(), (text.anchors, text.drafts, text.accepted, text.drafted)
+        for anchor, drafts, accepted, count in zip(*(values.tolist() for values in blocks), strict=True):
+            for slot, draft in enumerate(drafts[:count], 1):
+                token = tokens[anchor + slot] if anchor + slot < len(tokens) else -1
+                expected.append((draft, token, slot, accepted, len(tokens) - 1 - anchor))
+    found = (rows.draft, rows.text, rows.slot, rows.num_accepted, rows.remaining)
+    assert list(zip(*(values.tolist() for values in found), strict=True)) == expected
 
 
 @given(batches(), st.integers(1, 30), st.booleans())
