@@ -115,3 +115,10 @@ def test_the_head_in_parts_is_the_head(rows: int, size: int):
     hidden = STATES[0, :rows]
     assert_close(log_mass(head, hidden, size), head(hidden).logsumexp(-1))
     assert torch.equal(most_probable(head, hidden, size), head(hidden).argmax(-1))
+
+
+def test_the_targets_probabilities_are_of_the_heads_tokens_or_of_all():
+    logits = head(STATES[0, :5])
+    some, every = TargetSide(head, STATES[0, :5]), TargetSide(head, STATES[0, :5], logits.logsumexp(-1) + 0.5)
+    assert_close(some.log_probs(slice(1, 3)), logits.log_softmax(-1)[1:3])
+    assert_close(every.log_probs(slice(1, 3)), logits.log_softmax(-1)[1:3] - 0.5)
