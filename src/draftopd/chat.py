@@ -1,5 +1,10 @@
 """The chat command: `python -m draftopd.chat checkpoint=... [--prompt "..."]`: talk to a target through its drafter."""
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("chat")  # before the imports of a run, which take seconds
+
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
