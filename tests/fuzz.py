@@ -127,7 +127,6 @@ def load_prompts(target: Target) -> Callable[[Path], object]:
             "messages_field": dice.choice(["messages", "messages", None]),
             "set_field": dice.choice([None, None, "topic"]),
             "id_field": dice.choice(["id", None]),
-            "limit": dice.choice([None, 6]),
         }
         prompts = JsonlPrompts(str(path), val=1, test=1, **options)
         for split in SPLITS:
