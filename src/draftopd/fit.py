@@ -4,6 +4,11 @@ A run is one stage, or several of which each may start from another's weights; a
 same command with the same `hydra.run.dir`, or with `resume=auto`, goes on where it was stopped.
 """
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("fit")  # before the imports of a run, which take seconds
+
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
