@@ -32,7 +32,7 @@ from draftopd.evaluation.results import FILE, Results, load
 from draftopd.tracking.header import git_commit, write_header
 from draftopd.tracking.run import Run, Status
 from draftopd.tracking.store import check_store
-from draftopd.training.run import run_stage
+from draftopd.training.run import run_stage, write_texts
 
 RECIPE = "recipe.yaml"
 """in a stage's folder: its configuration, without the logger"""
@@ -50,12 +50,15 @@ def _fit(config: DictConfig) -> None:
         done: list[Results] = []
         try:
             for stage in _stages(config, folder, parent):
+                if config.texts_only:
+                    write_texts(stage)
+                    continue
                 results = _finished(stage, config)
                 if results is None and _wanted(stage, config):
                     results = run_stage(stage, _prepare(stage, done, config), parent)
                     gc.collect()  # a trainer is full of cycles, which would hold the stage's target and optimizer
                 done += [] if results is None else [results]
-            for path in _report(done, folder):
+            for path in _report(done, folder) if done else []:
                 if parent is not None:
                     parent.log_artifact(path)
             status = "FINISHED"
@@ -69,7 +72,7 @@ def _fit(config: DictConfig) -> None:
 
 def _tracked(config: DictConfig, folder: Path) -> Run | None:
     """The MLflow run above those of the stages; a single stage makes its own, when all else is ready."""
-    if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
+    if not config.logger or config.texts_only or rank_zero_only.rank:  # type: ignore[attr-defined]
         return None
     if not config.stages:
         check_store(config.logger.tracking_uri, config.logger.experiment_name)  # before the target is loaded
@@ -91,7 +94,9 @@ def _stages(config: DictConfig, folder: Path, parent: Run | None) -> list[DictCo
             find_checkpoint(stage.init_from, config.logger)  # tells now what would fail after the stages before it
         composed = compose("fit", overrides=words)
         composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
-        composed.init_optimizer = composed.init_optimizer and stage.init_from is not None
+        if config.texts_only and stage.init_from in [earlier.name for earlier in configs]:
+            composed.init_from = None  # it has not run, and weights do not change texts
+        composed.init_optimizer = composed.init_optimizer and composed.init_from is not None
         if composed.logger and parent is not None:
             composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.id}
         configs.append(composed)
@@ -100,7 +105,7 @@ def _stages(config: DictConfig, folder: Path, parent: Run | None) -> list[DictCo
 
 def _recipe(stage: DictConfig) -> str:
     """What makes a stage's results: its configuration, without the logger."""
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(stage, sorted({*map(str, stage)} - {"logger"})))
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(stage, sorted({*map(str, stage)} - {"logger", "texts_only"})))
 
 
 def _finished(stage: DictConfig, config: DictConfig) -> Results | None:

@@ -19,6 +19,7 @@ from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer
 from draftopd.checkpoints.published import drafter_config
 from draftopd.checkpoints.run_folder import of_cluster
 from draftopd.console import Terminated
+from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation.results import Result, Results, Training
@@ -144,6 +145,27 @@ def _forget_cluster(trainer: L.Trainer) -> None:
         for path in of_cluster(Path(trainer.default_root_dir)):
             path.unlink()
     trainer.strategy.barrier()
+
+
+def write_texts(config: DictConfig) -> None:
+    """Writes the target's texts that a run of this config reads at first, and trains nothing.
+
+    Raises:
+        DraftError: it cannot be built, or not all texts can be had; what there is stays.
+    """
+    system = build(config)
+    system.trainer.strategy.connect(system.module)
+    system.data.trainer = system.trainer
+    system.module.to(system.trainer.strategy.root_device)
+    missing: list[str] = []
+    for split in ("train", "val", *(["test"] if config.test.redraft else [])):
+        try:
+            texts = system.data.written(split)
+            print(f"{config.name}: {len(texts)} {split} texts in {texts.folder}")
+        except UnansweredError as error:  # the prompts of the other splits are to be written down too
+            missing.append(str(error))
+    if missing:
+        raise UnansweredError("; ".join(missing))
 
 
 def run_stage(config: DictConfig, start: str | None = None, parent: Run | None = None) -> Results:
