@@ -1,20 +1,19 @@
-"""In one test process Hydra reads each shipped file once, and composes the same words once.
+"""In one test process Hydra reads each shipped file once, and merges the same files in the same order once.
 
 A command composes its configuration three times: for the check, and in Hydra to find out whether it is a sweep, and to
-run. Tests of commands spent most of their time there. What is handed out is a copy, and files in other folders than `conf/` are always read.
+run. Tests of commands spent most of their time there. The words of each command are still parsed and applied by Hydra
+itself. What is handed out is a copy, and files in other folders than `conf/` are always read.
 """
 
-import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from hydra.core.utils import JobRuntime
-from omegaconf import DictConfig, open_dict
+from omegaconf import OmegaConf
 
 from draftopd.command import CONFIG_DIR
 
@@ -24,42 +23,27 @@ FIXED = {"hydra.conf", "", str(CONFIG_DIR)}
 
 @contextmanager
 def shared() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", _once_a_file(ConfigRepository.load_config))
-        patch.setattr(ConfigLoaderImpl, "load_configuration", _once(ConfigLoaderImpl.load_configuration))
-        yield
+    read, merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+    known: dict[Hashable, bytes] = {}
 
-
-def _once_a_file(load: Any) -> Any:
-    known: dict[tuple[str, ...], bytes] = {}
-
-    def loaded(repository: ConfigRepository, config_path: str) -> Any:
-        places = [source.path for source in repository.get_sources()]
+    def once(repository: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+        places = tuple(source.path for source in repository.get_sources())
         if not FIXED.issuperset(places):
-            return load(repository, config_path)
-        key = (config_path, *places)
-        if key not in known:
-            known[key] = pickle.dumps(load(repository, config_path))
-        return pickle.loads(known[key])
+            return make()
+        if (key, places) not in known:
+            known[key, places] = pickle.dumps(make())
+        return pickle.loads(known[key, places])
 
-    return loaded
+    def read_once(repository: ConfigRepository, config_path: str) -> Any:
+        return once(repository, config_path, lambda: read(repository, config_path))
 
-
-def _once(compose: Any) -> Any:
-    known: dict[tuple[Any, ...], bytes] = {}
-
-    def composed(loader: ConfigLoaderImpl, config_name: str, overrides: list[str], *rest: Any, **more: Any) -> Any:
-        places = [source.path for source in loader.repository.get_sources()]
-        own = any(word.startswith(("hydra.job", "hydra.searchpath")) for word in overrides)
-        if own or not FIXED.issuperset(places):
-            return compose(loader, config_name, overrides, *rest, **more)
-        mode = (rest or [more["run_mode"]])[0]
-        key = (config_name, mode, *overrides)
-        if key not in known:
-            known[key] = pickle.dumps(compose(loader, config_name, overrides, *rest, **more))
-        config: DictConfig = pickle.loads(known[key])
-        with open_dict(config.hydra):  # what is of this call
-            config.hydra.runtime.cwd, config.hydra.job.name = os.getcwd(), JobRuntime.instance().get("name")
+    def merged_once(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
+        files = tuple((default.config_path, default.package, default.primary) for default in defaults)
+        config = once(repo, files, lambda: merge(loader, defaults, repo))
+        OmegaConf.clear_cache(config)  # of `${now:}`
         return config
 
-    return composed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", read_once)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merged_once)
+        yield

@@ -4,10 +4,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 import kills
 from kills import Kill, ending
-from runs import UNTIMED
+from runs import UNTESTED, UNTIMED
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {asked}
@@ -29,8 +30,24 @@ def asked(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "asked"
 
 
+def test_a_signal_queues_the_job_again_and_the_same_command_goes_on(command, tmp_path, monkeypatch, asked):
+    words = ("experiment=smoke/sft", "budget.epochs=null", "budget.steps=2", *UNTESTED, "hydra.run.dir=cut")
+    with monkeypatch.context() as patch:
+        Kill("after a step", 1, signal.SIGUSR1).arm(patch.setattr)
+        assert command(*words) == 128 + signal.SIGTERM
+    assert asked.read_text() == "requeue 17\n"
+    saved = torch.load(tmp_path / "cut" / "hpc_ckpt_1.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    assert command(*words) == 0
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not list((tmp_path / "cut").glob("hpc_ckpt_*"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("run", "kill"), [("sft", Kill("after a step", 2, signal.SIGUSR1)), ("rollouts", Kill("rollout", 2, signal.SIGUSR1))])
+@pytest.mark.parametrize(
+    ("run", "kill"),
+    [("sft", Kill("after a step", 2, signal.SIGUSR1)), ("rollouts", Kill("rollout", 2, signal.SIGUSR1))],
+)
 def test_a_job_that_is_queued_again_ends_like_one_that_was_not(command, tmp_path, monkeypatch, asked, run, kill):
     """By the same command, with nothing said about how it goes on; its test is of the final weights."""
     words = (*kills.RUNS[run], *UNTIMED)

@@ -80,5 +80,7 @@ def test_so_do_two_processes_that_were_killed(tmp_path: Path):
         finally:
             os.killpg(cut.pid, signal.SIGKILL)
     assert cut.returncode == -signal.SIGKILL
-    subprocess.run([*command, "hydra.run.dir=cut", "resume=auto"], check=True, capture_output=True, timeout=900, **alone)
+    subprocess.run(
+        [*command, "hydra.run.dir=cut", "resume=auto"], check=True, capture_output=True, timeout=900, **alone
+    )
     assert ending(tmp_path / "cut") == ending(tmp_path / "whole")
