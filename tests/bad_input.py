@@ -13,6 +13,7 @@ BASES = {  # command -> the words that each of its rows adds to
     "fit stages": "experiment=smoke logger=none",
     "evaluate": "checkpoint=0123456789abcdef0123456789abcdef logger=none prompts=eval/gsm8k",
     "export": "run=0123456789abcdef0123456789abcdef layout=zlab logger=none",
+    "chat": "checkpoint=0123456789abcdef0123456789abcdef logger=none",
     "check": "folder=nowhere",
 }
 
@@ -344,13 +345,25 @@ prompts.test=-3 | prompts.test=-3 must be
 prompts.template='{question}' | prompts.template={question} must be text with {prompt} in it
 prompts.set=null | prompts.set=null must be
 """,
+    "chat": """
+checkpoint=3 | checkpoint=3 must be text
+prompt=3 | prompt=3 must be text
+plain=2 | plain=2 must be true or false
+device=gpu | device=gpu is not on this machine
+decoding.max_new_tokens=0 | decoding.max_new_tokens=0 must be a whole number of at least 1
+decoding.temperature=hot | decoding.temperature=hot must be
+""",
     "export": """
-layout=zlb | layout=zlb must be zlab, safeai or speculators: did you mean zlab?
-layout=null | layout=null must be
+layout=zlb | layout=zlb must be zlab, safeai, speculators, or null: did you mean zlab?
 run=none.ckpt | 'none.ckpt' is neither a checkpoint file
 run=3 | run=3 must be text
 to=3 | to=3 must be text
 target_name=[a] | target_name=[a] must be text
+license=3 | license=3 must be text
+results=none.json | cannot read none.json
+push_to_hub=mine | push_to_hub=mine names no owner
+push_to_hub=a/b/c | push_to_hub=a/b/c is no repository of the hub
+private=null | private=null must be true or false
 """,
     "check": """
 folder=null | folder=null must be text
@@ -386,6 +399,8 @@ fit experiment=smoke/sft hydra.run.dir=null | Error merging override hydra.run.d
 fit --mutlirun experiment=smoke | unrecognized arguments: --mutlirun
 evaluate | checkpoint must be given
 evaluate checkpoint=x prompts=eval/gsm9k | did you mean eval/gsm8k?
-export run=x | layout must be given
+chat | checkpoint must be given
+chat checkpoint=x | 'x' is neither a checkpoint file
+export layout=zlab | run must be given
 check | folder must be given
 """

@@ -148,9 +148,9 @@ def run(config: DictConfig) -> Evaluation:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
     target: Target | None = instantiate(config.target) if config.target else None
-    first = _open(config.checkpoint, config, target)
-    subjects = [first] + ([_open(config.against, config, first.target)] if config.against else [])
-    decoding = _decoding(first.decoding, config.decoding)
+    first = open_subject(config.checkpoint, config, target)
+    subjects = [first] + ([open_subject(config.against, config, first.target)] if config.against else [])
+    decoding = overlaid(first.decoding, config.decoding)
     prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
     if prompts is None:
         raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
@@ -169,7 +169,9 @@ def run(config: DictConfig) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
+    """A drafter on its device, and what it brings along; a published folder has no prompts and settings of its own."""
+
     target: Target
     drafter: Drafter
     prompts: Prompts | None
@@ -177,16 +179,24 @@ class _Subject:
     enable_thinking: bool | None
 
 
-def _open(name: str, config: DictConfig, target: Target | None) -> _Subject:
-    """A drafter from a checkpoint or run, which know their target and prompts, or from a published folder."""
+def open_subject(name: str, config: DictConfig, target: Target | None) -> Subject:
+    """A drafter from a checkpoint or run, which know their target and prompts, or from a published folder.
+
+    Args:
+        config: with `device` and `logger`.
+        target: instead of the checkpoint's own; a folder needs it.
+
+    Raises:
+        DraftError: it cannot be opened.
+    """
     place = device(config.device)
     if Path(name).expanduser().is_dir():
         if target is None:
             raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
-        return _Subject(target.to(place), published(name, target), None, Decoding(), None)
+        return Subject(target.to(place), published(name, target), None, Decoding(), None)
     found = restore(name, config.logger.tracking_uri if config.logger else None, target)
     thinking = found.config.data.batching.enable_thinking
-    return _Subject(found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
+    return Subject(found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
 
 
 def device(name: str) -> torch.device:
@@ -199,5 +209,6 @@ def device(name: str) -> torch.device:
     return found
 
 
-def _decoding(trained: Decoding, given: DictConfig) -> Decoding:
+def overlaid(trained: Decoding, given: DictConfig) -> Decoding:
+    """The settings of training, except those that are given."""
     return replace(trained, **{str(name): value for name, value in given.items() if value is not None})
