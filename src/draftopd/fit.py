@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd.checkpoints.native import find_checkpoint
-from draftopd.checkpoints.run_folder import AUTO, to_resume
+from draftopd.checkpoints.run_folder import AUTO, of_cluster, to_resume
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
 from draftopd.config.stages import members
 from draftopd.console import Terminated, quiet, terminable
@@ -142,7 +142,7 @@ def _prepare(stage: DictConfig, done: Sequence[Results], config: DictConfig) -> 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE).write_text(_recipe(stage))
     stage.init_from = stage.init_from if start is None else start.checkpoint
-    if config.stages or config.resume == AUTO or any(folder.glob("hpc_ckpt_*.ckpt")):
+    if config.stages or config.resume == AUTO or of_cluster(folder):
         last = to_resume(folder)
         stage.resume = last and str(last)
         if last and rank_zero_only.rank == 0:  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from rich import get_console
 from draftopd.checkpoints.files import locate
 from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state
 from draftopd.checkpoints.published import drafter_config
+from draftopd.checkpoints.run_folder import of_cluster
 from draftopd.console import Terminated
 from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
@@ -138,6 +139,14 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     return {name: value for name, value in config.drafter.items() if name != "path"}
 
 
+def _forget_cluster(trainer: L.Trainer) -> None:
+    """Removes what a job that was queued again has gone on from: on SLURM, Lightning would load it for the test."""
+    if trainer.is_global_zero:
+        for path in of_cluster(Path(trainer.default_root_dir)):
+            path.unlink()
+    trainer.strategy.barrier()
+
+
 def write_texts(config: DictConfig) -> None:
     """Writes the target's texts that a run of this config reads at first, and trains nothing.
 
@@ -184,6 +193,7 @@ def run_stage(config: DictConfig, start: str | None = None, parent: Run | None =
     status: Status = "FAILED"
     try:
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
+        _forget_cluster(trainer)
         costs = module.budget.costs(module.ledger)
         training = Training(start, module.ledger.training_flops, 60 * costs["minutes"], system.observed.history)
         if config.test.prompts != 0:
