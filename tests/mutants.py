@@ -3,7 +3,8 @@
 `python tests/mutants.py [decoding/acceptance.py ...]` takes the files of `TESTS`. A mutant is a fork of one process
 that has imported everything and run the tests once; it replaces the code of living functions, and runs the tests that
 reach the change, cheapest first. Outcomes are appended to outputs/mutants.jsonl: a killed mutant runs once, one that
-has survived runs again at the next start. Survivors that docs/mutants.md does not explain make the exit code 1.
+has survived runs again at the next start. Survivors that docs/mutants.md does not explain make the exit code 1. The
+source must not change meanwhile: functions are found by their lines.
 """
 
 import gc
