@@ -10,6 +10,7 @@ BASES = {  # command -> the words that each of its rows adds to
     "fit objective=dspark": "experiment=smoke/sft logger=none objective=dspark",
     "fit stages": "experiment=smoke logger=none",
     "evaluate": "checkpoint=0123456789abcdef0123456789abcdef logger=none prompts=eval/gsm8k",
+    "compare": "runs=[draftopd] logger=none",
     "export": "run=0123456789abcdef0123456789abcdef layout=zlab logger=none",
     "check": "folder=nowhere",
 }
@@ -299,6 +300,8 @@ only=[sfd] | there are no such stages
 checkpoint=null | checkpoint=null must be text
 checkpoint=??? | checkpoint must be given
 checkpoint=none.ckpt | 'none.ckpt' is neither a checkpoint file
+checkpoint=[none.ckpt] | 'none.ckpt' is neither a checkpoint file
+checkpoint=[3] | checkpoint=[3] must be
 against=none.ckpt | 'none.ckpt' is neither a checkpoint file
 device=cuda:77 | device=cuda:77 is not on this machine
 device=gpu | device=gpu is not on this machine
@@ -322,6 +325,12 @@ speed=null | speed=null must be a section
 prompts.max_samples=-3 | prompts.max_samples=-3 must be
 prompts.template='{question}' | prompts.template={question} must be text with {prompt} in it
 prompts.set=null | prompts.set=null must be
+""",
+    "compare": """
+runs=draftopd | runs=draftopd must be a list, each text, and not empty
+runs=[3] | runs=[3] must be
+to=3 | to=3 must be text
+against='' | against='' must be text
 """,
     "export": """
 layout=zlb | layout=zlb must be zlab, safeai or speculators: did you mean zlab?
@@ -363,6 +372,7 @@ fit experiment=smoke/sft hydra.run.dir=null | Error merging override hydra.run.d
 fit --mutlirun experiment=smoke | unrecognized arguments: --mutlirun
 evaluate | checkpoint must be given
 evaluate checkpoint=x prompts=eval/gsm9k | did you mean eval/gsm8k?
+compare | runs must be given
 export run=x | layout must be given
 check | folder must be given
 """

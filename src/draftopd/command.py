@@ -1,6 +1,7 @@
 """What the commands share: where the configuration lies, and one clear line for what a user can fix."""
 
 import os
+import re
 import sys
 import traceback
 from argparse import Namespace
@@ -43,6 +44,13 @@ def check_words(command: str) -> None:
     """Composes and checks a command's configuration before Hydra makes its folder; a mistake ends in one line."""
     with one_line_errors():
         _check_overrides(command)
+
+
+def take_list(name: str) -> None:
+    """Makes a list of `name=a,b` on the command line, unless that asks for a sweep (-m)."""
+    if not _arguments().multirun:
+        given = re.compile(rf"{name}=([^\[\'\"].*,.*)")
+        sys.argv[1:] = [f"{name}=[{found[1]}]" if (found := given.fullmatch(word)) else word for word in sys.argv[1:]]
 
 
 @contextmanager
@@ -106,6 +114,20 @@ class RunFolder(Callback):
         except Exception:  # Hydra would warn and go on
             traceback.print_exc()
             sys.exit(1)
+
+
+class SweepTable(Callback):
+    """Compares the runs of a sweep when all have ended: `hydra.callbacks`."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from draftopd.comparison.report import show_folder  # single runs do not need it, and start sooner
+
+        with _as_hydras(config):
+            folder = Path(config.hydra.sweep.dir)
+        try:
+            show_folder(folder)
+        except DraftError as error:  # the runs themselves have ended well
+            print(f"the runs in {folder} are not compared: {error}", file=sys.stderr)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Stage:
 
 @dataclass
 class Evaluate:
-    checkpoint: Name
+    checkpoint: Name | list[Name]
     against: Name | None
     name: Name
     device: Name
@@ -92,6 +92,14 @@ class Export:
 
 
 @dataclass
+class Compare:
+    runs: list[Name]
+    against: Name | None
+    to: Name | None
+    name: Name
+
+
+@dataclass
 class Check:
     folder: Name
     cache_dir: Name
@@ -110,6 +118,7 @@ SCHEMAS = {
         sections={"decoding": Decoding, "speed": Speed},
         nullable=("decoding",),
     ),
+    "compare": Schema(Compare, optional_groups=("logger",)),
     "export": Schema(Export, optional_groups=("target", "logger")),
     "check": Schema(Check, optional_groups=("target",)),
 }

@@ -18,6 +18,7 @@ from draftopd.tracking.header import header
 
 SCHEMA = 1
 FILE = "results.json"
+ORIGIN = ("command", "git_commit", "machine")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,15 @@ class Results:
     target_fingerprint: str
     decoding: Decoding
     results: Sequence[Result]
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """of results that were read: what was typed, the code's commit, and the machine"""
 
     @property
     def pairs(self) -> list[tuple[Result, Result]]:
-        """Which results on the same prompts are compared: stages with their start and with stages of the same start."""
+        """Which results on the same prompts are compared.
+
+        Stages with their start and with stages of the same start; the drafters of an evaluation with the first.
+        """
         earlier = [
             (late, early)
             for i, late in enumerate(self.results)
@@ -90,7 +96,7 @@ class Results:
         ]
         if any(result.training for result in self.results):
             return [(late, early) for late, early in earlier if late.start in (early.start, early.name)]
-        return [(early, late) for late, early in earlier]
+        return [(late, early) for late, early in earlier if early is self.results[0]]
 
     def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> Path:
         """Writes results.json.
@@ -135,7 +141,21 @@ def load(path: Path) -> Results:
             "checkpoint"
         )
     decoding = Decoding(**saved["decoding"])
-    return Results(saved["target_fingerprint"], decoding, [Result.read(r) for r in saved["results"]])
+    origin = {name: str(saved.get(name, "")) for name in ORIGIN}
+    return Results(saved["target_fingerprint"], decoding, [Result.read(r) for r in saved["results"]], origin)
+
+
+def distinct(names: Sequence[str], told: Sequence[str]) -> list[str]:
+    """Names that occur once: `name (told)` where several share a name, and a number where that is not enough."""
+    out = [f"{name} ({tell})" if names.count(name) > 1 else name for name, tell in zip(names, told, strict=True)]
+    before = [out[:at].count(name) for at, name in enumerate(out)]
+    return [f"{name}-{count + 1}" if count else name for name, count in zip(out, before, strict=True)]
+
+
+def place(word: str) -> str:
+    """In short, where a drafter or a results file is: the folder of its run, or the first letters of an MLflow id."""
+    folders = [part for part in Path(word).parts[:-1] if part != "checkpoints"]
+    return folders[-1] if folders else Path(word).stem[:6]
 
 
 def _plain(value: Any) -> Any:

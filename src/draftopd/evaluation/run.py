@@ -19,7 +19,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation import measure, speed
 from draftopd.evaluation.metrics import Counts
-from draftopd.evaluation.results import Result, Results
+from draftopd.evaluation.results import Result, Results, distinct, place
 from draftopd.evaluation.scores import Answer
 from draftopd.target.model import Target
 from draftopd.trace import Trace
@@ -148,26 +148,36 @@ def run(config: DictConfig) -> Evaluation:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
     target: Target | None = instantiate(config.target) if config.target else None
-    first = _open(config.checkpoint, config, target)
-    subjects = [first] + ([_open(config.against, config, first.target)] if config.against else [])
+    given = checkpoints(config)
+    first = _open(given[0], config, target)
+    others = [_open(name, config, first.target) for name in [*given[1:], *([config.against] if config.against else [])]]
     decoding = _decoding(first.decoding, config.decoding)
     prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
     if prompts is None:
-        raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
+        raise DraftError(f"{given[0]} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
     lengths = (thinking, config.max_prompt_length, "max_prompt_length")
     asked = encode_all(prompts.split(config.split), first.target.tokenizer, *lengths)[: config.limit]
-    names = ("drafter", "against")
-    drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
+    subjects = [first, *others]
+    if config.against:  # it comes first: the others are held against it
+        given, subjects = [config.against, *given], [subjects[-1], *subjects[:-1]]
+    titles = distinct([subject.name for subject in subjects], [place(name) for name in given])
+    drafters = {title: subject.drafter for title, subject in zip(titles, subjects, strict=True)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
     results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
-    results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
+    results = [replace(result, checkpoint=name) for result, name in zip(results, given, strict=True)]
     return Evaluation(Results(first.target.fingerprint, decoding, results), prompts.fingerprint)
+
+
+def checkpoints(config: DictConfig) -> list[str]:
+    """The drafters to test, without the one that they are held against."""
+    return [config.checkpoint] if isinstance(config.checkpoint, str) else list(config.checkpoint)
 
 
 @dataclass(frozen=True)
 class _Subject:
+    name: str
     target: Target
     drafter: Drafter
     prompts: Prompts | None
@@ -181,10 +191,11 @@ def _open(name: str, config: DictConfig, target: Target | None) -> _Subject:
     if Path(name).expanduser().is_dir():
         if target is None:
             raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
-        return _Subject(target.to(place), published(name, target), None, Decoding(), None)
+        return _Subject(Path(name).resolve().name, target.to(place), published(name, target), None, Decoding(), None)
     found = restore(name, config.logger.tracking_uri if config.logger else None, target)
     thinking = found.config.data.batching.enable_thinking
-    return _Subject(found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
+    own = (found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
+    return _Subject(found.config.name, *own)
 
 
 def device(name: str) -> torch.device:

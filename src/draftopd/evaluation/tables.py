@@ -8,6 +8,7 @@ from rich.table import Table
 from draftopd.evaluation.results import Result, Results
 from draftopd.evaluation.scores import Scores, Sets, compare
 
+MOST = 3  # drafters whose acceptance by position is printed with intervals
 SETS_SHOWN = 3  # of more, acceptance by position is printed only for their mean
 
 
@@ -122,16 +123,19 @@ def _speed(scored: dict[str, Sets]) -> Table:
 
 
 def positions(scored: dict[str, Sets], name: str) -> Table:
-    """Of one set: marginal and conditional acceptance and the histogram; of two drafters the marginal side by side."""
-    table = _table(f"{'mean of sets' if name == 'mean' else name}: acceptance by position [95 %]", right=("k",))
+    """Of one set: marginal and conditional acceptance and the histogram; of several drafters only the marginal."""
+    held, many = "" if len(scored) == 1 else ", the first k held", len(scored) > MOST
+    title = f"{'mean of sets' if name == 'mean' else name}: acceptance by position{held}{'' if many else ' [95 %]'}"
+    table = _table(title, right=("k",))
     kinds = {"accept_at": "the first k held", "accept_at_given": "k held, if k - 1 did", "accepted": "k accepted"}
     single = len(scored) == 1
     shown = [(drafter, kind) for drafter in scored for kind in (kinds if single else ["accept_at"])]
     for drafter, kind in shown:
-        table.add_column(kinds[kind] if single else f"{drafter}: {kinds[kind]}", justify="right", no_wrap=True)
+        table.add_column(kinds[kind] if single else drafter, justify="right", no_wrap=single, overflow="fold")
     most = max(sum(key.startswith("accept_at/") for key in sets[name]) for sets in scored.values())
     for k in range(0 if single else 1, most + 1):
         cells = [_cell(scored[drafter][name], f"{kind}/{k}") for drafter, kind in shown]
+        cells = [cell.partition(" ")[0] for cell in cells] if many else cells
         table.add_row(str(k), *(cells if k else ["", "", cells[-1]]))
     return table
 

@@ -7,13 +7,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd.console import progress
+from draftopd.decoding import distributed
 from draftopd.errors import DraftError
-from draftopd.evaluation import measure, plots, run, scores
+from draftopd.evaluation import diagnosis, measure, plots, run, scores
 from draftopd.evaluation.curves import Point
 from draftopd.evaluation.scores import Answer
+from draftopd.evaluation.trace_page import trace_page
 from draftopd.trace import Rollout, Trace
 from draftopd.tracking.run import Run
 from draftopd.training.datamodule import DraftDataModule
@@ -184,7 +185,7 @@ class Speedup(L.Callback):
 
 @checked
 class TraceLog(L.Callback):
-    """Examples of traces in colour, and where drafts are rejected, as artifacts.
+    """Examples of traces, block by block, and where drafts are rejected, as artifacts.
 
     Args:
         examples: traces of the last validation that are shown.
@@ -193,12 +194,15 @@ class TraceLog(L.Callback):
     def __init__(self, observed: Observed, examples: Natural = 8) -> None:
         self.observed, self.examples = observed, examples
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
-        tracked, traces = run_of(trainer), self.observed.traces
-        if tracked is None or not traces:
+        shown = [trace for trace in self.observed.traces if len(trace.anchors)][: self.examples]
+        if not shown or not trainer.loggers:
             return
-        page = plots.trace_page(traces[: self.examples], pl_module.target.tokenizer)
-        tracked.log_text(page, "traces/examples.html")
-        tracked.log_figure(plots.rejections(traces), "traces/rejections.png")
+        # every process takes part
+        with pl_module.ledger.timed("diagnose"), distributed.whole(pl_module.drafter):
+            sides = [diagnosis.probabilities(pl_module.target, pl_module.drafter, trace) for trace in shown]
+        tracked = run_of(trainer)
+        if tracked is not None:
+            tracked.log_text(trace_page(shown, pl_module.target.tokenizer, sides).html, "traces/examples.html")
+            tracked.log_figure(plots.rejections(self.observed.traces), "traces/rejections.png")
