@@ -32,6 +32,8 @@ cache_dir=null | cache_dir=null must be text
 cache_dir=3 | cache_dir=3 must be text
 init_from=3 | init_from=3 must be text, and not empty, or null
 init_from=none.ckpt | 'none.ckpt' is neither a checkpoint file
+from_scratch=false | fit trains on what its drafter drafts and would start from random weights
+from_scratch=1 | from_scratch=1 must be true or false
 init_optimizer=1 | init_optimizer=1 must be true or false
 init_optimizer=yes | init_optimizer=yes must be true or false
 init_optimizer=true | init_optimizer=true takes the optimizer of init_from

@@ -24,6 +24,7 @@ ORDER: list[set[str]] = [
     {"checkpoints"},
     {"evaluation"},
     {"training"},
+    {"reports"},
     {"config"},
     {"command"},
     COMMANDS,

@@ -142,20 +142,36 @@ def _folder(config: DictConfig) -> str:
     return config.hydra.run.dir
 
 
+@contextmanager
+def composed(command: str) -> Iterator[tuple[DictConfig, list[str]]]:
+    """A command's configuration and its overrides, where nothing is to run; raises DraftError for a sweep."""
+    asked = _arguments()
+    if asked.multirun:
+        raise DraftError("--dry-run is for single runs: leave out -m, and of every setting all values but one")
+    words = _words(asked)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        yield compose(asked.config_name or command, overrides=words), words
+
+
 def _check_overrides(command: str) -> None:
     asked = _arguments()
     shows = (asked.help, asked.hydra_help, asked.cfg, asked.info, asked.shell_completion)
     if any(shows) or asked.experimental_rerun:
         return  # it runs nothing, or a job that has run
-    words = list(asked.overrides)
-    if asked.config_dir:
-        words.append(f"hydra.searchpath=['file://{Path(asked.config_dir).absolute()}']")
+    words = _words(asked)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             for given in _choices(words) if asked.multirun else [words]:
                 check(command, compose(asked.config_name or command, overrides=given), given)
     except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise DraftError(explain(error, CONFIG_DIR)) from error
+
+
+def _words(asked: Namespace) -> list[str]:
+    words = list(asked.overrides)
+    if asked.config_dir:
+        words.append(f"hydra.searchpath=['file://{Path(asked.config_dir).absolute()}']")
+    return words
 
 
 def _arguments() -> Namespace:

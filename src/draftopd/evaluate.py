@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors
-from draftopd.console import quiet
+from draftopd.console import lines, quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation import report, scores
 from draftopd.evaluation.run import Evaluation, run
@@ -52,7 +52,7 @@ def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
-    with one_line_errors():
+    with one_line_errors(), lines():
         quiet()
         git_commit()  # of the code that runs, whatever is edited later
         config.output_dir = HydraConfig.get().runtime.output_dir

@@ -38,6 +38,7 @@ class Fit:
     seed: Seed
     cache_dir: Name
     init_from: Name | None
+    from_scratch: bool
     init_optimizer: bool
     resume: Name | None
     stages: dict[str, dict[str, Any]] | None

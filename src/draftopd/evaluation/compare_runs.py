@@ -35,7 +35,7 @@ class Run:
     @property
     def result(self) -> Result:
         """Of the run's own drafter; in an evaluation of two, of the first."""
-        return self.tested.results[0]
+        return self.tested.own
 
     @property
     def scores(self) -> Scores:
@@ -111,7 +111,7 @@ def _results(client: MlflowClient, run: MlflowRun) -> Results | None:
         found = results.load(path)
     except DraftError:
         return None
-    own = found.results[0]
+    own = found.own
     return found if own.answers and (own.training is None or own.run_id == run.info.run_id) else None
 
 

@@ -30,6 +30,8 @@ class Training:
     seconds: float
     curve: list[Point]
     """costs so far and acceptance length on the validation prompts, at each validation"""
+    before: float | None = None
+    """FLOPs of the training that it started from, back to random weights; None = not known"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Results:
     target_fingerprint: str
     decoding: Decoding
     results: Sequence[Result]
+
+    @property
+    def own(self) -> Result:
+        """Of the drafter that the file is about: of the first that was trained, else of the first."""
+        return next((result for result in self.results if result.training), self.results[0])
 
     @property
     def pairs(self) -> list[tuple[Result, Result]]:
@@ -136,6 +143,21 @@ def load(path: Path) -> Results:
         )
     decoding = Decoding(**saved["decoding"])
     return Results(saved["target_fingerprint"], decoding, [Result.read(r) for r in saved["results"]])
+
+
+def earlier_answers(checkpoint: Path, target_fingerprint: str, decoding: Decoding) -> list[Answer]:
+    """To the test prompts of the run that made a checkpoint; none where it had no such test, or another decoding."""
+    file = checkpoint.absolute().parents[1] / FILE
+    try:
+        found = load(file)
+        newer = file.stat().st_mtime >= checkpoint.stat().st_mtime
+    except (DraftError, OSError):
+        return []
+    texts = [(of.max_new_tokens, of.rule, of.recipe) for of in (found.decoding, decoding)]
+    if not newer or found.target_fingerprint != target_fingerprint or texts[0] != texts[1]:
+        return []
+    places = {result.checkpoint: result.answers for result in found.results}
+    return places.get(str(checkpoint.resolve()), [])
 
 
 def _plain(value: Any) -> Any:
