@@ -248,8 +248,8 @@ prompts.path=none.jsonl | no prompt file none.jsonl
 prompts.path=3 | prompts.path=3 must be text
 prompts.path=??? | prompts.path must be given
 prompts.val_path=none.jsonl | no prompt file none.jsonl
-prompts.limit=-1 | prompts.limit=-1 must be a whole number of at least 1, or null
-prompts.limit=0 | prompts.limit=0 must be
+prompts.records=-1 | prompts.records=-1 must be a whole number of at least 1, or null
+prompts.records=0 | prompts.records=0 must be
 prompts.train=0 | prompts.train=0 must be
 prompts.test=-2 | prompts.test=-2 must be
 prompts.template=null | prompts.template=null must be text with {prompt} in it
@@ -272,7 +272,7 @@ target.cache_dir=null | target.cache_dir=null must be
     "fit target=hf": """
 prompts.path=null | prompts.path=null must be text
 prompts.hub_split=null | prompts.hub_split=null must be text
-prompts.limit=-1 | prompts.limit=-1 must be
+prompts.records=-1 | prompts.records=-1 must be
 target.path=null | target.path=null must be text
 target.path=./nowhere | no target at './nowhere'
 target.dtype=bf16 | target.dtype=bf16 must be float32, bfloat16
@@ -306,7 +306,7 @@ device=cuda:77 | device=cuda:77 is not on this machine
 device=gpu | device=gpu is not on this machine
 device=meta | device=meta is not on this machine
 device=3 | device=3 must be text
-split=tset | split=tset must be test, val or train: did you mean test?
+split=tset | split=tset must be test, val, train, or null: did you mean test?
 limit=-1 | limit=-1 must be a whole number of at least 1, or null
 limit=0 | limit=0 must be
 limit=ten | limit=ten must be
@@ -321,7 +321,7 @@ speed.prompts=-1 | speed.prompts=-1 must be
 speed.block_sizes=[1] | speed.block_sizes=[1] must be a list, each a whole number of at least 2, or null
 speed.block_sizes=4 | speed.block_sizes=4 must be a list
 speed=null | speed=null must be a section
-prompts.max_samples=-3 | prompts.max_samples=-3 must be
+prompts.test=-3 | prompts.test=-3 must be
 prompts.template='{question}' | prompts.template={question} must be text with {prompt} in it
 prompts.set=null | prompts.set=null must be
 """,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich import get_console
@@ -80,15 +79,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def greet(command: str, module: str) -> None:
-    """Says at once that a command has started, before it imports what takes seconds.
-
-    Args:
-        module: `__name__` of the command's module: nothing is said where that is only imported.
-    """
-    runs = module == "__main__" or Path(sys.argv[0]).stem == f"draftopd-{command}"
+def greet(command: str) -> None:
+    """Says at once that a command has started, before it imports what takes seconds; nothing where it only shows."""
     shows = any(word.startswith("-") and word not in ASIDE for word in sys.argv[1:])
-    if runs and not shows and all(os.environ.get(name, "0") == "0" for name in RANKS):
+    if not shows and all(os.environ.get(name, "0") == "0" for name in RANKS):
         print(f"{time.strftime('%H:%M:%S')} draftopd {command}: starting", flush=True)
 
 

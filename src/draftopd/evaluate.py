@@ -1,5 +1,10 @@
 """The evaluation command: `python -m draftopd.evaluate checkpoint=... [against=...] [prompts=eval/gsm8k]`."""
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("evaluate")  # before the imports of a run, which take seconds
+
 from pathlib import Path
 
 import hydra

@@ -5,9 +5,10 @@ same command with the same `hydra.run.dir`, or with `resume=auto`, goes on where
 only says what it would take.
 """
 
-from draftopd.console import greet
+from draftopd.config import usage
 
-greet("fit", __name__)  # before the imports, which take seconds
+if __name__ == "__main__":
+    usage.answer("fit")  # before the imports of a run, which take seconds
 
 import gc
 import os
@@ -27,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from draftopd.checkpoints.native import find_checkpoint
 from draftopd.checkpoints.run_folder import AUTO, to_resume
-from draftopd.command import CONFIG_DIR, HOME, check_words, composed, one_line_errors
+from draftopd.command import check_words, composed, one_line_errors
+from draftopd.config.places import CONFIG_DIR, HOME
 from draftopd.config.stages import members
 from draftopd.console import Terminated, lines, quiet, say, stage, status, terminable
 from draftopd.errors import DraftError

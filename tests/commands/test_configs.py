@@ -157,6 +157,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert {path.name for path in (tmp_path / "site" / "draftopd" / "notebooks").iterdir()} >= {"trace.ipynb"}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = "import draftopd, draftopd.fit; assert 'site' in draftopd.__file__; draftopd.fit.main()"

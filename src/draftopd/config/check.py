@@ -13,6 +13,7 @@ from draftopd.config.stages import members
 from draftopd.errors import DraftError
 
 MISSING = "???"
+GLOBAL = ("experiment", "scale")  # groups whose files set what the others hold
 
 
 def check(command: str, config: DictConfig, words: Sequence[str] = ()) -> None:
@@ -22,6 +23,11 @@ def check(command: str, config: DictConfig, words: Sequence[str] = ()) -> None:
         config: composed, without hydra's own part.
         words: the overrides of the command, which stages take over. Hydra must be initialized where there are stages.
     """
+    for group in GLOBAL:
+        if group in config:
+            raise DraftError(
+                f"the settings of this {group} stand under {group}: begin its file with # @package _global_"
+            )
     require_sections(command, config)
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)

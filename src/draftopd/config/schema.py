@@ -68,7 +68,7 @@ class Evaluate:
     against: Name | None
     name: Name
     device: Name
-    split: Literal[SPLITS]  # type: ignore[valid-type]
+    split: Literal[SPLITS] | None  # type: ignore[valid-type]
     limit: Count | None
     max_prompt_length: Count | None
     enable_thinking: bool | None

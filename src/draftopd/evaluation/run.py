@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from draftopd.checkpoints.native import restore
 from draftopd.checkpoints.published import published
 from draftopd.console import progress
-from draftopd.data.prompts import Prompt, Prompts, continued, digest
+from draftopd.data.prompts import Prompt, Prompts, continued, digest, fingerprint
 from draftopd.data.sources import encode, encode_all
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -157,13 +157,15 @@ def run(config: DictConfig) -> Evaluation:
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
     lengths = (thinking, config.max_prompt_length, "max_prompt_length")
-    asked = encode_all(prompts.split(config.split), first.target.tokenizer, *lengths)[: config.limit]
+    whole = config.prompts and config.split is None
+    chosen = prompts.measured() if whole else prompts.split(config.split or "test")
+    asked = encode_all(chosen, first.target.tokenizer, *lengths)[: config.limit]
     names = ("drafter", "against")
     drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
     results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
     results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
-    return Evaluation(Results(first.target.fingerprint, decoding, results), prompts.fingerprint)
+    return Evaluation(Results(first.target.fingerprint, decoding, results), fingerprint(chosen))
 
 
 @dataclass(frozen=True)
