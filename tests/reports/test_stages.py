@@ -79,7 +79,7 @@ def test_the_table_fits_80_columns_and_is_markdown_too():
     console.print(cells.terminal())
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     for cell in (*rows(cells)["sft_continued"], "sft_continued"):
-        assert f"{cell} " in printed, printed
+        assert f"{cell} " in printed.replace("\n", " "), printed
     title, empty, head, rule, *lines = cells.markdown().splitlines()
     assert title.startswith("3 held-out prompts, greedy; τ = acceptance length")
     assert (empty, len(lines)) == ("", 2)
