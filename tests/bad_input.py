@@ -8,6 +8,8 @@ BASES = {  # command -> the words that each of its rows adds to
     "fit target=smollm2_135m": "prompts=reasoning_gym target=smollm2_135m logger=none",
     "fit target=hf": "experiment=smoke/redraft logger=none prompts=hub prompts.path=a/b target=hf target.path=a/b",
     "fit objective=dspark": "experiment=smoke/sft logger=none objective=dspark",
+    "fit texts=engine": "experiment=smoke/sft logger=none texts=engine texts.writer.urls=[http://localhost:8000]",
+    "fit texts=jsonl": "experiment=smoke/sft logger=none texts=jsonl texts.writer.path=answers.jsonl",
     "fit stages": "experiment=smoke logger=none",
     "evaluate": "checkpoint=0123456789abcdef0123456789abcdef logger=none prompts=eval/gsm8k",
     "export": "run=0123456789abcdef0123456789abcdef layout=zlab logger=none",
@@ -292,6 +294,25 @@ objective.objectives.cross_entropy.decay=-1 | objective.objectives.cross_entropy
 +objective.objectives.cross_entropy.beta=1 | objective.objectives.cross_entropy has no setting beta
 objective.objectives.total_variation.target_temperature=0.5 | needs objective.whole_vocabulary=false
 """,
+    "fit texts=engine": """
+texts.writer.urls=[] | texts.writer.urls=[] must be a list of addresses of servers, as in [http://localhost:8000]
+texts.writer.urls=[localhost:8000] | texts.writer.urls=[localhost:8000] must be a list of addresses
+texts.writer.urls=http://localhost:8000 | must be a list of addresses
+texts.writer.urls=null | texts.writer.urls=null must be
+texts.writer.model='' | texts.writer.model='' must be text, and not empty, or null
+texts.writer.concurrency=0 | texts.writer.concurrency=0 must be a whole number of at least 1
+texts.writer.timeout=0 | texts.writer.timeout=0 must be a number above 0
+texts.writer.patience=-1 | texts.writer.patience=-1 must be a number of at least 0
+texts.writer.check=1.5 | texts.writer.check=1.5 must be a whole number of at least 0
+texts.writer.tie=small | texts.writer.tie=small must be a number of at least 0, or null
+texts.writer=engine | texts.writer=engine must be a section with a _target_
++texts.writer.url=[] | texts.writer has no setting url: did you mean urls?
+texts_only=1 | texts_only=1 must be true or false
+""",
+    "fit texts=jsonl": """
+texts.writer.path=null | texts.writer.path=null must be text, and not empty
+texts.writer.check=-1 | texts.writer.check=-1 must be
+""",
     "fit stages": """
 init_from=mine.jsonl | smoke has stages of its own
 resume=mine.jsonl | smoke has stages of its own
@@ -340,6 +361,8 @@ folder=3 | folder=3 must be text
 }
 
 WORDS = """
+fit texts=engine | texts.writer.urls must be given: add texts.writer.urls=... to the command
+fit texts=engin | there is no texts=engin: did you mean engine? (choose from cache, engine, jsonl
 fit experiment=smoke/stf | there is no experiment=smoke/stf: did you mean smoke/sft? (choose from ablations/acc
 fit objective=draft_op | there is no objective=draft_op: did you mean draft_opd? (choose from accept_until_fail,
 fit prompts=eval/gsmk | there is no prompts=eval/gsmk: did you mean eval/gsm8k? (choose from eval/aime25,

@@ -39,11 +39,11 @@ from draftopd.reports import plan, summary
 from draftopd.tracking.header import command, git_commit, write_header
 from draftopd.tracking.run import DESCRIPTION, Run, Status
 from draftopd.tracking.store import check_store
-from draftopd.training.run import build, run_stage
+from draftopd.training.run import build, run_stage, write_texts
 
 RECIPE = "recipe.yaml"
 """in a stage's folder: its configuration, without the logger"""
-NO_RECIPE = {"logger", "from_scratch"}
+NO_RECIPE = {"logger", "texts_only", "from_scratch"}
 """what changes no result"""
 DRY_RUN = "--dry-run"
 
@@ -61,6 +61,11 @@ def _fit(config: DictConfig) -> None:
         done: list[Results] = []
         try:
             stages = _stages(config, folder, parent, words)
+            if config.texts_only:
+                for of in stages:
+                    with stage(of.name):
+                        write_texts(of)
+                return
             commands = _commands(stages, config, words)
             found = {of.name: _finished(of, config) for of in stages}
             left = {of.name: of for of in stages if found[of.name] is None and _wanted(of, config)}
@@ -77,7 +82,8 @@ def _fit(config: DictConfig) -> None:
                         del system
                     gc.collect()  # a trainer is full of cycles, which would hold the stage's target and optimizer
                 done += [] if results is None else [results]
-            _report(done, folder, commands, parent)
+            if done:
+                _report(done, folder, commands, parent)
             ended = "FINISHED"
         except (KeyboardInterrupt, Terminated):
             ended = "KILLED"
@@ -90,7 +96,7 @@ def _fit(config: DictConfig) -> None:
 
 def _tracked(config: DictConfig, folder: Path) -> Run | None:
     """The MLflow run above those of the stages; a single stage makes its own, when all else is ready."""
-    if not config.logger or rank_zero_only.rank:  # type: ignore[attr-defined]
+    if not config.logger or config.texts_only or rank_zero_only.rank:  # type: ignore[attr-defined]
         return None
     if not config.stages:
         check_store(config.logger.tracking_uri, config.logger.experiment_name)  # before the target is loaded
@@ -112,7 +118,9 @@ def _stages(config: DictConfig, folder: Path, parent: Run | None, words: Sequenc
             find_checkpoint(member.init_from, config.logger)  # tells now what would fail after the stages before it
         own = compose("fit", overrides=own_words)
         own.name, own.output_dir, own.init_from = name, str(folder / name), member.init_from
-        own.init_optimizer = own.init_optimizer and member.init_from is not None
+        if config.texts_only and member.init_from in [earlier.name for earlier in configs]:
+            own.init_from = None  # it has not run, and weights do not change texts
+        own.init_optimizer = own.init_optimizer and own.init_from is not None
         if own.logger and parent is not None:
             own.logger.tags = {**(own.logger.tags or {}), "mlflow.parentRunId": parent.id}
         configs.append(own)

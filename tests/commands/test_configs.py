@@ -45,7 +45,7 @@ def test_every_experiment_composes_and_says_its_question(name: str):
 
 
 def test_every_choice_of_a_group_composes():
-    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "trainer", "callbacks", "logger"]
+    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "texts", "trainer", "callbacks", "logger"]
     choices = [
         [path.relative_to(CONFIG_DIR / group).with_suffix("") for path in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
         for group in groups

@@ -45,6 +45,7 @@ class Fit:
     only: list[str] | None
     output_dir: Name | None
     reached_only: bool
+    texts_only: bool
 
 
 @dataclass

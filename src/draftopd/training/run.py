@@ -19,6 +19,7 @@ from draftopd.checkpoints.files import locate
 from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state, spent
 from draftopd.checkpoints.published import drafter_config
 from draftopd.console import Terminated
+from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation.results import Result, Results, Training, earlier_answers
@@ -95,7 +96,8 @@ def require_start(config: DictConfig) -> None:
     start = config.init_from or config.drafter.get("path")
     if config.init_optimizer and not start:
         raise DraftError("init_optimizer=true takes the optimizer of init_from: name a checkpoint there")
-    if "prompts_per_epoch" in config.data and not (start or config.resume or config.from_scratch):
+    free = config.from_scratch or config.texts_only  # weights do not change texts
+    if "prompts_per_epoch" in config.data and not (start or config.resume or free):
         raise DraftError(
             f"{config.name} trains on what its drafter drafts and would start from random weights: name a drafter, "
             "init_from=<MLflow run id or checkpoint> or drafter.path=<published folder>, or set from_scratch=true"
@@ -175,6 +177,27 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     if path:
         return drafter_config(path, target)
     return {name: value for name, value in config.drafter.items() if name != "path"}
+
+
+def write_texts(config: DictConfig) -> None:
+    """Writes the target's texts that a run of this config reads at first, and trains nothing.
+
+    Raises:
+        DraftError: it cannot be built, or not all texts can be had; what there is stays.
+    """
+    system = build(config)
+    system.trainer.strategy.connect(system.module)
+    system.data.trainer = system.trainer
+    system.module.to(system.trainer.strategy.root_device)
+    missing: list[str] = []
+    for split in ("train", "val", *(["test"] if config.test.redraft else [])):
+        try:
+            texts = system.data.written(split)
+            print(f"{config.name}: {len(texts)} {split} texts in {texts.folder}")
+        except UnansweredError as error:  # the prompts of the other splits are to be written down too
+            missing.append(str(error))
+    if missing:
+        raise UnansweredError("; ".join(missing))
 
 
 def run_stage(
