@@ -30,11 +30,17 @@ class Cells:
 
     def terminal(self) -> Table:
         """80 columns wide at most where names are short."""
-        tight = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, **tight)
-        for number, column in enumerate(self.columns):
-            sides = {"justify": "right", "no_wrap": True} if number else {"overflow": "fold"}
-            table.add_column(column, **sides)  # type: ignore[arg-type]
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column(self.columns[0], overflow="fold")
+        for column in self.columns[1:]:
+            table.add_column(column, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table
