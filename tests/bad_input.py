@@ -8,6 +8,8 @@ BASES = {  # command -> the words that each of its rows adds to
     "fit target=smollm2_135m": "prompts=reasoning_gym target=smollm2_135m logger=none",
     "fit target=hf": "experiment=smoke/redraft logger=none prompts=hub prompts.path=a/b target=hf target.path=a/b",
     "fit objective=dspark": "experiment=smoke/sft logger=none objective=dspark",
+    "fit texts=engine": "experiment=smoke/sft logger=none texts=engine texts.writer.urls=[http://localhost:8000]",
+    "fit texts=jsonl": "experiment=smoke/sft logger=none texts=jsonl texts.writer.path=answers.jsonl",
     "fit stages": "experiment=smoke logger=none",
     "evaluate": "checkpoint=0123456789abcdef0123456789abcdef logger=none prompts=eval/gsm8k",
     "compare": "runs=[draftopd] logger=none",
@@ -33,6 +35,8 @@ cache_dir=null | cache_dir=null must be text
 cache_dir=3 | cache_dir=3 must be text
 init_from=3 | init_from=3 must be text, and not empty, or null
 init_from=none.ckpt | 'none.ckpt' is neither a checkpoint file
+from_scratch=false | fit trains on what its drafter drafts and would start from random weights
+from_scratch=1 | from_scratch=1 must be true or false
 init_optimizer=1 | init_optimizer=1 must be true or false
 init_optimizer=yes | init_optimizer=yes must be true or false
 init_optimizer=true | init_optimizer=true takes the optimizer of init_from
@@ -247,8 +251,8 @@ prompts.path=none.jsonl | no prompt file none.jsonl
 prompts.path=3 | prompts.path=3 must be text
 prompts.path=??? | prompts.path must be given
 prompts.val_path=none.jsonl | no prompt file none.jsonl
-prompts.limit=-1 | prompts.limit=-1 must be a whole number of at least 1, or null
-prompts.limit=0 | prompts.limit=0 must be
+prompts.records=-1 | prompts.records=-1 must be a whole number of at least 1, or null
+prompts.records=0 | prompts.records=0 must be
 prompts.train=0 | prompts.train=0 must be
 prompts.test=-2 | prompts.test=-2 must be
 prompts.template=null | prompts.template=null must be text with {prompt} in it
@@ -271,7 +275,7 @@ target.cache_dir=null | target.cache_dir=null must be
     "fit target=hf": """
 prompts.path=null | prompts.path=null must be text
 prompts.hub_split=null | prompts.hub_split=null must be text
-prompts.limit=-1 | prompts.limit=-1 must be
+prompts.records=-1 | prompts.records=-1 must be
 target.path=null | target.path=null must be text
 target.path=./nowhere | no target at './nowhere'
 target.dtype=bf16 | target.dtype=bf16 must be float32, bfloat16
@@ -291,6 +295,25 @@ objective.objectives.cross_entropy.decay=-1 | objective.objectives.cross_entropy
 +objective.objectives.cross_entropy.beta=1 | objective.objectives.cross_entropy has no setting beta
 objective.objectives.total_variation.target_temperature=0.5 | needs objective.whole_vocabulary=false
 """,
+    "fit texts=engine": """
+texts.writer.urls=[] | texts.writer.urls=[] must be a list of addresses of servers, as in [http://localhost:8000]
+texts.writer.urls=[localhost:8000] | texts.writer.urls=[localhost:8000] must be a list of addresses
+texts.writer.urls=http://localhost:8000 | must be a list of addresses
+texts.writer.urls=null | texts.writer.urls=null must be
+texts.writer.model='' | texts.writer.model='' must be text, and not empty, or null
+texts.writer.concurrency=0 | texts.writer.concurrency=0 must be a whole number of at least 1
+texts.writer.timeout=0 | texts.writer.timeout=0 must be a number above 0
+texts.writer.patience=-1 | texts.writer.patience=-1 must be a number of at least 0
+texts.writer.check=1.5 | texts.writer.check=1.5 must be a whole number of at least 0
+texts.writer.tie=small | texts.writer.tie=small must be a number of at least 0, or null
+texts.writer=engine | texts.writer=engine must be a section with a _target_
++texts.writer.url=[] | texts.writer has no setting url: did you mean urls?
+texts_only=1 | texts_only=1 must be true or false
+""",
+    "fit texts=jsonl": """
+texts.writer.path=null | texts.writer.path=null must be text, and not empty
+texts.writer.check=-1 | texts.writer.check=-1 must be
+""",
     "fit stages": """
 init_from=mine.jsonl | smoke has stages of its own
 resume=mine.jsonl | smoke has stages of its own
@@ -307,7 +330,7 @@ device=cuda:77 | device=cuda:77 is not on this machine
 device=gpu | device=gpu is not on this machine
 device=meta | device=meta is not on this machine
 device=3 | device=3 must be text
-split=tset | split=tset must be test, val or train: did you mean test?
+split=tset | split=tset must be test, val, train, or null: did you mean test?
 limit=-1 | limit=-1 must be a whole number of at least 1, or null
 limit=0 | limit=0 must be
 limit=ten | limit=ten must be
@@ -322,7 +345,7 @@ speed.prompts=-1 | speed.prompts=-1 must be
 speed.block_sizes=[1] | speed.block_sizes=[1] must be a list, each a whole number of at least 2, or null
 speed.block_sizes=4 | speed.block_sizes=4 must be a list
 speed=null | speed=null must be a section
-prompts.max_samples=-3 | prompts.max_samples=-3 must be
+prompts.test=-3 | prompts.test=-3 must be
 prompts.template='{question}' | prompts.template={question} must be text with {prompt} in it
 prompts.set=null | prompts.set=null must be
 """,
@@ -347,6 +370,8 @@ folder=3 | folder=3 must be text
 }
 
 WORDS = """
+fit texts=engine | texts.writer.urls must be given: add texts.writer.urls=... to the command
+fit texts=engin | there is no texts=engin: did you mean engine? (choose from cache, engine, jsonl
 fit experiment=smoke/stf | there is no experiment=smoke/stf: did you mean smoke/sft? (choose from ablations/acc
 fit objective=draft_op | there is no objective=draft_op: did you mean draft_opd? (choose from accept_until_fail,
 fit prompts=eval/gsmk | there is no prompts=eval/gsmk: did you mean eval/gsm8k? (choose from eval/aime25,

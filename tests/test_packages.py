@@ -25,6 +25,7 @@ ORDER: list[set[str]] = [
     {"evaluation"},
     {"comparison"},
     {"training"},
+    {"reports"},
     {"config"},
     {"command"},
     COMMANDS,

@@ -1,5 +1,10 @@
 """The check command: `python -m draftopd.check folder=...`; `target=...` compares the drafter with its target."""
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("check")  # before the imports of a run, which take seconds
+
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig

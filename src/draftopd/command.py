@@ -23,16 +23,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
 from draftopd.checkpoints.run_folder import AUTO, claim, last_config, lock_file, newest, unused
 from draftopd.config.check import check
-from draftopd.config.choices import explain, one_line
+from draftopd.config.choices import explain, one_line, own_folder
+from draftopd.config.places import CONFIG_DIR, HOME
 from draftopd.errors import DraftError
-
-_HERE = Path(__file__).resolve().parent
-# in a wheel conf/ and mlflow.yaml lie inside the package, in a checkout at its top
-HOME = _HERE if (_HERE / "conf").is_dir() else _HERE.parents[1]
-CONFIG_DIR = HOME / "conf"
 
 OmegaConf.register_new_resolver(
     "mlflow_yaml", lambda key: OmegaConf.select(OmegaConf.load(HOME / "mlflow.yaml"), key), use_cache=True
@@ -164,20 +161,46 @@ def _folder(config: DictConfig) -> str:
     return config.hydra.run.dir
 
 
+@contextmanager
+def composed(command: str) -> Iterator[tuple[DictConfig, list[str]]]:
+    """A command's configuration and its overrides, where nothing is to run; raises DraftError for a sweep."""
+    asked = _arguments()
+    if asked.multirun:
+        raise DraftError("--dry-run is for single runs: leave out -m, and of every setting all values but one")
+    words, _ = _words(asked)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        yield compose(asked.config_name or command, overrides=words), words
+
+
 def _check_overrides(command: str) -> None:
     asked = _arguments()
     shows = (asked.help, asked.hydra_help, asked.cfg, asked.info, asked.shell_completion)
     if any(shows) or asked.experimental_rerun:
         return  # it runs nothing, or a job that has run
-    words = list(asked.overrides)
-    if asked.config_dir:
-        words.append(f"hydra.searchpath=['file://{Path(asked.config_dir).absolute()}']")
+    if asked.config_path:
+        raise DraftError("--config-path would leave out the files of draftopd: add a folder of yours with --config-dir")
+    words, folders = _words(asked)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             for given in _choices(words) if asked.multirun else [words]:
                 check(command, compose(asked.config_name or command, overrides=given), given)
-    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
-        raise DraftError(explain(error, CONFIG_DIR)) from error
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError, YAMLError) as error:
+        raise DraftError(explain(error, folders)) from error
+
+
+def _quoted(text: str) -> str:
+    """As Hydra's words write a text."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _words(asked: Namespace) -> tuple[list[str], list[Path]]:
+    """A command's overrides, and the folders of configuration files."""
+    words, folders = list(asked.overrides), [CONFIG_DIR]
+    if asked.config_dir:
+        folders.append(own_folder(asked.config_dir))
+        # the same files in the same order as by the flag, and for all that composes here
+        words.append(f"hydra.searchpath=[{_quoted(f'file://{folders[-1]}')}]")
+    return words, folders
 
 
 def _arguments() -> Namespace:

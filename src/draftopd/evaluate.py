@@ -1,5 +1,10 @@
 """The evaluation command: `python -m draftopd.evaluate checkpoint=...[,...] [against=...] [prompts=eval/gsm8k]`."""
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("evaluate")  # before the imports of a run, which take seconds
+
 from pathlib import Path
 
 import hydra
@@ -8,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd.command import CONFIG_DIR, check_words, one_line_errors, take_list
-from draftopd.console import quiet
+from draftopd.console import lines, quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation import report, scores
 from draftopd.evaluation.run import Evaluation, checkpoints, run
@@ -53,7 +58,7 @@ def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
-    with one_line_errors():
+    with one_line_errors(), lines():
         quiet()
         git_commit()  # of the code that runs, whatever is edited later
         config.output_dir = HydraConfig.get().runtime.output_dir

@@ -1,5 +1,10 @@
 """The export command: `python -m draftopd.export run=... layout=zlab|safeai|speculators`."""
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("export")  # before the imports of a run, which take seconds
+
 import re
 from pathlib import Path
 

@@ -43,6 +43,8 @@ def test_names_change_at_every_depth_and_others_do_not():
         "data": {"_target_": "draftopd.data.SFTDataModule"},
         "prompts": {"_target_": "draftopd.data.sources.TinyPrompts"},
         "optimizer": {"_target_": "torch.optim.AdamW"},
+        "sources": {"a": {"_target_": "draftopd.evaluation_sets.HubEvaluation", "max_samples": 3}},
+        "file": {"_target_": "draftopd.data.sources.JsonlPrompts", "limit": 3},
     }
     assert with_new_names(config) == {
         "objective": {
@@ -53,6 +55,8 @@ def test_names_change_at_every_depth_and_others_do_not():
         "data": {"_target_": "draftopd.training.sft.SFTDataModule"},
         "prompts": {"_target_": "draftopd.data.sources.TinyPrompts"},
         "optimizer": {"_target_": "torch.optim.AdamW"},
+        "sources": {"a": {"_target_": "draftopd.data.benchmarks.HubEvaluation", "test": 3}},
+        "file": {"_target_": "draftopd.data.sources.JsonlPrompts", "records": 3},
     }
 
 

@@ -45,7 +45,7 @@ def test_every_experiment_composes_and_says_its_question(name: str):
 
 
 def test_every_choice_of_a_group_composes():
-    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "trainer", "callbacks", "logger"]
+    groups = ["target", "drafter", "objective", "data", "traces", "prompts", "texts", "trainer", "callbacks", "logger"]
     choices = [
         [path.relative_to(CONFIG_DIR / group).with_suffix("") for path in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
         for group in groups
@@ -127,7 +127,7 @@ def test_every_command_of_the_readme_composes_and_every_make_target_is_there():
     assert {name for name, _ in commands} == {"fit", "evaluate", "export", "check"}
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         for name, words in commands:
-            given = [key_and_values.split("=", 1) for key_and_values in words.split()]
+            given = [key_and_values.split("=", 1) for key_and_values in words.split() if key_and_values[0] != "-"]
             for choice in product(*([f"{key}={value}" for value in values.split(",")] for key, values in given)):
                 compose(name, overrides=list(choice))
     targets = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE)
@@ -157,6 +157,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert {path.name for path in (tmp_path / "site" / "draftopd" / "notebooks").iterdir()} >= {"trace.ipynb"}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = "import draftopd, draftopd.fit; assert 'site' in draftopd.__file__; draftopd.fit.main()"

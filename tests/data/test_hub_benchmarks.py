@@ -35,6 +35,33 @@ def evaluation(**settings: Any) -> HubEvaluation:
     return HubEvaluation(path="o/d", set="mine", **settings)
 
 
+SPEED = {  # as a row of the hub has it
+    "question_id": "s1",
+    "category": "coding",
+    "sub_category": "x",
+    "turns": ["one", "two"],
+    "source": "y",
+    "src_id": "3",
+    "difficulty": "easy",
+    "multiturn": True,
+}
+HIDDEN = ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"]
+
+
+def test_speed_bench(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A set for each category; placeholders are counted, and refused where there is nothing else."""
+    rows = [SPEED, {**SPEED, "question_id": "s2", "category": "qa", "turns": ["three"]}]
+    calls = install_datasets(monkeypatch, [*rows, {**SPEED, "question_id": "s3", "turns": HIDDEN}])
+    first, second = config("eval/speed_bench").split("test")
+    assert calls == [("nvidia/SPEED-Bench", "qualitative", "test", None)]
+    assert (first.id, first.set, first.messages, first.followups) == ("speed_bench/s1", "coding", ask("one"), ("two",))
+    assert (second.id, second.set, second.messages, second.followups) == ("speed_bench/s2", "qa", ask("three"), ())
+    assert "nvidia/SPEED-Bench: 1 of 3 samples left out: placeholders instead of texts" in caplog.text
+    install_datasets(monkeypatch, [{**SPEED, "turns": HIDDEN}])
+    with pytest.raises(DraftError, match="has only placeholders instead of texts: give the path of a folder"):
+        config("eval/speed_bench").split("test")
+
+
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, field, question, number = OFFICIAL[name]
@@ -45,21 +72,19 @@ def test_official_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [call]
     assert (prompt.messages, prompt.set, prompt.followups) == (ask(question), name, ())
     assert prompt.id.startswith(f"{name}/")
-    assert (prompts.max_samples, prompts.shuffle_seed) == (number, 0)
+    assert (prompts.test, prompts.shuffle_seed) == (number, 0)
 
 
 def test_all_is_every_set_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = {path.stem for path in (CONFIG_DIR / "prompts" / "eval").glob("*.yaml")} - {"common", "all"}
-    assert shipped == set(OFFICIAL)
+    assert shipped == {*OFFICIAL, "speed_bench"}  # which is none of the paper's
     calls = install_datasets(monkeypatch, [{field: "q" for _, field, _, _ in OFFICIAL.values()}])
     prompts = config("eval/all")
     assert not calls
     assert [(prompt.set, prompt.messages) for prompt in prompts.split("test")] == [
         (name, ask(question)) for name, (_, _, question, _) in OFFICIAL.items()
     ]
-    assert {key: source.max_samples for key, source in prompts.sources.items()} == {
-        k: v[3] for k, v in OFFICIAL.items()
-    }
+    assert {key: source.test for key, source in prompts.sources.items()} == {k: v[3] for k, v in OFFICIAL.items()}
     alone = [config(f"eval/{name}").split("test")[0] for name in OFFICIAL]
     assert prompts.split("test") == alone
     assert "swe_lite" not in config("eval/all", "~prompts.sources.swe_lite").sources
@@ -68,14 +93,14 @@ def test_all_is_every_set_under_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_subset_is_the_head_of_the_librarys_own_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
     install_datasets(monkeypatch, rows(50))
     drawn = [row["prompt"] for row in Rows(rows(50)).shuffle(seed=3)[:8]]
-    assert asked(evaluation(max_samples=8, shuffle_seed=3), "test") == drawn
-    assert asked(evaluation(max_samples=8), "test") == [f"question {index}" for index in range(8)]
+    assert asked(evaluation(test=8, shuffle_seed=3), "test") == drawn
+    assert asked(evaluation(test=8), "test") == [f"question {index}" for index in range(8)]
 
 
-@pytest.mark.parametrize("max_samples", [None, 5, 9])
-def test_a_set_that_is_small_enough_stays_in_order(max_samples: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("test", [None, 5, 9])
+def test_a_set_that_is_small_enough_stays_in_order(test: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     install_datasets(monkeypatch, rows(5))
-    prompts = evaluation(max_samples=max_samples, shuffle_seed=0)
+    prompts = evaluation(test=test, shuffle_seed=0)
     assert [prompt.id for prompt in prompts.split("test")] == [f"mine/{index}" for index in range(5)]
 
 
@@ -158,6 +183,7 @@ def test_a_union_names_its_sets_and_takes_turns() -> None:
         ("b/tiny/2", "b"),
     ]
     assert len(prompts.split("train")) == 32
+    assert prompts.measured() == prompts.split("test")
 
 
 def test_the_fingerprint_of_a_union_follows_names_and_sources() -> None:

@@ -1,4 +1,7 @@
-"""What records become prompts, by way of JSON Lines files: fields, templates, held-out splits, malformed records."""
+"""What records become prompts, by way of JSON Lines files: fields, templates, held-out splits, malformed records.
+
+Shapes of conversations: test_conversations.py.
+"""
 
 import logging
 from pathlib import Path
@@ -79,8 +82,8 @@ def test_train_takes_the_first_training_prompts_and_leaves_the_held_out_ones(fil
     assert [cut.split(name) for name in ("val", "test")] == [whole.split(name) for name in ("val", "test")]
 
 
-def test_limit_reads_the_first_lines_only(file: str) -> None:
-    prompts = JsonlPrompts(file, limit=4)
+def test_records_reads_the_first_lines_only(file: str) -> None:
+    prompts = JsonlPrompts(file, records=4)
     assert {text for split in SPLITS for text in asked(prompts, split)} == {f"question {index}" for index in range(4)}
 
 
@@ -88,24 +91,28 @@ def test_blank_and_repeated_prompts_are_dropped_and_counted(tmp_path: Path, capl
     path = write(tmp_path / "mine.jsonl", [*questions(5), "", {"prompt": " question 1 "}, {"prompt": "  "}])
     with caplog.at_level(logging.WARNING):
         assert sum(len(JsonlPrompts(path).split(split)) for split in SPLITS) == 5
-    assert "dropped 2 of 7, blank or repeated" in caplog.text
+    assert "mine.jsonl: 2 of 7 prompts left out: 1 repeated, 1 blank" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{'prompt': 1}", r"mine.jsonl:2 is not JSON \(.*\): write one JSON object a line"),
+        ("{'prompt': 1}", r"mine.jsonl:2 is not JSON \(.*\): write one JSON object a line, or one array of objects"),
         ("[1]", "mine.jsonl:2 is not an object: write one with the field 'prompt'"),
-        ({"question": "a", "n": 1}, r"mine.jsonl:2 has no text in field 'prompt' \(fields: question, n\): set prompts"),
+        (
+            {"question": "a", "n": 1},
+            r"mine.jsonl:2 has no text .* \(fields: question, n\): set prompts.prompt_field=question$",
+        ),
         ({"prompt": 3}, "mine.jsonl:2 has no text in field 'prompt'"),
+        ({"n": 1, "said": "a", "dialog": [{"from": "human", "value": "a"}]}, "set prompts.messages_field=dialog$"),
+        ({"n": 1, "said": "a"}, "set prompts.prompt_field=said$"),
         ({}, r"mine.jsonl:2 has no text in field 'prompt' \(fields: none\)"),
         ({"prompt": "a", "id": "x"}, "mine.jsonl:2: id mine/x is taken: make ids unique or set prompts.id_field=null"),
         ({"messages": "hello"}, "mine.jsonl:2: wrong messages: give role"),
-        ({"messages": []}, "wrong messages"),
-        ({"messages": [{"from": "human", "value": "a"}]}, "wrong messages"),
+        ({"messages": [{"from": "human", "content": "a"}]}, "wrong messages"),
+        ({"conversations": [{"from": "narrator", "value": "a"}]}, "or from .one of human, .*gpt.* and value"),
         ({"messages": [{"role": "human", "content": "a"}]}, "wrong messages"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "wrong messages"),
-        ({"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}, "wrong messages"),
         ({"messages": 7}, "wrong messages"),
     ],
 )
@@ -131,7 +138,7 @@ def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
 
 
 def test_missing_empty_and_too_small_files(tmp_path: Path) -> None:
-    with pytest.raises(DraftError, match=r"no prompt file .*none.jsonl: give the path of a .jsonl file"):
+    with pytest.raises(DraftError, match=r"no prompt file .*none.jsonl: give the path of a .jsonl or .json file"):
         JsonlPrompts(str(tmp_path / "none.jsonl")).split("train")
     with pytest.raises(DraftError, match=r"empty\.jsonl is empty: give at least one prompt"):
         JsonlPrompts(write(tmp_path / "empty.jsonl", ["", " "])).split("train")
@@ -148,6 +155,7 @@ def test_wrong_settings(file: str) -> None:
 
 CALL = {"type": "function", "function": {"name": "get_time", "arguments": {"town": "x"}}}
 ASKED = {"role": "user", "content": "time in x"}
+SAID = {"from": "human", "value": "time in x"}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +164,7 @@ ASKED = {"role": "user", "content": "time in x"}
         ({"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "tool_calls"),
         ({"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "tool_calls"),
         ({"messages": [ASKED, {"role": "assistant", "content": "", "function_call": {"name": "f"}}]}, "function_call"),
+        ({"conversations": [SAID, {"from": "function_call", "value": "{}"}]}, "function_call"),
         ({"messages": [ASKED], "tools": [CALL]}, "tools"),
         ({"messages": [ASKED], "tools": '[{"name": "get_time"}]'}, "tools"),
         ({"messages": [ASKED], "functions": [CALL["function"]]}, "functions"),
@@ -176,7 +185,7 @@ def test_empty_tools_are_none_and_other_keys_of_messages_are_named(tmp_path: Pat
     assert "not read" not in caplog.text
     more = {**empty, "content": "r", "name": "Ann", "thinking": "hm"}
     JsonlPrompts(write(tmp_path / "more.jsonl", [{"messages": [more]}, *questions(6)])).split("train")
-    assert "more.jsonl: name, thinking of messages not read, only role and content" in caplog.text
+    assert "more.jsonl: name, thinking of messages not read, only who says what" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from draftopd.data import storage
+from draftopd.data import storage, writers
 from draftopd.data import texts as texts_module
 from draftopd.data.texts import TextCache, Texts
 from draftopd.decoding.rollout import rollout
@@ -31,7 +31,7 @@ def test_texts_are_the_targets_own_and_bring_its_features(target: Target, tmp_pa
 def test_a_second_process_reads_what_the_first_wrote(target: Target, tmp_path, monkeypatch):
     first = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
     first.write(len(PROMPTS))
-    monkeypatch.setattr(texts_module, "rollout", lambda *a, **k: pytest.fail("written again"))
+    monkeypatch.setattr(writers, "rollout", lambda *a, **k: pytest.fail("written again"))
     again = cache(tmp_path).open(target, PROMPTS, DECODING, (1,))
     assert [again[i].tokens.tolist() for i in range(5)] == [first[i].tokens.tolist() for i in range(5)]
 

@@ -15,6 +15,8 @@ from draftopd.decoding.settings import Decoding
 from draftopd.evaluation.run import answer
 from draftopd.target.model import Target
 from pair import PROMPTS, trained
+from prompt_sources import questions
+from prompt_sources import write as write_rows
 
 
 @pytest.fixture
@@ -90,6 +92,15 @@ def test_several_drafters_in_one_run_are_held_against_one(run, checkpoint: Path)
         difference = of_pair["scores"]["mean"]["acceptance_length"]
         assert (difference["mean"], difference["low"], difference["high"], difference["p_value"]) == (0, 0, 0, 1)
     assert [len(result["answers"]) for result in results["results"]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("words", "number"), [([], 8), (["split=test"], 2)])
+def test_a_file_is_measured_as_a_whole(run, checkpoint: Path, tmp_path: Path, words: list[str], number: int):
+    file = write_rows(tmp_path / "mine.jsonl", questions(8))
+    given = ["speed.prompts=0", "logger=none", "decoding.max_new_tokens=3", "prompts=jsonl", f"prompts.path={file}"]
+    code, results, printed = run(f"checkpoint={checkpoint}", *given, *words)
+    assert code == 0, printed
+    assert len(results["results"][0]["answers"]) == number
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Modules that have moved: configs in older checkpoints name classes by their old modules."""
+"""Modules that have moved and settings that are called otherwise, for the configs in older checkpoints."""
 
 from typing import Any
 
@@ -24,9 +24,16 @@ MOVED = {
     "draftopd.texts": "draftopd.data.texts",
 }
 
+# class, by its present name -> setting, old -> new
+RENAMED = {
+    "draftopd.data.benchmarks.HubEvaluation": {"max_samples": "test"},
+    "draftopd.data.sources.HubPrompts": {"limit": "records"},
+    "draftopd.data.sources.JsonlPrompts": {"limit": "records"},
+}
+
 
 def with_new_names(config: Any) -> Any:
-    """A config, or a part of one, whose `_target_` names are the present ones."""
+    """A config, or a part of one, whose names are the present ones."""
     if isinstance(config, list):
         return [with_new_names(value) for value in config]
     if not isinstance(config, dict):
@@ -34,4 +41,7 @@ def with_new_names(config: Any) -> Any:
     new = {key: with_new_names(value) for key, value in config.items()}
     name = str(new.get("_target_"))
     old = next((old for old in MOVED if name == old or name.startswith(f"{old}.")), None)
-    return new if old is None else new | {"_target_": MOVED[old] + name.removeprefix(old)}
+    if old is not None:
+        name = new["_target_"] = MOVED[old] + name.removeprefix(old)
+    settings = RENAMED.get(name, {})
+    return {settings.get(key, key): value for key, value in new.items()}

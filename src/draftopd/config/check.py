@@ -13,6 +13,7 @@ from draftopd.config.stages import members
 from draftopd.errors import DraftError
 
 MISSING = "???"
+GLOBAL = ("experiment", "scale")  # groups whose files set what the others hold
 
 
 def check(command: str, config: DictConfig, words: Sequence[str] = ()) -> None:
@@ -22,6 +23,11 @@ def check(command: str, config: DictConfig, words: Sequence[str] = ()) -> None:
         config: composed, without hydra's own part.
         words: the overrides of the command, which stages take over. Hydra must be initialized where there are stages.
     """
+    for group in GLOBAL:
+        if group in config:
+            raise DraftError(
+                f"the settings of this {group} stand under {group}: begin its file with # @package _global_"
+            )
     require_sections(command, config)
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
@@ -55,6 +61,7 @@ def _check_stages(config: DictConfig, words: Sequence[str]) -> None:
         if composed.stages:
             raise DraftError(f"stages.{name}.experiment={stage.experiment} has stages of its own")
         composed.init_from = None if stage.init_from in earlier else stage.init_from
+        composed.from_scratch = composed.from_scratch or stage.init_from in earlier
         composed.init_optimizer = composed.init_optimizer and composed.init_from is not None
         check("fit", composed)
         earlier.append(name)

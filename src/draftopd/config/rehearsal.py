@@ -20,6 +20,7 @@ from torch import nn
 from draftopd.checkpoints.native import find_checkpoint
 from draftopd.checkpoints.run_folder import AUTO
 from draftopd.console import quiet
+from draftopd.data.prompts import Prompts
 from draftopd.data.sources import JsonlPrompts
 from draftopd.errors import DraftError
 from draftopd.evaluation.run import device
@@ -46,7 +47,7 @@ def rehearse(command: str, config: DictConfig) -> None:
         _fit(config)
     if command == "evaluate":
         device(config.device)
-        _made("prompts", partial(instantiate, config.prompts))
+        _require_files(_made("prompts", partial(instantiate, config.prompts)))
 
 
 def require_writable(folder: Path, setting: str) -> None:
@@ -76,15 +77,18 @@ def _fit(config: DictConfig) -> None:
         if objective is not None:
             shares(objective.coefficients)
     _made("budget", partial(instantiate, config.module.budget))
-    prompts = _made("data", partial(make_data, config)).prompts
-    if isinstance(prompts, JsonlPrompts):
-        prompts.files()
+    _require_files(_made("data", partial(make_data, config)).prompts)
     _require_backend(config.module.torch_compile)
     optimizer = _made("module.optimizer", partial(instantiate, config.module.optimizer))
     _made("module.optimizer", partial(optimizer, [nn.Parameter(torch.zeros(1, 1))]))
     made = _made("callbacks", partial(instantiate, config.callbacks, _convert_="all")).values()
     callbacks = [part(Observed()) if isinstance(part, partial) else part for part in made]
     _made("trainer", partial(make_trainer, config, callbacks, None))
+
+
+def _require_files(prompts: Prompts | None) -> None:
+    if isinstance(prompts, JsonlPrompts):
+        prompts.files()
 
 
 def _made(name: str, make: Callable[[], Any]) -> Any:

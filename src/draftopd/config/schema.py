@@ -38,12 +38,14 @@ class Fit:
     seed: Seed
     cache_dir: Name
     init_from: Name | None
+    from_scratch: bool
     init_optimizer: bool
     resume: Name | None
     stages: dict[str, dict[str, Any]] | None
     only: list[str] | None
     output_dir: Name | None
     reached_only: bool
+    texts_only: bool
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Evaluate:
     against: Name | None
     name: Name
     device: Name
-    split: Literal[SPLITS]  # type: ignore[valid-type]
+    split: Literal[SPLITS] | None  # type: ignore[valid-type]
     limit: Count | None
     max_prompt_length: Count | None
     enable_thinking: bool | None

@@ -1,6 +1,7 @@
 """Benchmarks as prompts, only to test on."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, zip_longest
@@ -11,6 +12,8 @@ from draftopd.data.records import RecordReader, load_rows
 from draftopd.errors import DraftError
 from draftopd.values.checked import checked
 from draftopd.values.types import Count, Seed
+
+log = logging.getLogger(__name__)
 
 
 @checked
@@ -23,7 +26,8 @@ class HubEvaluation(RecordReader):
     Args:
         set: what the metrics call it; ids begin with it.
         hub_split: the hub's name of the split.
-        max_samples: take at most this many; None: all.
+        test: take at most this many; None: all.
+        left_out: rows that hold this text are left out: placeholders for what a data set may not pass on.
         shuffle_seed: take them after the `shuffle` of the datasets library, as the z-lab/dflash benchmark does; None:
             in order.
     """
@@ -33,7 +37,8 @@ class HubEvaluation(RecordReader):
     name: str | None = None
     hub_split: str = "test"
     revision: str | None = None
-    max_samples: Count | None = None
+    test: Count | None = None
+    left_out: str | None = None
     shuffle_seed: Seed | None = None
 
     def split(self, name: str) -> list[Prompt]:
@@ -43,11 +48,25 @@ class HubEvaluation(RecordReader):
 
     def _deal(self) -> dict[str, list[Prompt]]:
         rows = load_rows(self.path, self.name, self.hub_split, self.revision)
-        if self.max_samples is not None and len(rows) > self.max_samples:
+        if self.test is not None and len(rows) > self.test:
             rows = rows if self.shuffle_seed is None else rows.shuffle(seed=self.shuffle_seed)
-            rows = rows.select(range(self.max_samples))
-        samples = ((f"{self.path} sample {index}", row) for index, row in enumerate(rows))
-        return {"train": [], "val": [], "test": self._read(self.path, samples, set(), self.set, self.set)}
+            rows = rows.select(range(self.test))
+        samples = [(f"{self.path} sample {index}", row) for index, row in enumerate(rows)]
+        groups = self._read(self.path, self._whole(samples), set(), self.set, self.set)
+        return {"train": [], "val": [], "test": [group[-1] for group in groups]}
+
+    def _whole(self, samples: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        if self.left_out is None:
+            return samples
+        whole = [(where, row) for where, row in samples if self.left_out not in str(row)]
+        if not whole:
+            raise DraftError(
+                f"{self.path} has only placeholders instead of texts: give the path of a folder with the texts"
+            )
+        if len(whole) < len(samples):
+            numbers = (self.path, len(samples) - len(whole), len(samples))
+            log.warning("%s: %d of %d samples left out: placeholders instead of texts", *numbers)
+        return whole
 
     def _questions(self, where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         turns = record.get(self.prompt_field)
@@ -66,7 +85,13 @@ class UnionPrompts:
     sources: Mapping[str, Prompts]
 
     def split(self, name: str) -> list[Prompt]:
-        parts = [[_under(key, prompt) for prompt in source.split(name)] for key, source in self.sources.items()]
+        return self._joined(lambda source: source.split(name))
+
+    def measured(self) -> list[Prompt]:
+        return self._joined(lambda source: source.measured())
+
+    def _joined(self, part: Callable[[Prompts], list[Prompt]]) -> list[Prompt]:
+        parts = [[_under(key, prompt) for prompt in part(source)] for key, source in self.sources.items()]
         return [prompt for prompt in chain.from_iterable(zip_longest(*parts)) if prompt is not None]
 
     @cached_property

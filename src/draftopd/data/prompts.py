@@ -66,6 +66,9 @@ def continued(prompt: Prompt, answer: str) -> Prompt:
 class Prompts(Protocol):
     def split(self, name: str) -> list[Prompt]: ...
 
+    def measured(self) -> list[Prompt]:
+        """Of a source that is only measured: all that it has, without questions made to train on."""
+
     @property
     def fingerprint(self) -> str: ...
 
@@ -87,12 +90,17 @@ class Splits(ABC):
             raise DraftError(f"no prompts in split {name} ({sizes}): raise prompts.{name} or give more prompts")
         return list(self._dealt[name])
 
+    def measured(self) -> list[Prompt]:
+        return self.split("test")
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the prompts themselves: it changes with every setting that changes them, and with no other."""
-        return digest(
-            [[(p.id, p.set, p.messages, p.answer, p.followups) for p in self._dealt[name]] for name in SPLITS]
-        )
+        return fingerprint(*(self._dealt[name] for name in SPLITS))
+
+
+def fingerprint(*splits: list[Prompt]) -> str:
+    return digest([[(p.id, p.set, p.messages, p.answer, p.followups) for p in split] for split in splits])
 
 
 def interleave(streams: Mapping[str, Iterator[Prompt]], **counts: int) -> dict[str, list[Prompt]]:

@@ -1,142 +1,179 @@
-"""Prompts from records (the lines of a file, the rows of a data set): fields, held-out splits, error messages."""
+"""Prompts from records (of a file, the rows of a data set): fields, held-out splits, what is left out."""
 
 import importlib
-import json
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
+from draftopd.data import conversations
+from draftopd.data.files import Records, stem
 from draftopd.data.prompts import SPLITS, Messages, Prompt, Splits, ask, digest
 from draftopd.errors import DraftError
 from draftopd.values.types import Count, Natural, Seed, Template
 
 log = logging.getLogger(__name__)
-TOOLS = ("tools", "functions")  # of a record
-CALLS = ("tool_calls", "function_call")  # of a message
-Records = Iterable[tuple[str, Any]]  # (where it stands, for error messages; the record)
-ROLES = ("system", "user", "assistant", "tool")
+PROMPT = "prompt"  # the default of prompt_field
+Group = list[Prompt]
+"""prompts of one record, a later one with the turns of the earlier ones in it"""
 
 
 @dataclass(kw_only=True)
 class RecordReader(Splits):
     """Which fields of a record are read, and how."""
 
-    prompt_field: str = "prompt"
+    prompt_field: str = PROMPT
     messages_field: str | None = "messages"
     id_field: str | None = "id"
     answer_field: str | None = "answer"
     set_field: str | None = None
     template: Template = "{prompt}"
 
-    def _read(self, source: str, records: Records, seen: set[str], prefix: str, set_name: str) -> list[Prompt]:
-        """Prompts that are neither blank nor `seen`, in order.
+    def _read(self, source: str, records: Records, seen: set[str], prefix: str, set_name: str) -> list[Group]:
+        """Prompts that are neither blank nor `seen`, in order; says what is left out.
 
         Args:
-            source: what the error messages call it.
+            source: what the messages call it.
             seen: texts and ids so far; grows.
             prefix: of the ids.
             set_name: where `set_field` is None.
         """
-        read, prompts, unread = list(records), list[Prompt](), set[str]()
-        for where, record in read:
-            prompt = self._prompt(where, record, prefix, set_name)
-            unread |= _unread(record.get(self.messages_field))
-            if prompt.text not in seen and prompt.messages[-1]["content"].strip():
-                if prompt.id in seen:
-                    raise DraftError(f"{where}: id {prompt.id} is taken: make ids unique or set prompts.id_field=null")
-                seen |= {prompt.text, prompt.id}
-                prompts.append(prompt)
-        if not read:
+        groups, unread, left, total, empty = list[Group](), set[str](), Counter[str](), 0, True
+        for where, record in records:
+            empty, group = False, self._prompts(where, record, prefix, set_name)
+            total += len(group) or 1
+            unread |= set(conversations.unread(conversations.turns(record, self.messages_field)))
+            left += Counter(["without a question"] if not group else ())
+            groups.append(_unseen(group, seen, left))
+        if empty:
             raise DraftError(f"{source} is empty: give at least one prompt")
         if unread:
-            log.warning("%s: %s of messages not read, only role and content", source, ", ".join(sorted(unread)))
-        if len(prompts) < len(read):
-            log.warning("%s: dropped %d of %d, blank or repeated", source, len(read) - len(prompts), len(read))
-        return prompts
+            log.warning("%s: %s of messages not read, only who says what", source, ", ".join(sorted(unread)))
+        if left:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in left.items())
+            log.warning("%s: %d of %d prompts left out: %s", source, left.total(), total, reasons)
+        return [group for group in groups if group]
 
-    def _prompt(self, where: str, record: Any, prefix: str, set_name: str) -> Prompt:
+    def _prompts(self, where: str, record: Any, prefix: str, set_name: str) -> Group:
+        """One for each turn of the assistant."""
         if not isinstance(record, Mapping):
             raise DraftError(f"{where} is not an object: write one with the field {self.prompt_field!r}")
-        label, answer, turns = (record.get(key) for key in (self.id_field, self.answer_field, self.messages_field))
-        _refuse_tools(where, record, turns)
-        questions = self._questions(where, record) if turns is None else ()
-        followups = questions[1:]
-        messages = ask(self.template.replace("{prompt}", questions[0])) if questions else _conversation(where, turns)
-        prompt = Prompt(
-            id=f"{prefix}/{digest([*messages, *followups]) if label is None else label}",
+        label, answer = (record.get(key) for key in (self.id_field, self.answer_field))
+        asked, later = self._asked(where, record)
+        if not asked:
+            return []
+        last = Prompt(
+            id="",
             set=_text(where, record, "set_field", self.set_field) if self.set_field else set_name,
-            messages=messages,
+            messages=asked[-1],
             answer=None if answer is None else str(answer),
-            followups=followups,
+            followups=later,
             where=where,
         )
-        _refuse_half_characters(prompt)
-        return prompt
+        earlier = [replace(last, messages=messages, answer=None) for messages in asked[:-1]]
+        group = [replace(prompt, id=f"{prefix}/{_own_id(prompt, label)}") for prompt in (*earlier, last)]
+        _refuse_half_characters(group[-1])  # it has all texts of the others
+        return group
+
+    def _asked(self, where: str, record: Mapping[str, Any]) -> tuple[list[Messages], tuple[str, ...]]:
+        """What was said before each turn of the assistant; user turns after those."""
+        turns = conversations.turns(record, self.messages_field)
+        conversations.refuse_tools(where, record, turns)
+        if turns is not None:
+            return conversations.prompts_of(where, turns), ()
+        first, *later = self._questions(where, record)
+        return [ask(self.template.replace("{prompt}", first))], tuple(later)
 
     def _questions(self, where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         """The user turns of a record without messages, at least one."""
-        return (_text(where, record, "prompt_field", self.prompt_field),)
+        task = conversations.instruction(record) if self.prompt_field == PROMPT and PROMPT not in record else None
+        return (_text(where, record, "prompt_field", self.prompt_field) if task is None else task,)
 
 
 @dataclass(kw_only=True)
 class RecordPrompts(RecordReader):
     """Records to train on; val and test are held out of them unless they have records of their own.
 
+    Conversations are trained on at every turn of the assistant, with the record's own turns before it. In val and test
+    each is one prompt, its last: so prompts are independent of each other, as intervals over them assume.
+
     Args:
         train: use the first so many training prompts; None = all. Those of a smaller number are the first of a larger.
-        val, test: prompts to hold out.
-        limit: read this many records at most.
+        val, test: records to hold out.
+        records: read the first so many; None = all.
         seed: of the order of the prompts.
     """
 
     train: Count | None = None
     val: Natural = 64
     test: Natural = 64
-    limit: Count | None = None
+    records: Count | None = None
     seed: Seed = 0
 
     @abstractmethod
     def _sources(self) -> dict[str, tuple[str, Records]]:
         """Name and records of train, and of val and test where they need not be held out of train."""
 
-    def _deal(self) -> dict[str, list[Prompt]]:
-        sources, seen, splits = self._sources(), set[str](), dict[str, list[Prompt]]()
+    @cached_property
+    def _groups(self) -> dict[str, list[Group]]:
+        """By source, in the order of dealing."""
+        sources, seen, groups = self._sources(), set[str](), dict[str, list[Group]]()
         for name in (name for name in SPLITS if name in sources):
             source, records = sources[name]
-            stem = Path(source).stem
-            limited, prefix = (islice(records, self.limit), stem) if name == "train" else (records, f"{stem}/{name}")
-            splits[name] = self._read(source, limited, seen, prefix, stem)
+            limited = islice(records, self.records) if name == "train" else records
+            prefix = stem(source) if name == "train" else f"{stem(source)}/{name}"
+            groups[name] = self._read(source, limited, seen, prefix, stem(source))
         # By hash, not by place: new lines move few others, and the head of train is a fair sample of the file.
-        train = sorted(splits["train"], key=lambda prompt: digest([self.seed, prompt.text]))
+        return groups | {"train": sorted(groups["train"], key=lambda group: self._place(group[-1]))}
+
+    def _place(self, prompt: Prompt) -> str:
+        return digest([self.seed, prompt.text])
+
+    def _deal(self) -> dict[str, list[Prompt]]:
+        splits = {name: _last(groups) for name, groups in self._groups.items()}
+        train = self._groups["train"]
         most = max(1, len(train) // 4)
         for name, wanted in (("test", self.test), ("val", self.val)):
-            if name not in sources:
+            if name not in splits:
                 if wanted > most:
                     log.warning("prompts.%s cut from %d to %d, to leave enough to train on", name, wanted, most)
                 held = max(0, min(wanted, most))
-                splits[name], train = train[:held], train[held:]
-        return splits | {"train": train[: self.train]}
+                splits[name], train = _last(train[:held]), train[held:]
+        return splits | {"train": sorted((p for group in train for p in group), key=self._place)[: self.train]}
+
+    def measured(self) -> list[Prompt]:
+        return _last(self._groups.get("test", self._groups["train"]))
 
 
-def prompt_file(path: str) -> Path:
-    """Raises DraftError where there is no such file."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DraftError(f"no prompt file {file}: give the path of a .jsonl file")
-    return file
+def _last(groups: Iterable[Group]) -> list[Prompt]:
+    return [group[-1] for group in groups]
 
 
-def read_lines(path: Path) -> Records:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        try:
-            if line.strip():
-                yield f"{path}:{number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DraftError(f"{path}:{number} is not JSON ({error}): write one JSON object a line") from error
+def _unseen(group: Group, seen: set[str], left: Counter[str]) -> Group:
+    """Those that are neither blank nor seen; the others are counted by their reason."""
+    found = []
+    for prompt in group:
+        if not prompt.messages[-1]["content"].strip():
+            left["blank"] += 1
+        elif prompt.text in seen:
+            left["repeated"] += 1
+        elif prompt.id in seen:
+            raise DraftError(f"{prompt.where}: id {prompt.id} is taken: make ids unique or set prompts.id_field=null")
+        else:
+            seen |= {prompt.text, prompt.id}
+            found.append(prompt)
+    return found
+
+
+def _own_id(prompt: Prompt, label: Any) -> str:
+    if label is None:
+        return digest([*prompt.messages, *prompt.followups])
+    turn = sum(message["role"] == "user" for message in prompt.messages)
+    return f"{label}/turn{turn}" if turn > 1 else str(label)
 
 
 def load_rows(path: str, name: str | None, hub_split: str, revision: str | None) -> Any:
@@ -148,32 +185,18 @@ def load_rows(path: str, name: str | None, hub_split: str, revision: str | None)
     try:
         return load(path, name, split=hub_split, revision=revision)
     except (OSError, ValueError) as error:
-        raise DraftError(f"cannot load {path} from the hub: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise DraftError(
+            f"cannot load {path} from the hub: {reason} (prompts.name and prompts.hub_split say which part is read)"
+        ) from error
 
 
 def _text(where: str, record: Mapping[str, Any], setting: str, field: str) -> str:
     if not isinstance(record.get(field), str):
         fields = ", ".join(map(str, record)) or "none"
-        raise DraftError(f"{where} has no text in field {field!r} (fields: {fields}): set prompts.{setting}")
+        option = conversations.advice(record) if setting == "prompt_field" else f"prompts.{setting}"
+        raise DraftError(f"{where} has no text in field {field!r} (fields: {fields}): set {option}")
     return str(record[field])
-
-
-def _refuse_tools(where: str, record: Mapping[str, Any], turns: Any) -> None:
-    """Raises DraftError where a record has tools or calls of tools, which chat templates write, and we do not read."""
-    named = [name for name in TOOLS if record.get(name) and (turns is not None or isinstance(record[name], list))]
-    messages = turns if isinstance(turns, list) else []
-    named += [name for name in CALLS if any(isinstance(m, Mapping) and m.get(name) for m in messages)]
-    if named:
-        raise DraftError(
-            f"{where} has {named[0]}, and only texts are read: write them into the content of messages as the target's "
-            "chat template does, or leave such records out"
-        )
-
-
-def _unread(turns: Any) -> set[str]:
-    """Keys of messages that say something and are not read."""
-    messages = [m for m in turns if isinstance(m, Mapping)] if isinstance(turns, list) else []
-    return {key for m in messages for key, value in m.items() if value and key not in ("role", "content")}
 
 
 def _refuse_half_characters(prompt: Prompt) -> None:
@@ -186,18 +209,3 @@ def _refuse_half_characters(prompt: Prompt) -> None:
             raise DraftError(
                 f"{prompt.where} holds {half}, half of a character: write the whole character, or leave it out"
             ) from error
-
-
-def _conversation(where: str, messages: Any) -> Messages:
-    """Without the assistant's last turn, which the target writes itself."""
-    try:
-        turns = [{"role": message["role"], "content": message["content"]} for message in messages]
-    except (TypeError, KeyError):
-        turns = []
-    good = turns and all(turn["role"] in ROLES and isinstance(turn["content"], str) for turn in turns)
-    asked = turns[:-1] if good and turns[-1]["role"] == "assistant" else turns
-    if not good or not any(turn["role"] == "user" for turn in asked):
-        raise DraftError(
-            f"{where}: wrong messages: give role (one of {', '.join(ROLES)}) and content, with at least one user turn"
-        )
-    return tuple(asked)

@@ -13,8 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from draftopd.data import templates
+from draftopd.data.files import Records, prompt_file, read_file
 from draftopd.data.prompts import Prompt, Splits, ask, interleave
-from draftopd.data.records import RecordPrompts, Records, load_rows, prompt_file, read_lines
+from draftopd.data.records import RecordPrompts, load_rows
 from draftopd.errors import DraftError
 from draftopd.values.checked import checked
 from draftopd.values.types import Count, Name, Natural, Seed
@@ -83,7 +84,7 @@ class TinyPrompts(Splits):
 @checked
 @dataclass
 class JsonlPrompts(RecordPrompts):
-    """One JSON object a line: `prompt_field`, or chat messages in `messages_field`.
+    """One JSON object a line, or an array of them: `prompt_field`, chat messages in `messages_field`, or a known shape.
 
     Args:
         path: of the training prompts; val and test are held out of them, unless they have files of their own.
@@ -102,7 +103,7 @@ class JsonlPrompts(RecordPrompts):
         return {name: prompt_file(path) for name, path in paths.items() if path is not None}
 
     def _sources(self) -> dict[str, tuple[str, Records]]:
-        return {name: (str(file), read_lines(file)) for name, file in self.files().items()}
+        return {name: (str(file), read_file(file)) for name, file in self.files().items()}
 
 
 @checked

@@ -31,6 +31,8 @@ class Training:
     seconds: float
     curve: list[Point]
     """costs so far and acceptance length on the validation prompts, at each validation"""
+    before: float | None = None
+    """FLOPs of the training that it started from, back to random weights; None = not known"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Results:
     results: Sequence[Result]
     origin: Mapping[str, str] = field(default_factory=dict)
     """of results that were read: what was typed, the code's commit, and the machine"""
+
+    @property
+    def own(self) -> Result:
+        """Of the drafter that the file is about: of the first that was trained, else of the first."""
+        return next((result for result in self.results if result.training), self.results[0])
 
     @property
     def pairs(self) -> list[tuple[Result, Result]]:
@@ -156,6 +163,21 @@ def place(word: str) -> str:
     """In short, where a drafter or a results file is: the folder of its run, or the first letters of an MLflow id."""
     folders = [part for part in Path(word).parts[:-1] if part != "checkpoints"]
     return folders[-1] if folders else Path(word).stem[:6]
+
+
+def earlier_answers(checkpoint: Path, target_fingerprint: str, decoding: Decoding) -> list[Answer]:
+    """To the test prompts of the run that made a checkpoint; none where it had no such test, or another decoding."""
+    file = checkpoint.absolute().parents[1] / FILE
+    try:
+        found = load(file)
+        newer = file.stat().st_mtime >= checkpoint.stat().st_mtime
+    except (DraftError, OSError):
+        return []
+    texts = [(of.max_new_tokens, of.rule, of.recipe) for of in (found.decoding, decoding)]
+    if not newer or found.target_fingerprint != target_fingerprint or texts[0] != texts[1]:
+        return []
+    places = {result.checkpoint: result.answers for result in found.results}
+    return places.get(str(checkpoint.resolve()), [])
 
 
 def _plain(value: Any) -> Any:

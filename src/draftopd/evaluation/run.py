@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from draftopd.checkpoints.native import restore
 from draftopd.checkpoints.published import published
 from draftopd.console import progress
-from draftopd.data.prompts import Prompt, Prompts, continued, digest
+from draftopd.data.prompts import Prompt, Prompts, continued, digest, fingerprint
 from draftopd.data.sources import encode, encode_all
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
@@ -158,7 +158,9 @@ def run(config: DictConfig) -> Evaluation:
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
     lengths = (thinking, config.max_prompt_length, "max_prompt_length")
-    asked = encode_all(prompts.split(config.split), first.target.tokenizer, *lengths)[: config.limit]
+    whole = config.prompts and config.split is None
+    chosen = prompts.measured() if whole else prompts.split(config.split or "test")
+    asked = encode_all(chosen, first.target.tokenizer, *lengths)[: config.limit]
     subjects = [first, *others]
     if config.against:  # it comes first: the others are held against it
         given, subjects = [config.against, *given], [subjects[-1], *subjects[:-1]]
@@ -167,7 +169,7 @@ def run(config: DictConfig) -> Evaluation:
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
     results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
     results = [replace(result, checkpoint=name) for result, name in zip(results, given, strict=True)]
-    return Evaluation(Results(first.target.fingerprint, decoding, results), prompts.fingerprint)
+    return Evaluation(Results(first.target.fingerprint, decoding, results), fingerprint(chosen))
 
 
 def checkpoints(config: DictConfig) -> list[str]:

@@ -18,6 +18,10 @@ Layers = Annotated[
     list[Natural], Field(min_length=1, description="a list of layers of the target, each a whole number of at least 0")
 ]
 Name = Annotated[str, Field(min_length=1, description="text, and not empty")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+", description="an address as in http://localhost:8000")]
+Urls = Annotated[
+    list[Url], Field(min_length=1, description="a list of addresses of servers, as in [http://localhost:8000]")
+]
 Template = Annotated[str, Field(pattern=r"\{prompt\}", description="text with {prompt} in it")]
 Metric = Annotated[str, Field(pattern=r"^val/.", description="a metric of validations, as in val/acceptance_length")]
 SpecialToken = Annotated[
