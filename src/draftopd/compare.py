@@ -1,5 +1,10 @@
 """The comparison command: `python -m draftopd.compare RUN_ID outputs/2026-11-28/12-00-00 results.json [to=folder]`."""
 
+from draftopd.config import usage
+
+if __name__ == "__main__":
+    usage.answer("compare")  # before the imports of a run, which take seconds
+
 import sys
 from pathlib import Path
 

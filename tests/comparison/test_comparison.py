@@ -75,6 +75,17 @@ def test_a_folder_of_stages_and_an_evaluation_side_by_side(stages: Path, tmp_pat
     assert all(line in printed for line in ("published", "+0.75 [+0.25, +1.00]", "2+1"))
 
 
+def test_a_start_is_there_once(stages: Path, tmp_path: Path):
+    """It was tested beside a run that went on from it, and is left out where the run that made it is given too."""
+    late = stage("late", [2, 2, 2, 2], "start run", 3e15)
+    late = replace(late, training=replace(late.training, before=2e15))
+    file = save(tmp_path / "late", Result("start run", answers([1, 2, 1, 2]), "warm.ckpt"), late)
+    assert [run.name for run in find([str(file)])] == ["start run", "late"]
+    runs = find([str(file), str(stages)])
+    assert [run.name for run in runs] == ["late", "warm", "more"]
+    assert list(table(runs, runs[0])["PFLOPs"]) == ["2+1", "2+3", "2"]
+
+
 def test_runs_that_cannot_be_paired_say_why(stages: Path):
     first, second = find([str(stages)])
     others = {

@@ -20,7 +20,7 @@ class Run:
     """A drafter with its numbers on the test prompts: a run or stage of `fit`, or a drafter of `evaluate`."""
 
     id: str
-    """MLflow's; else the file of the results"""
+    """MLflow's; else the file of the results; its checkpoint where a run was only started from it"""
     name: str
     result: Result
     target_fingerprint: str
@@ -79,8 +79,10 @@ def start_of(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def flops_before(run: Run, runs: Sequence[Run]) -> float:
-    """Training FLOPs of what it started from, as far as that is among the runs."""
-    start = start_of(run, runs)
+    """Training FLOPs of what it started from, as far as its results or the runs know them."""
+    start, training = start_of(run, runs), run.result.training
+    if training is not None and training.before is not None:
+        return training.before
     if start is None or start.result.training is None:
         return 0.0
     return start.result.training.flops + flops_before(start, runs)

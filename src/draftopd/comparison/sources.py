@@ -37,7 +37,9 @@ def find(words: Sequence[str], tracking_uri: str | None = None) -> list[Run]:
             found.setdefault(run.result.run_id or f"{run.id} {run.name}", run)
     if not found:
         raise DraftError(f"no test results of schema {SCHEMA} in {', '.join(words)}: nothing to compare")
-    return named_apart(list(found.values()))
+    trained = {run.result.checkpoint for run in found.values() if run.result.training}
+    starts = trained & {run.id for run in found.values()}  # the runs that made them are there
+    return named_apart([run for run in found.values() if run.id not in starts])
 
 
 def _named(word: str, tracking_uri: str | None) -> Iterable[Run]:
@@ -87,13 +89,15 @@ def _start(folder: Path) -> str:
 
 
 def _runs(results: Results, place: str, settings: Mapping[str, str], start: str = "") -> Iterator[Run]:
-    """One for each drafter that was tested."""
+    """One for each drafter that was tested; also for what a run was only started from."""
+    fitted = any(result.training for result in results.results)
     checkpoints = {result.name: result.checkpoint or "" for result in results.results}
     for result in results.results:
         if result.answers:
             began = checkpoints.get(result.start or "", start)
             common = (results.target_fingerprint, results.decoding, results.origin)
-            yield Run(result.run_id or place, result.name, result, *common, init_from=began, settings=settings)
+            own = (result.checkpoint if fitted and not result.training else result.run_id) or place
+            yield Run(own, result.name, result, *common, init_from=began, settings=settings)
 
 
 class _Store:

@@ -12,7 +12,7 @@ from draftopd.evaluation.stats import Estimate
 def table(runs: Sequence[Run], reference: Run) -> pd.DataFrame:
     """One row per run, the longest acceptance length first.
 
-    PFLOPs: those of the run that it started from, where that is among the runs, plus its own; minutes are its own.
+    PFLOPs: those of the run that it started from, where they are known, plus its own; minutes are its own.
     """
     rows = []
     for run in sorted(runs, key=lambda run: -run.acceptance_length.mean):
