@@ -19,7 +19,7 @@ from draftopd.trace import Trace
 def png(figure: Figure) -> bytes:
     """The figure as a picture for notebooks."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
+    figure.savefig(buffer, dpi=120, bbox_inches="tight")  # with long names of runs, whole
     return buffer.getvalue()
 
 
