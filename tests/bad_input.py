@@ -14,6 +14,7 @@ BASES = {  # command -> the words that each of its rows adds to
     "evaluate": "checkpoint=0123456789abcdef0123456789abcdef logger=none prompts=eval/gsm8k",
     "compare": "runs=[draftopd] logger=none",
     "export": "run=0123456789abcdef0123456789abcdef layout=zlab logger=none",
+    "chat": "checkpoint=0123456789abcdef0123456789abcdef logger=none",
     "check": "folder=nowhere",
 }
 
@@ -355,13 +356,25 @@ runs=[3] | runs=[3] must be
 to=3 | to=3 must be text
 against='' | against='' must be text
 """,
+    "chat": """
+checkpoint=3 | checkpoint=3 must be text
+prompt=3 | prompt=3 must be text
+plain=2 | plain=2 must be true or false
+device=gpu | device=gpu is not on this machine
+decoding.max_new_tokens=0 | decoding.max_new_tokens=0 must be a whole number of at least 1
+decoding.temperature=hot | decoding.temperature=hot must be
+""",
     "export": """
-layout=zlb | layout=zlb must be zlab, safeai or speculators: did you mean zlab?
-layout=null | layout=null must be
+layout=zlb | layout=zlb must be zlab, safeai, speculators, or null: did you mean zlab?
 run=none.ckpt | 'none.ckpt' is neither a checkpoint file
 run=3 | run=3 must be text
 to=3 | to=3 must be text
 target_name=[a] | target_name=[a] must be text
+license=3 | license=3 must be text
+results=none.json | cannot read none.json
+push_to_hub=mine | push_to_hub=mine names no owner
+push_to_hub=a/b/c | push_to_hub=a/b/c is no repository of the hub
+private=null | private=null must be true or false
 """,
     "check": """
 folder=null | folder=null must be text
@@ -398,6 +411,8 @@ fit --mutlirun experiment=smoke | unrecognized arguments: --mutlirun
 evaluate | checkpoint must be given
 evaluate checkpoint=x prompts=eval/gsm9k | did you mean eval/gsm8k?
 compare | runs must be given
-export run=x | layout must be given
+chat | checkpoint must be given
+chat checkpoint=x | 'x' is neither a checkpoint file
+export layout=zlab | run must be given
 check | folder must be given
 """

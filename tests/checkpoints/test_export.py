@@ -103,7 +103,7 @@ def test_an_mlflow_run_gets_the_folder_as_an_artifact(command, tmp_path, capsys)
     (run,) = client.search_runs([experiment.experiment_id])
     assert command(f"run={run.info.run_id}", "layout=zlab", main=export.main) == 0
     listed = {a.path for a in client.list_artifacts(run.info.run_id, "export/zlab")}
-    assert listed == {"export/zlab/config.json", "export/zlab/model.safetensors"}
+    assert listed == {f"export/zlab/{name}" for name in ("README.md", "config.json", "model.safetensors")}
     config = json.loads((tmp_path / f"exports/zlab-{run.info.run_id[:8]}" / "config.json").read_text())
     assert config["target_fingerprint"] == run.data.tags["target_fingerprint"]
     assert "draft_vocab_size 64 in z-lab's layout" in capsys.readouterr().out
@@ -131,8 +131,8 @@ def test_a_folder_is_converted_and_checked_for_its_target(command, tmp_path, cap
 
 
 BAD = {
-    "no run": (export.main, ["run=none.ckpt", "layout=zlab", "to=out"], "none.ckpt"),
-    "no layout": (export.main, ["run=a.ckpt", "to=out"], "layout must be given"),
+    "no such run": (export.main, ["run=none.ckpt", "layout=zlab", "to=out"], "none.ckpt"),
+    "no run": (export.main, ["layout=zlab", "to=out"], "run must be given"),
     "not a checkpoint": (export.main, ["run=text.ckpt", "layout=zlab", "to=out"], "not a checkpoint"),
     "check nothing": (check.main, ["folder=./nowhere"], "no drafter at './nowhere'"),
     "check what": (check.main, [], "folder must be given"),

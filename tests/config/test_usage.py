@@ -1,6 +1,7 @@
 """What commands answer without running: --help, --version, shell completion."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_words_of_the_examples_are_there(command: str):
     groups = {*schema.groups, *schema.optional_groups, "experiment"}
     names = {*schema.values.__annotations__, *schema.sections, *groups, "hydra"}
     for example in re.findall(rf"(?m)^  python -m draftopd\.{command} (.*?)(?:   .*)?$", usage.page(command)):
-        for key, value in (word.split("=", 1) for word in example.split() if "=" in word):
+        for key, value in (word.split("=", 1) for word in shlex.split(example) if "=" in word):
             assert key.split(".")[0] in names
             assert key not in groups or {*value.split(",")} <= {*options(key, [CONFIG_DIR])}
 

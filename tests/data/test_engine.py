@@ -87,14 +87,14 @@ def test_one_of_two_servers_dies_half_way_and_comes_back(target: Target, tmp_pat
     def slow(number: int, body: dict[str, Any]) -> None:
         """The one that stays: it waits for the other to be back."""
         if number > 1:
-            assert back.wait(10)
+            assert back.wait(60)
 
     def dies(number: int, body: dict[str, Any]) -> str | None:
         asked.set()
         return None if back.is_set() else "drop"
 
     def restart() -> None:
-        assert asked.wait(10)
+        assert asked.wait(60)
         dying.stop()
         dying.start()
         back.set()

@@ -14,7 +14,7 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.data.storage import remove_unfinished, replacing
 from draftopd.errors import DraftError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 STOP = "vLLM, SGLang and transformers stop on reading it"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -77,8 +77,11 @@ def load(folder: Path, findings: Findings) -> Contents | None:
     return None
 
 
-def save(folder: Path, contents: Contents) -> None:
-    """Writes both files or none.
+def save(folder: Path, contents: Contents, card: str | None = None) -> None:
+    """Writes all files or none.
+
+    Args:
+        card: the text of README.md.
 
     Raises DraftError where the folder holds something already, or cannot be written.
     """
@@ -89,6 +92,8 @@ def save(folder: Path, contents: Contents) -> None:
         part.mkdir()
         save_file(contents.tensors, part / WEIGHTS, contents.metadata)
         (part / CONFIG).write_text(json.dumps(contents.config, indent=2) + "\n")
+        if card is not None:
+            (part / CARD).write_text(card)
 
 
 def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:

@@ -92,6 +92,12 @@ def spent(path: Path) -> float | None:
     return float(sum(ledger["flops"].values())) + before if known else None
 
 
+def recorded_config(path: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint file's run, to be read and shown only: it may name anything (allowed.py)."""
+    (config,) = _read(path, "config")
+    return {str(name): value for name, value in config.items()} if isinstance(config, dict) else {}
+
+
 def optimizer_state(path: Path) -> dict[str, Any]:
     """The optimizer's state dict in a checkpoint; DraftError where it has none."""
     (states,) = [[{}]] if path.is_dir() else _read(path, "optimizer_states")

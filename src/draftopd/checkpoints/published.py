@@ -1,6 +1,7 @@
 """Drafters from published folders and back. Every folder is checked: errors refuse it, warnings are logged."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from draftopd.errors import DraftError
 from draftopd.target.model import Target
 
 log = logging.getLogger(__name__)
+Card = Callable[[DrafterSpec, Sequence[Finding]], str]
+"""the model card of a drafter, with the warnings of the checks"""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,21 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
     drafter.load_state_dict(found.drafter.state_dict())
 
 
+def default_layout(drafter: Drafter) -> str:
+    """The one that vLLM and SGLang both read; raises DraftError where there is no layout for this kind of drafter."""
+    for layout in LAYOUTS:
+        if isinstance(drafter, layout.kind):
+            return layout.name
+    raise DraftError(f"no published layout for {type(drafter).__name__} drafters")
+
+
 def write(
-    drafter: Drafter, path: str | Path, layout: str, target: Target, target_name: str | None = None
+    drafter: Drafter,
+    path: str | Path,
+    layout: str,
+    target: Target,
+    target_name: str | None = None,
+    card: Card | None = None,
 ) -> list[Finding]:
     """Writes a drafter into a new folder; returns the warnings of the checks.
 
@@ -93,6 +109,7 @@ def write(
         target: what it was trained for: its sizes and fingerprint go into config.json, and for DFlash the rows of its
             head into the weights where the draft vocabulary is reduced.
         target_name: hub id of the target; by default what it was loaded from.
+        card: makes README.md.
 
     Raises:
         DraftError: the layout has no such drafters, a check found an error, or the folder is not empty.
@@ -115,7 +132,8 @@ def write(
     contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
     inspect(contents, findings, target)
     _refuse(path, findings)
-    files.save(Path(path).expanduser(), contents)
+    text = None if card is None else card(spec, findings.warnings)
+    files.save(Path(path).expanduser(), contents, text)
     return findings.warnings
 
 

@@ -95,7 +95,7 @@ def _runs(results: Results, place: str, settings: Mapping[str, str], start: str 
     for result in results.results:
         if result.answers:
             began = checkpoints.get(result.start or "", start)
-            common = (results.target_fingerprint, results.decoding, results.origin)
+            common = (results.target_fingerprint, results.decoding, results.header)
             own = (result.checkpoint if fitted and not result.training else result.run_id) or place
             yield Run(own, result.name, result, *common, init_from=began, settings=settings)
 

@@ -23,8 +23,10 @@ from draftopd.console import quiet
 from draftopd.data.prompts import Prompts
 from draftopd.data.sources import JsonlPrompts
 from draftopd.errors import DraftError
+from draftopd.evaluation.results import load as load_results
 from draftopd.evaluation.run import device
 from draftopd.objectives.base import shares
+from draftopd.publishing.hub import check_repo
 from draftopd.target import load
 from draftopd.training.callbacks import Observed
 from draftopd.training.run import make_data, make_trainer, require_start
@@ -45,9 +47,19 @@ def rehearse(command: str, config: DictConfig) -> None:
     _target(config.get("target"))
     if command == "fit" and not config.stages:
         _fit(config)
-    if command == "evaluate":
+    if command == "export":
+        _export(config)
+    if command in ("evaluate", "chat"):
         device(config.device)
+    if command == "evaluate":
         _require_files(_made("prompts", partial(instantiate, config.prompts)))
+
+
+def _export(config: DictConfig) -> None:
+    if config.results:
+        load_results(Path(config.results).expanduser())
+    if config.push_to_hub:
+        check_repo(config.push_to_hub)
 
 
 def require_writable(folder: Path, setting: str) -> None:

@@ -84,11 +84,26 @@ class Speed:
 
 
 @dataclass
+class Chat:
+    checkpoint: Name
+    prompt: Name | None
+    plain: bool
+    device: Name
+    enable_thinking: bool | None
+    cache_dir: Name
+    name: Name
+
+
+@dataclass
 class Export:
     run: Name
-    layout: Literal[tuple(layout.name for layout in LAYOUTS)]  # type: ignore[valid-type]
+    layout: Literal[tuple(layout.name for layout in LAYOUTS)] | None  # type: ignore[valid-type]
     to: Name | None
     target_name: Name | None
+    license: Name | None
+    results: Name | None
+    push_to_hub: Name | None
+    private: bool
     cache_dir: Name
     name: Name
 
@@ -121,6 +136,7 @@ SCHEMAS = {
         nullable=("decoding",),
     ),
     "compare": Schema(Compare, optional_groups=("logger",)),
+    "chat": Schema(Chat, optional_groups=("target", "logger"), sections={"decoding": Decoding}, nullable=("decoding",)),
     "export": Schema(Export, optional_groups=("target", "logger")),
     "check": Schema(Check, optional_groups=("target",)),
 }

@@ -73,11 +73,9 @@ def decode(
         return []
     # prompts of similar length are prefilled together: less padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    longest, num_draft_tokens = len(prompts[order[-1]]), 0 if drafter is None else drafter.num_draft_tokens
-    room = decoding.max_new_tokens + num_draft_tokens + 1
-    target.check_prompts(prompts, room)
-    capacity = longest + room
-    states = len(options.layer_ids) + num_draft_tokens if options.keep_states else 0
+    longest, capacity = len(prompts[order[-1]]), required_capacity(target, drafter, prompts, decoding)
+    drafts = 0 if drafter is None else drafter.num_draft_tokens
+    states = len(options.layer_ids) + drafts if options.keep_states else 0
     rows = affordable_rows(target, drafter, decoding, capacity=capacity, prompt=longest, states=states)
     prefix, results = common_prefix(prompts), dict[int, Rollout]()
 
@@ -120,6 +118,19 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     first, last = min(map(list, prompts)), max(map(list, prompts))
     same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return [token for token, _ in same][: min(map(len, prompts)) - 1]
+
+
+def required_capacity(
+    target: Target, drafter: Drafter | None, prompts: Sequence[Sequence[int]], decoding: Decoding
+) -> int:
+    """Positions that a row needs for the longest of these prompts, its response and a block beyond it.
+
+    Raises:
+        DraftError: the target cannot read or continue a prompt.
+    """
+    room = decoding.max_new_tokens + (0 if drafter is None else drafter.num_draft_tokens) + 1
+    target.check_prompts(prompts, room)
+    return max(map(len, prompts)) + room
 
 
 def affordable_rows(

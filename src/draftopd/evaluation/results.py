@@ -18,7 +18,7 @@ from draftopd.tracking.header import header
 
 SCHEMA = 1
 FILE = "results.json"
-ORIGIN = ("command", "git_commit", "machine")
+HEADER = ("command", "git_commit", "machine")
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class Result:
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Result":
-        """From a results file. The speed model is left out: nothing that compares files reads it."""
+        """From a results file."""
         training = saved["training"]
         if training is not None:
             training = Training(**{**training, "curve": [Point.read(point) for point in training["curve"]]})
         answers = [Answer.read(answer) for answer in saved["answers"]]
-        return cls(saved["name"], answers, saved["checkpoint"], saved["run_id"], training)
+        costs = saved["costs"] and Costs.read(saved["costs"])
+        sizes = [BlockSize.read(row) for row in saved["block_sizes"]]
+        return cls(saved["name"], answers, saved["checkpoint"], saved["run_id"], training, costs, sizes)
 
     def write(self) -> dict[str, Any]:
         return {**asdict(self), "scores": numbers(self.scores, "mean", "low", "high", "count")}
@@ -81,8 +83,8 @@ class Results:
     target_fingerprint: str
     decoding: Decoding
     results: Sequence[Result]
-    origin: Mapping[str, str] = field(default_factory=dict)
-    """of results that were read: what was typed, the code's commit, and the machine"""
+    header: Mapping[str, str] = field(default_factory=dict)
+    """of a file that was read: command, commit and machine of the process that wrote it"""
 
     @property
     def own(self) -> Result:
@@ -148,8 +150,8 @@ def load(path: Path) -> Results:
             "checkpoint"
         )
     decoding = Decoding(**saved["decoding"])
-    origin = {name: str(saved.get(name, "")) for name in ORIGIN}
-    return Results(saved["target_fingerprint"], decoding, [Result.read(r) for r in saved["results"]], origin)
+    results = [Result.read(r) for r in saved["results"]]
+    return Results(saved["target_fingerprint"], decoding, results, {key: saved[key] for key in HEADER if key in saved})
 
 
 def distinct(names: Sequence[str], told: Sequence[str]) -> list[str]:

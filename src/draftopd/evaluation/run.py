@@ -149,9 +149,10 @@ def run(config: DictConfig) -> Evaluation:
     """
     target: Target | None = instantiate(config.target) if config.target else None
     given = checkpoints(config)
-    first = _open(given[0], config, target)
-    others = [_open(name, config, first.target) for name in [*given[1:], *([config.against] if config.against else [])]]
-    decoding = _decoding(first.decoding, config.decoding)
+    first = open_subject(given[0], config, target)
+    more = [*given[1:], *([config.against] if config.against else [])]
+    others = [open_subject(name, config, first.target) for name in more]
+    decoding = overlaid(first.decoding, config.decoding)
     prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
     if prompts is None:
         raise DraftError(f"{given[0]} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
@@ -178,26 +179,38 @@ def checkpoints(config: DictConfig) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    name: str
+class Subject:
+    """A drafter on its device, and what it brings along; a published folder has no prompts and settings of its own."""
+
     target: Target
     drafter: Drafter
     prompts: Prompts | None
     decoding: Decoding
     enable_thinking: bool | None
+    name: str = "drafter"
+    """it was trained or published under"""
 
 
-def _open(name: str, config: DictConfig, target: Target | None) -> _Subject:
-    """A drafter from a checkpoint or run, which know their target and prompts, or from a published folder."""
+def open_subject(name: str, config: DictConfig, target: Target | None) -> Subject:
+    """A drafter from a checkpoint or run, which know their target and prompts, or from a published folder.
+
+    Args:
+        config: with `device` and `logger`.
+        target: instead of the checkpoint's own; a folder needs it.
+
+    Raises:
+        DraftError: it cannot be opened.
+    """
     place = device(config.device)
     if Path(name).expanduser().is_dir():
         if target is None:
             raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
-        return _Subject(Path(name).resolve().name, target.to(place), published(name, target), None, Decoding(), None)
+        drafter = published(name, target)
+        return Subject(target.to(place), drafter, None, Decoding(), None, Path(name).resolve().name)
     found = restore(name, config.logger.tracking_uri if config.logger else None, target)
     thinking = found.config.data.batching.enable_thinking
     own = (found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
-    return _Subject(found.config.name, *own)
+    return Subject(*own, found.config.name)
 
 
 def device(name: str) -> torch.device:
@@ -210,5 +223,6 @@ def device(name: str) -> torch.device:
     return found
 
 
-def _decoding(trained: Decoding, given: DictConfig) -> Decoding:
+def overlaid(trained: Decoding, given: DictConfig) -> Decoding:
+    """The settings of training, except those that are given."""
     return replace(trained, **{str(name): value for name, value in given.items() if value is not None})

@@ -8,10 +8,11 @@ acceptance). Plain decoding costs t(1) a token:
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -39,6 +40,12 @@ class Costs:
 
     def step(self, block_size: int) -> float:
         return self.verify[block_size] + self.draft[block_size]
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Costs":
+        """From a results file, where the keys are text."""
+        tables = ({int(size): seconds for size, seconds in saved[name].items()} for name in ("verify", "draft"))
+        return cls(saved["length"], *tables)
 
 
 @torch.no_grad()
@@ -139,6 +146,12 @@ class BlockSize:
     """speedup from that acceptance length"""
     measured: float
     """speedup of decoding, prefill aside"""
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "BlockSize":
+        """From a results file, which has null for NaN."""
+        known: dict[str, Any] = {name: float("nan") if value is None else value for name, value in saved.items()}
+        return cls(**known)
 
 
 def table(

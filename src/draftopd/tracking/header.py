@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from draftopd.tracking.run import Run
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
-COMMANDS = ("fit", "evaluate", "compare", "export", "check")
+COMMANDS = ("fit", "evaluate", "compare", "chat", "export", "check")
 PARAMS = (
     "target",
     "drafter",

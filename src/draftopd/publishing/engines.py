@@ -1,0 +1,116 @@
+"""How a published drafter is served in each engine: the commands of docs/serving.md, which are made here."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+
+from draftopd.checkpoints.spec import DrafterSpec
+from draftopd.drafters.dflash import DFlash
+from draftopd.publishing.base import Base
+
+RUN = "We have served drafters of this kind with these arguments, in vLLM 0.32 on a CPU with SmolLM2-135M-Instruct."
+PLAIN = re.compile(r"[\w./~@%+:,-]+")  # a shell takes it as it stands
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to type for one engine.
+
+    Args:
+        language: of the command, as Markdown names it.
+        command: None = it cannot serve this drafter, and `note` says why.
+    """
+
+    engine: str
+    language: str
+    command: str | None
+    note: str
+
+
+def recipes(spec: DrafterSpec, layout: str, base: Base, drafter: str) -> list[Recipe]:
+    """For every engine.
+
+    Args:
+        drafter: the exported folder, or its hub id.
+    """
+    return [_vllm(spec, base, drafter), _sglang(spec, layout, base, drafter), _transformers(spec, base, drafter)]
+
+
+def _vllm(spec: DrafterSpec, base: Base, drafter: str) -> Recipe:
+    method = "dflash" if spec.kind is DFlash else "eagle3"
+    told = {"method": method, "model": drafter, "num_speculative_tokens": spec.block_size - 1}
+    speculative = shlex.quote(json.dumps(told))
+    small = base.dtype == "float32"
+    options = "--dtype float32 --enforce-eager --max-model-len 1024" if small else "--max-num-batched-tokens 32768"
+    lines = [f"vllm serve {_word(base.place)} {options}", f"--speculative-config {speculative}"]
+    lines += ["--per-request-spec-decode-metrics summary"] if small else []
+    note = "`num_speculative_tokens` is block size - 1; vLLM wants it by hand, and it was trained for no other number. "
+    note += RUN if small else "Not run by us: it needs a GPU."
+    return Recipe("vLLM", "bash", _joined(lines), note)
+
+
+def _sglang(spec: DrafterSpec, layout: str, base: Base, drafter: str) -> Recipe:
+    if layout == "speculators":
+        note = f"SGLang does not read speculators' layout: export with layout={_other(spec)}."
+        return Recipe("SGLang", "bash", None, note)
+    algorithm = "DFLASH" if spec.kind is DFlash else "EAGLE3"
+    lines = [
+        f"python -m sglang.launch_server --model-path {_word(base.place)} --dtype {base.dtype}",
+        f"--speculative-algorithm {algorithm} --speculative-draft-model-path {_word(drafter)}",
+    ]
+    note = "From SGLang's source, not run by us: it needs a GPU."
+    if spec.kind is not DFlash:
+        steps = f"--speculative-num-steps {spec.block_size - 1} --speculative-eagle-topk 1"
+        lines += [f"{steps} --speculative-num-draft-tokens {spec.block_size}"]
+    return Recipe("SGLang", "bash", _joined(lines), note)
+
+
+def _transformers(spec: DrafterSpec, base: Base, drafter: str) -> Recipe:
+    if spec.kind is not DFlash:
+        note = "`generate` of transformers has no EAGLE-3."
+        return Recipe("transformers", "python", None, note)
+    code = f"""\
+from draftopd.target import load
+from draftopd.checkpoints.to_transformers import to_transformers
+from draftopd.checkpoints.published import published
+
+target = {base.loader}  # what it was trained for
+drafter = published({json.dumps(drafter)}, target)  # the exported folder, or a hub id
+ids = target.tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "What is 12 times 7?"}}], add_generation_prompt=True, return_tensors="pt"
+)
+out = target.model.generate(
+    **ids,
+    assistant_model=to_transformers(drafter, target),
+    speculation_type="dflash",
+    do_sample=False,
+    max_new_tokens=64,
+)"""
+    note = "One prompt at a time. A drafter that reads the target's last layer is refused."
+    return Recipe("transformers", "python", code, note)
+
+
+def draft_vocabulary(spec: DrafterSpec, layout: str) -> dict[str, str]:
+    """What each engine drafts from; engine -> half a sentence."""
+    rows, whole = spec.draft_vocab_size, spec.shape.vocab_size
+    if rows is None or rows == whole:
+        return {"every engine": f"the target's whole vocabulary, {whole:,} tokens, as in training"}
+    used, dropped = f"the {rows:,} tokens, as in training", f"all {whole:,} tokens"
+    dropped += ": the text is as right, a draft costs more, and acceptance differs a little"
+    if spec.kind is not DFlash:
+        return {"vLLM, SGLang": used}
+    return {"vLLM": used, "transformers" if layout == "speculators" else "SGLang, transformers": dropped}
+
+
+def _other(spec: DrafterSpec) -> str:
+    return "zlab" if spec.kind is DFlash else "safeai"
+
+
+def _word(text: str) -> str:
+    """For a shell; `~` stays where nothing needs quotes."""
+    return text if PLAIN.fullmatch(text) else shlex.quote(text)
+
+
+def _joined(lines: list[str]) -> str:
+    return " \\\n  ".join(lines)
