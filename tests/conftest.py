@@ -31,6 +31,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_compositions():
+    from compositions import shared
+
+    with shared():
+        yield
+
+
 @pytest.fixture(scope="session")
 def target() -> Target:
     from draftopd.target import load
@@ -83,7 +91,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(*words: str, main: Callable[[], None] | None = None) -> int:
         from draftopd import fit
 
-        monkeypatch.setattr(sys, "argv", ["fit", f"cache_dir={tmp_path}/cache", *words])
+        # a relative folder: the same words in every test, which are composed once
+        monkeypatch.setattr(sys, "argv", ["fit", "cache_dir=cache", *words])
         try:
             (main or fit.main)()
         except SystemExit as stop:

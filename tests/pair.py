@@ -91,8 +91,8 @@ def full_disk(room: int = 1000) -> Iterator[None]:
 
 
 def trained(folder: Path, *words: str) -> Path:
-    """The last checkpoint of the smoke experiment's SFT, nothing timed and nothing logged."""
-    few = ["experiment=smoke/sft", "logger=none", "test.speedup_prompts=0", *words]
+    """The last checkpoint of the smoke experiment's SFT, nothing tested and nothing logged."""
+    few = ["experiment=smoke/sft", "logger=none", "test.prompts=0", *words]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["fit", "hydra.run.dir=out", f"cache_dir={folder}", *few])

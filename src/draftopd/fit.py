@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd.checkpoints.native import find_checkpoint
-from draftopd.checkpoints.run_folder import AUTO, to_resume
+from draftopd.checkpoints.run_folder import AUTO, of_cluster, to_resume
 from draftopd.command import check_words, composed, one_line_errors
 from draftopd.config.places import CONFIG_DIR, HOME
 from draftopd.config.stages import members
@@ -164,7 +164,7 @@ def _prepare(of: DictConfig, done: Sequence[Results], config: DictConfig) -> Res
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE).write_text(_recipe(of))
     of.init_from = of.init_from if start is None else start.checkpoint
-    if config.stages or config.resume == AUTO or any(folder.glob("hpc_ckpt_*.ckpt")):
+    if config.stages or config.resume == AUTO or of_cluster(folder):
         last = to_resume(folder)
         of.resume = last and str(last)
         if last and rank_zero_only.rank == 0:  # type: ignore[attr-defined]

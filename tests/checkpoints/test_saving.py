@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,32 @@ def test_a_killed_save_leaves_what_was_there_before(tmp_path: Path, name: str, w
     storage.remove_unfinished(path.parent)
     assert not list(path.parent.glob(".*"))
     assert read(path) == 3.0
+
+
+def two_disks() -> bool:
+    return Path("/dev/shm").is_dir() and os.stat("/dev/shm").st_dev != os.stat(tempfile.gettempdir()).st_dev
+
+
+@pytest.mark.skipif(not two_disks(), reason="needs a second file system that can be written: /dev/shm")
+@pytest.mark.parametrize("name", REPLACED)
+def test_so_does_one_on_another_file_system_than_temporary_files(tmp_path: Path, monkeypatch, name: str):
+    """Between two file systems a file that is moved is copied, and a kill leaves a piece of it."""
+    write, read = KINDS[name]
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        write(path := Path(other) / name, 1.0)
+        for where in ("while it writes", "fsync", "replace"):
+            assert killed(where, lambda: write(path, 2.0))
+            assert read(path) == 1.0
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_is_written_among_temporary_files(tmp_path: Path, monkeypatch, name: str):
+    write, read = KINDS[name]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    write(tmp_path / name, 1.0)
+    assert read(tmp_path / name) == 1.0
 
 
 def test_texts_and_exports_remove_what_a_killed_save_left_of_them(tmp_path: Path):

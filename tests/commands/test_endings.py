@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from draftopd.training.on_policy import OnPolicyDataModule
-from runs import UNTIMED, outputs, runs
+from runs import UNTESTED, UNTIMED, outputs, runs
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def drawn(monkeypatch) -> list[tuple[int, list[list[int]], list[int]]]:
 
 def test_traces_are_reused_for_so_many_epochs_in_another_order(command, monkeypatch):
     seen = drawn(monkeypatch)
-    assert command("experiment=smoke/draft_opd", "traces.reuse=2", "budget.epochs=3", *UNTIMED) == 0
+    assert command("experiment=smoke/draft_opd", "traces.reuse=2", "budget.epochs=3", *UNTESTED) == 0
     assert [step for step, _, _ in seen] == [0, 0, 4]  # two steps an epoch
     (_, first, _), (_, again, _), _ = seen
     assert first != again
@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, t
     ("limit", "most"), [("target_tokens=900", 4), pytest.param("minutes=1e-6", 1, marks=pytest.mark.slow)]
 )
 def test_a_budget_in_any_unit_ends_a_run(command, tmp_path, limit, most):
-    words = ("budget.epochs=null", f"budget.{limit}", *UNTIMED)
+    words = ("budget.epochs=null", f"budget.{limit}", *UNTESTED)
     assert command("experiment=smoke/draft_opd", *words) == 0
     checkpoint = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
     assert 1 <= checkpoint["global_step"] <= most

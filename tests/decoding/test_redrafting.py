@@ -5,7 +5,7 @@ import torch
 
 from draftopd.trace import Trace
 from draftopd.training.on_policy import OnPolicyDataModule
-from runs import FIRST, UNTIMED, outputs, texts_of
+from runs import FIRST, UNTESTED, UNTIMED, outputs, texts_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def phases(monkeypatch) -> list[list[Trace]]:
 
 def test_redrafting_reads_text_and_tails_and_counts_what_it_costs(command, tmp_path, phases):
     """The target's texts are written once, in the ledger of texts; the phases of training are draft, replay, train."""
-    assert command("experiment=smoke/redraft", "budget.epochs=2", *UNTIMED) == 0
+    assert command("experiment=smoke/redraft", "budget.epochs=2", *UNTESTED) == 0
     ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
     assert ledger["flops"].keys() == {"draft", "replay", "train"}
     assert {"redraft", "replay", "train", "validate"} <= ledger["seconds"].keys()
@@ -37,7 +37,7 @@ def test_redrafting_reads_text_and_tails_and_counts_what_it_costs(command, tmp_p
 
 
 def test_redrafting_up_to_the_first_rejection_runs_no_target(command, tmp_path):
-    assert command("experiment=smoke/redraft", FIRST, "budget.epochs=1", *UNTIMED) == 0
+    assert command("experiment=smoke/redraft", FIRST, "budget.epochs=1", *UNTESTED) == 0
     ledger = torch.load(outputs(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["ledger"]
     assert ledger["flops"].keys() == {"draft", "train"}
 

@@ -41,8 +41,7 @@ def test_a_run_from_a_checkpoint_is_compared_with_it(command, checkpoint: Path, 
     assert commands == [
         f"python -m draftopd.evaluate checkpoint={own['checkpoint']}",
         f"python -m draftopd.export run={own['checkpoint']} layout=zlab",
-        f"python -m draftopd.fit {' '.join((f'cache_dir={tmp_path}/cache', *ONE_STEP, *UNTIMED))} "
-        f"init_from={own['checkpoint']}",
+        f"python -m draftopd.fit {' '.join(('cache_dir=cache', *ONE_STEP, *UNTIMED))} init_from={own['checkpoint']}",
     ]
     printed = capsys.readouterr().out.splitlines()
     assert all(f"    {line}" in printed for line in commands)

@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from draftopd.errors import DraftError
-from draftopd.tracking import store
+from draftopd.tracking import sender, store
 from draftopd.tracking.run import Run
+from mlflow_server import wait_for
 from pair import full_disk
 
 
@@ -110,6 +111,36 @@ def test_a_full_disk_is_one_line(made, tmp_path, monkeypatch):
     with full_disk(), pytest.raises(DraftError, match=f"{path} cannot be used .*free some space.*logger=none"):
         tracked.start()
     assert not list((tmp_path / "out").iterdir())
+
+
+def logged(path: Path, tracked: Run) -> list[float]:
+    return [value.value for value in MlflowClient(f"sqlite:///{path}").get_metric_history(tracked.id, "loss")]
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing_of_a_run(made, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sender, "PAUSE", 0.01)
+    shutil.copy(made, path := tmp_path / "mlflow.db")
+    tracked = Run(f"sqlite:///{path}", "draftopd", "first", str(tmp_path / "out")).start()
+    with full_disk():
+        tracked.log_metrics({"loss": 1.0}, 1)
+        wait_for(lambda: "the run goes on" in caplog.text)
+    tracked.end("FINISHED")
+    assert logged(path, tracked) == [1.0]
+    assert not list((tmp_path / "out").glob("mlflow_unsent-*"))
+
+
+@pytest.mark.slow
+def test_a_file_that_is_locked_for_a_while_loses_nothing_of_a_run(made, tmp_path, monkeypatch, caplog):
+    """MLflow waits 20 seconds for a lock."""
+    monkeypatch.setattr(sender, "PAUSE", 0.01)
+    shutil.copy(made, path := tmp_path / "mlflow.db")
+    tracked = Run(f"sqlite:///{path}", "draftopd", "first", str(tmp_path / "out")).start()
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        tracked.log_metrics({"loss": 1.0}, 1)
+        wait_for(lambda: "the run goes on" in caplog.text, 120)
+    tracked.end("FINISHED")
+    assert logged(path, tracked) == [1.0]
 
 
 def test_a_check_makes_no_file(tmp_path):

@@ -68,13 +68,16 @@ def test_weights_that_are_not_finite_are_neither_tested_nor_saved(command, tmp_p
     assert torch.load(last, weights_only=True)["state_dict"]["drafter.norm.weight"].isfinite().all()
 
 
-def test_the_weights_of_a_checkpoint_are_finite(target, drafter: DFlash):
+def test_weights_are_finite_wherever_they_are_saved_validated_or_tested(target, drafter: DFlash):
     module = DraftModule(target, drafter, CrossEntropy(None), torch.optim.SGD)
     require_finite_weights(drafter)
     with torch.no_grad():
         drafter.fc.weight[3, 4] = float("nan")
     with pytest.raises(DraftError, match=r"1 of \d+ weights of the drafter are not finite, fc\.weight among them"):
         module.on_save_checkpoint({"state_dict": {}})
+    for start in (module.on_validation_start, module.on_test_start):
+        with pytest.raises(DraftError, match=r"fc\.weight among them"):
+            start()
 
 
 def test_a_step_that_does_not_fit_takes_fewer_texts_at_a_time(command, tmp_path, monkeypatch, capsys, checkpoint: Path):

@@ -7,10 +7,10 @@ import pytest
 from safetensors.torch import load_file
 
 from prompt_sources import write
-from runs import UNTIMED, texts_of
+from runs import UNTESTED, texts_of
 
 FILES = ("experiment=smoke/sft", "prompts=jsonl", "prompts.path=train.jsonl", "prompts.val_path=val.jsonl")
-WORDS = (*FILES, "prompts.test_path=test.jsonl", "budget.epochs=null", "budget.steps=1", *UNTIMED)
+WORDS = (*FILES, "prompts.test_path=test.jsonl", "budget.epochs=null", "budget.steps=1", *UNTESTED)
 
 
 @pytest.fixture

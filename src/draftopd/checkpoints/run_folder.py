@@ -89,7 +89,7 @@ def _refuse_others_checkpoints(folder: Path, config: DictConfig, earlier: DictCo
         return
     if earlier is not None and config.get("stages") and earlier.get("stages"):
         return  # each stage is held against its own recipe
-    if again and (resume == AUTO or any(folder.glob("hpc_ckpt_*.ckpt"))):  # these are of a cluster
+    if again and (resume == AUTO or of_cluster(folder)):
         return
     way = "the same command" if config.get("stages") else "resume=auto" if again else f"resume={found}"
     raise DraftError(
@@ -119,9 +119,14 @@ def newest(root: Path, config: DictConfig) -> Path | None:
     return next((folder for folder in found if (old := last_config(folder)) is not None and same(old, config)), None)
 
 
+def of_cluster(folder: Path) -> list[Path]:
+    """Checkpoints that Lightning saved in a run's folder when SLURM took the machine away and queued the job again."""
+    return list(folder.glob("hpc_ckpt_*.ckpt"))
+
+
 def to_resume(folder: Path) -> Path | None:
     """The checkpoint from which the run in this folder goes on: the last, or a later one of a cluster."""
-    found = [path for path in (folder / "checkpoints" / "last.ckpt", *folder.glob("hpc_ckpt_*.ckpt")) if path.exists()]
+    found = [path for path in (folder / "checkpoints" / "last.ckpt", *of_cluster(folder)) if path.exists()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

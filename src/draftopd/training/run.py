@@ -18,6 +18,7 @@ from rich import get_console
 from draftopd.checkpoints.files import locate
 from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state, spent
 from draftopd.checkpoints.published import drafter_config
+from draftopd.checkpoints.run_folder import of_cluster
 from draftopd.console import Terminated
 from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
@@ -179,6 +180,14 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     return {name: value for name, value in config.drafter.items() if name != "path"}
 
 
+def _forget_cluster(trainer: L.Trainer) -> None:
+    """Removes what a job that was queued again has gone on from: on SLURM, Lightning would load it for the test."""
+    if trainer.is_global_zero:
+        for path in of_cluster(Path(trainer.default_root_dir)):
+            path.unlink()
+    trainer.strategy.barrier()
+
+
 def write_texts(config: DictConfig) -> None:
     """Writes the target's texts that a run of this config reads at first, and trains nothing.
 
@@ -228,6 +237,7 @@ def run_stage(
     status: Status = "FAILED"
     try:
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
+        _forget_cluster(trainer)
         costs = module.budget.costs(module.ledger)
         curve, flops = system.observed.history, module.ledger.training_flops
         others: list[Result] = []
