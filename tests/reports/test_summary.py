@@ -13,25 +13,32 @@ from draftopd.decoding.settings import Decoding
 from draftopd.evaluation.results import FILE, earlier_answers, load
 from draftopd.reports.summary import FILE as SUMMARY
 from draftopd.reports.summary import Commands, Store, stopped, summary
+from pair import trained
 from runs import UNTIMED, outputs, runs
 
 ONE_STEP = ("experiment=smoke/draft_opd", "budget.epochs=null", "budget.steps=1")
 
 
-def test_a_run_from_a_checkpoint_is_compared_with_it(command, checkpoint: Path, tmp_path, capsys):
-    """The start's answers are those of its own test where that is there, and are made anew where it is not."""
-    known = load(checkpoint.parents[1] / FILE)
-    args = (known.target_fingerprint, known.decoding)
-    assert earlier_answers(checkpoint, *args) == known.own.answers
-    assert not earlier_answers(checkpoint, "another target", known.decoding)
-    assert not earlier_answers(checkpoint, known.target_fingerprint, Decoding(max_new_tokens=9))
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose run has a test."""
+    return trained(tmp_path_factory.mktemp("tested"), "budget.epochs=1", "test.prompts=4", "test.speedup_prompts=0")
 
-    alone = shutil.copytree(checkpoint.parent, tmp_path / "sft" / "checkpoints") / "last.ckpt"
+
+def test_a_run_from_a_checkpoint_is_compared_with_it(command, tested: Path, tmp_path, capsys):
+    """The start's answers are those of its own test where that is there, and are made anew where it is not."""
+    known = load(tested.parents[1] / FILE)
+    args = (known.target_fingerprint, known.decoding)
+    assert earlier_answers(tested, *args) == known.own.answers
+    assert not earlier_answers(tested, "another target", known.decoding)
+    assert not earlier_answers(tested, known.target_fingerprint, Decoding(max_new_tokens=9))
+
+    alone = shutil.copytree(tested.parent, tmp_path / "sft" / "checkpoints") / "last.ckpt"
     assert not earlier_answers(alone, *args)
     assert command(*ONE_STEP, f"init_from={alone}", *UNTIMED) == 0
     start, own = json.loads((outputs(tmp_path) / FILE).read_text())["results"]
     assert start["name"] == own["training"]["start"] == "start sft"
-    assert start["answers"] == json.loads((checkpoint.parents[1] / FILE).read_text())["results"][0]["answers"]
+    assert start["answers"] == json.loads((tested.parents[1] / FILE).read_text())["results"][0]["answers"]
     flops = known.own.training.flops  # type: ignore[union-attr]
     assert own["training"]["before"] == pytest.approx(flops)
     text = (outputs(tmp_path) / SUMMARY).read_text()
@@ -67,16 +74,16 @@ def test_pages_and_commands_name_a_store_that_is_not_the_usual_one():
     assert Store("http://me:secret@host:5/", "", "").page("7") == "http://host:5/#/runs/7"
 
 
-def test_an_interrupted_run_names_what_is_finished_and_the_command(checkpoint: Path):
-    done = load(checkpoint.parents[1] / FILE)
+def test_an_interrupted_run_names_what_is_finished_and_the_command(tested: Path):
+    done = load(tested.parents[1] / FILE)
     first, last = stopped([done], "python -m draftopd.fit experiment=smoke 'name=a b' resume=old.ckpt")
     assert first.startswith(f"finished: {done.own.name}: τ 1.")
     assert first.endswith(str(done.own.checkpoint))
     assert last == "to go on: python -m draftopd.fit experiment=smoke 'name=a b' resume=auto"
 
 
-def test_what_was_not_tested_names_its_checkpoint_all_the_same(checkpoint: Path):
-    done = load(checkpoint.parents[1] / FILE)
+def test_what_was_not_tested_names_its_checkpoint_all_the_same(tested: Path):
+    done = load(tested.parents[1] / FILE)
     done.own.answers.clear()
     parts = summary(done, Commands(Store(None, "", ""), {}))
     assert f"checkpoint of {done.own.name}: {done.own.checkpoint}" in str(parts)
