@@ -6,7 +6,7 @@ ready := $(VENV)/.ready
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart smoke test coverage slow lint ui bench-objectives bench-decode bench-train study-check serve-check
+.PHONY: help quickstart smoke test coverage slow soak mutants lint ui bench-objectives bench-decode bench-train study-check serve-check
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ coverage: $(ready) ## the fast tests, and the share of src/ that they run (under
 
 slow: $(ready) ## tests on the real target
 	$(BIN)/python -m pytest -m slow
+
+soak: $(ready) ## 2,000 rollouts, 1,000 steps and 20 runs in one process: memory, tensors, files and threads must not grow
+	$(BIN)/python tests/soak.py
+
+mutants: $(ready) ## small changes to the source that no test sees (docs/mutants.md); FILES="decoding/acceptance.py ..." takes some
+	$(BIN)/python tests/mutants.py $(FILES)
 
 lint: $(ready) ## ruff, mypy, and a check of the notebooks
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from draftopd.drafters.dflash import DFlash
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 # tiny tensors: threads cost more than they give, and two test processes share two cores; the processes take it over
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same examples in every run; --hypothesis-profile=thorough takes other and many more ones each time
+same = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}  # on a busy machine
+settings.register_profile("fast", derandomize=True, max_examples=12, **same)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **same)
+settings.load_profile("fast")
 
 
 def pytest_collection_finish() -> None:
@@ -108,3 +115,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pair import trained
 
     return trained(tmp_path_factory.mktemp("trained"), "budget.epochs=2")
+
+
+@pytest.fixture(scope="session")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as above whose run has a test."""
+    from pair import trained
+
+    return trained(tmp_path_factory.mktemp("tested"), "budget.epochs=1", "test.prompts=4", "test.speedup_prompts=0")

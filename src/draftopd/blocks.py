@@ -75,7 +75,7 @@ class Tails:
         wanted = (slots > batch.accepted[..., None]) & (slots < batch.drafted[..., None])  # [B, N, K]
         flat = wanted.flatten(1)
         rank = flat.cumsum(1) - 1
-        width = int(flat.sum(1).max()) if flat.numel() else 0
+        width = int(flat.sum(1).max())
         where = torch.where(flat, rank, width)
 
         def pack(values: Tensor, fill: int) -> Tensor:
@@ -87,4 +87,4 @@ class Tails:
         self.block = pack(torch.arange(wanted.shape[1], device=flat.device)[:, None], -1)
         # draft k (1-based) is verified by the row of draft k - 1
         before = F.pad(rank.unflatten(1, wanted.shape[1:]), (1, 0))[..., :-1]
-        self.row_of = before.clamp(min=0, max=max(width - 1, 0))
+        self.row_of = before.clamp(min=0)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from draftopd import evaluate, export, fit
 from draftopd.checkpoints.allowed import NAMES, allowed
-from draftopd.checkpoints.native import restore
+from draftopd.checkpoints.native import optimizer_state, restore
 from draftopd.command import CONFIG_DIR
 from draftopd.errors import DraftError
 from draftopd.target import load
@@ -128,6 +128,48 @@ def test_parts_that_are_not_read_run_nothing(command, tmp_path, saved, name: str
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("extra", [{"gird": 3}, {"gird": "???"}], ids=str)
+@pytest.mark.parametrize("place", READ)
+def test_a_part_that_its_class_does_not_take_is_refused(tmp_path: Path, saved, place: str, extra: dict[str, Any]):
+    part = part_of(saved["config"], place)
+    with pytest.raises(DraftError, match=rf"a\.ckpt is not loaded: its config has .*{place}") as caught:
+        restore(write(saved, tmp_path / "a.ckpt", {place: {**part, **extra}}))
+    assert str(caught.value).isprintable()
+
+
+LARGE = {
+    "depth": ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000, and sizes of a tiny model are at most"),
+    "width": ({"hidden_size": 10**9}, "hidden_size=1000000000, and sizes of a tiny model are at most"),
+    "weights": ({"hidden_size": 1024, "num_hidden_layers": 64}, "weights, and a tiny model has at most"),
+    "drafter": ({"intermediate_size": 10**9}, "has another shape than the config's drafter: layers.0.mlp"),
+    "layers": ({"num_layers": 10**6}, "num_layers=1000000 must be a whole number"),
+    "overflow": ({"intermediate_size": 2**62}, "no usable drafter"),
+    "block": ({"block_size": 10**9}, "block_size=1000000000 must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_sizes_that_fill_the_memory_are_refused(tmp_path: Path, saved, name: str):
+    change, expected = LARGE[name]
+    place = "target.architecture" if name in ("depth", "width", "weights") else "drafter"
+    path = write(saved, tmp_path / "a.ckpt", {place: {**part_of(saved["config"], place), **change}})
+    with pytest.raises(DraftError, match=expected):
+        restore(path)
+
+
+@pytest.mark.parametrize("states", [None, {}, "states", [], [3], [[]], [{"state": {}}], torch.zeros(2)], ids=str)
+def test_a_checkpoint_without_an_optimizer_has_none(tmp_path: Path, saved, states: Any):
+    torch.save(saved | {"optimizer_states": states}, tmp_path / "a.ckpt")
+    with pytest.raises(DraftError, match="has no optimizer: init_optimizer=true needs"):
+        optimizer_state(tmp_path / "a.ckpt")
+
+
+def test_what_an_older_checkpoint_does_not_say_of_batching_is_its_default(tmp_path: Path, saved):
+    batching = {"_target_": "draftopd.training.datamodule.Batching", "max_prompt_length": 30}
+    found = restore(write(saved, tmp_path / "a.ckpt", {"data.batching": batching})).config.data.batching
+    assert (found.max_prompt_length, found.enable_thinking) == (30, None)
+
+
 @pytest.mark.parametrize("missing", [*READ, "data"])
 def test_a_config_without_a_part_is_no_checkpoint(tmp_path: Path, saved, missing: str):
     with pytest.raises(DraftError, match="not a checkpoint of draftopd"):
@@ -195,7 +237,9 @@ def test_a_given_target_takes_the_place_of_the_checkpoints(command, tmp_path, sa
     assert command(*words, "target=tiny", *given, "logger=none", main=main) == 0
 
 
-@pytest.mark.parametrize("name", ["../../gone", "/gone", "..", "a/b", "a\nb", "x" * 999, None, {"a": 1}])
+@pytest.mark.parametrize(
+    "name", ["../../gone", "/gone", "..", "a/b", "a\nb", "x" * 999, None, {"a": 1}, "${unused:a}", "???"]
+)
 def test_a_name_does_not_leave_the_folder_of_exports(command, tmp_path, saved, name: Any):
     write(saved, tmp_path / "a.ckpt", {"name": name})
     before = set(tmp_path.iterdir())

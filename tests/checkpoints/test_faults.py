@@ -48,6 +48,13 @@ FAULTS = {
     "extra tensor": (Z, tensor("layers.0.self_attn.q_proj.bias", lambda _: torch.zeros(16)), "unknown layers.0"),
     "prefix": (Z, rename("", "model."), "strip the prefix model."),
     "transposed fc": (Z, tensor("fc.weight", lambda v: v.T.contiguous()), "fc.weight is transposed"),
+    "fc without dimensions": (Z, tensor("fc.weight", lambda _: torch.ones(())), "fc.weight [] instead of [32, 64]"),
+    "head of eight bits": (
+        R,
+        tensor("lm_head.weight", lambda v: v.to(torch.float8_e4m3fn)),
+        "lm_head.weight of torch.float8_e4m3fn",
+    ),
+    "name of two lines": (Z, tensor("no\nrm", lambda _: torch.zeros(16)), "unknown no rm"),
     "narrow fc": (Z, tensor("fc.weight", lambda v: v[:, :32].contiguous()), "reads 1 layers, config.json names 2"),
     "wrong shape": (Z, put("intermediate_size", value=96), "mlp.gate_proj.weight [64, 32] instead of [96, 32]"),
     "wrong head_dim": (Z, put("head_dim", value=8), "self_attn.q_proj.weight [16, 32] instead of [32, 32]"),
@@ -99,6 +106,24 @@ FAULTS = {
     "negative id": (Z, put("dflash_config", "target_layer_ids", value=[-1, 2]), "layer ids [-1, 2] hold -1"),
     "negative shifted id": (S, put("aux_hidden_state_layer_ids", value=[-1, 3]), "layer ids [-2, 2] hold -2"),
     "vocabulary is true": (R, put("draft_vocab_size", value=True), "draft_vocab_size True beside vocab_size 100"),
+    "a million layers": (
+        Z,
+        together(put("num_hidden_layers", value=10**6), put("layer_types")),
+        "impossible sizes: num_hidden_layers 1000000",
+    ),
+    "endless block": (
+        Z,
+        together(put("block_size", value=10**6), put("dflash_config", "block_size", value=10**6)),
+        "block_size=1000000 must be a whole number of at least 2",
+    ),
+    "endless rope": (Z, together(only_old_rope, put("rope_theta", value=float("inf"))), "rope_theta=inf must be"),
+    "no epsilon": (Z, put("rms_norm_eps", value=0.0), "rms_norm_eps=0.0 must be a number above 0"),
+    "a family without key-value heads": (
+        Z,
+        together(put("model_type", value="gpt2"), put("num_key_value_heads")),
+        "model_type 'gpt2' with these sizes",
+    ),
+    "line end and colour": (Z, put("architectures", value="\n\x1b[31m"), "architectures is  \\x1b[31m"),
     "astronomical": (Z, put("hidden_size", value=10**30), "impossible sizes: hidden_size 1000"),
     # layers
     "all one too high": (Z, put("dflash_config", "target_layer_ids", value=[1, 3]), "trained to read"),
@@ -167,12 +192,23 @@ def test_what_only_some_engines_mind_is_a_warning(target, folders, tmp_path, cas
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("{", "config.json is not JSON"), ("[1]", "config.json holds no object")]
+    ("text", "expected"),
+    [
+        ("{", "config.json is not JSON"),
+        ("[" * 10**5, "config.json is not JSON"),
+        ("[1]", "config.json holds no object"),
+    ],
 )
 def test_a_config_that_holds_no_keys_is_refused(target, folders, tmp_path, text, expected):
     copy = changed(folders[Z], tmp_path, lambda c, t, f: None)
     (copy / "config.json").write_text(text)
     refused(copy, target, expected)
+
+
+def test_a_config_that_is_a_folder_is_refused(target, folders, tmp_path):
+    copy = changed(folders[Z], tmp_path, lambda c, t, f: (f / "config.json").unlink())
+    (copy / "config.json").mkdir()
+    refused(copy, target, "config.json cannot be read")
 
 
 def test_no_pickle_is_opened(folders, tmp_path, monkeypatch):

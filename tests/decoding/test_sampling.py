@@ -8,7 +8,7 @@ from scipy import stats
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from draftopd.decoding.acceptance import accept, cut_at_stop, match, reject
-from draftopd.decoding.sampling import CHOICE, DRAFT, Places, Proposal, draw, probabilities, uniforms
+from draftopd.decoding.sampling import ACCEPT, CHOICE, DRAFT, Places, Proposal, draw, probabilities, uniforms
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 
@@ -32,10 +32,10 @@ def test_without_drafts_the_bonus_token_is_plain_decoding():
 
 
 def test_cut_at_stop_ends_where_plain_decoding_would():
-    tokens = T([[1, 0, 3, 4], [1, 2, 3, 0], [1, 2, 3, 4], [1, 2, 0, 4]])
-    counts, done = cut_at_stop(tokens, T([3, 3, 4, 2]), T([0]), T([9, 9, 2, 9]))
-    assert counts.tolist() == [2, 3, 2, 2]
-    assert done.tolist() == [True, False, True, False]
+    tokens = T([[1, 0, 3, 4], [1, 2, 3, 0], [1, 2, 3, 4], [1, 2, 0, 4], [1, 2, 3, 4]])
+    counts, done = cut_at_stop(tokens, T([3, 3, 4, 2, 4]), T([0]), T([9, 9, 2, 9, 9]))
+    assert counts.tolist() == [2, 3, 2, 2, 4]
+    assert done.tolist() == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,88 @@ def test_random_numbers_are_uniform_and_belong_to_places():
     for other in others:
         pairs = torch.histogramdd(torch.stack([u.flatten(), other.flatten()], 1), bins=[8, 8]).hist
         assert stats.chisquare(pairs.flatten().numpy()).pvalue > 1e-3
+
+
+def mixed(state: int) -> int:
+    """One number of SplitMix64, in unsigned arithmetic."""
+    whole = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & whole
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & whole
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & whole
+    return state ^ (state >> 31)
+
+
+def test_random_numbers_are_those_of_split_mix():
+    assert mixed(1234567) == 6457827717110365317  # as published
+    for seed, key, position, use in ((0, 0, 0, CHOICE), (7, 5, 40, DRAFT), (2**31, 2**40, 3, ACCEPT)):
+        expected = mixed((mixed((mixed(seed) + key) % 2**64) + position * 4 + use) % 2**64)
+        got = uniforms(seed, T([key]), T([[position]]), use).item()
+        assert got == ((expected >> 12) + 0.5) / 2**52
+
+
+def sampled(drafts: torch.Tensor, target: torch.Tensor) -> tuple[Places, Proposal, torch.Tensor, torch.Tensor]:
+    """Blocks of rejection sampling by 300 responses, from logits [K, V] and [K + 1, V]: drafts and what is accepted."""
+    keys = torch.arange(300)
+    places = Places(Decoding(temperature=1.0, rule="rejection", seed=2), keys, 3 * keys)
+    proposal = Proposal(places)
+    tokens = torch.cat([proposal(drafts[:1].expand(300, 1, -1)), proposal(drafts[1:].expand(300, 2, -1))], 1)
+    accepted, bonus = accept(tokens, target.expand(300, -1, -1), places, proposal)
+    return places, proposal, accepted, bonus
+
+
+def test_rejection_sampling_reads_the_random_numbers_of_the_places_that_it_fills():
+    """So a response is a function of its seed and key alone, and a token that no draft decides is plain sampling's."""
+    drafts, target = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    places, proposal, accepted, bonus = sampled(drafts[:3], torch.cat([drafts[:3], target[:1]]))
+    assert (accepted == 3).all()  # p = q: drafted and accepted by their own places, and then the target's own token
+    at = places.positions[:, None] + torch.arange(1, 4)
+    expected = draw(drafts[:3].softmax(-1).expand(300, -1, -1), uniforms(2, places.keys, at, DRAFT))
+    assert torch.equal(torch.cat(proposal.index, 1), expected)
+    assert torch.equal(bonus, places.choose(target[:1].expand(300, 4, -1))[:, 3])
+    certain = torch.full((3, 6), -100.0).index_fill(1, T([2]), 100.0)
+    places, _, accepted, bonus = sampled(certain, target.index_fill(1, T([2]), -200.0))
+    assert not accepted.any()
+    assert torch.equal(bonus, places.choose(target.index_fill(1, T([2]), -200.0).expand(300, -1, -1))[:, 0])
+    half = torch.full((4, 6), -100.0).index_fill(1, T([2, 5]), 0.0)
+    places, _, accepted, bonus = sampled(certain, half)
+    held = (places.uniforms(1, 3, ACCEPT) < 0.5).long().cumprod(1).sum(1)
+    assert torch.equal(accepted, held)
+    assert (bonus[held < 3] == 5).all()
+
+
+def test_where_p_is_q_up_to_rounding_a_rejection_falls_back_to_p():
+    p = T([[[0.25, 0.75], [0.5, 0.5]]], dtype=torch.float64).expand(2, -1, -1)
+    marks = (T([[1 - 1e-9]] * 2, dtype=torch.float64), T([[0.2, 0.9], [0.3, 0.9]], dtype=torch.float64))
+    accepted, bonus = reject(T([[0], [0]]), p, T([[0], [0]]), p[:, :1] + 1e-7, uniforms=marks, vocabulary=None)
+    assert accepted.tolist() == [0, 0]
+    assert bonus.tolist() == [0, 1]
+
+
+def test_filters_that_let_all_tokens_through_change_nothing():
+    peaked, even = T([0.0, 20.0, -20.0, 3.0]), torch.zeros(300)
+    for all_of_it in ({"top_p": 1.0}, {"top_k": 4}, {"top_k": 9}):
+        got = probabilities(peaked, Decoding(temperature=1.0, **all_of_it))
+        assert torch.equal(got, peaked.softmax(-1))
+    for size in range(2, 300):  # the mass of all tokens may not reach top_p in float32
+        got = probabilities(even[:size], Decoding(temperature=1.0, top_p=1 - 1e-9))
+        assert (got > 0).all()
+    assert (probabilities(T([0.0, 2.0]), Decoding(temperature=1.0, top_p=1 - 1e-9)) > 0).all()
+
+
+def test_greedy_is_one_hot_and_a_wide_nucleus_is_whole_beside_a_narrow_one():
+    assert probabilities(T([1.0, 3.0, 2.0]), Decoding()).tolist() == [0, 1, 0]
+    narrow, wide = torch.zeros(300).index_fill(0, T([7]), 50.0), torch.linspace(0, -1, 300)
+    kept = probabilities(torch.stack([narrow, wide]), Decoding(temperature=1.0, top_p=0.99)) > 0
+    assert kept.sum(1).tolist() == [1, 1 + int((wide.double().softmax(-1).cumsum(-1) < 0.99).sum())]
+
+
+def test_a_token_without_weight_is_never_drawn_and_a_light_one_is():
+    for weights in ([0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0]):
+        drawn = draw(T(weights).expand(2, -1), T([0.0, 0.5]))
+        assert drawn.tolist() == [1, weights.index(1.0, 2)]
+    assert draw(T([[1.0, 2.0]]), T([1.0])).tolist() == [1]
+    heavy, steps = T([1.0] + [1e-8] * 100), torch.arange(1, 101).double()  # float32 adds nothing, or a dozen at once
+    assert torch.equal(draw(heavy.expand(100, -1), (1 + 1e-8 * (steps - 0.5)) / (1 + 100e-8)), steps.long())
 
 
 def test_draw_inverts_the_cumulative_distribution():

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from draftopd.errors import DraftError
-from draftopd.objectives.base import CrossEntropy, Distillation, Mix, shares
+from draftopd.objectives.base import CrossEntropy, Distillation, Mix, Objective, position_weight, shares
 from draftopd.objectives.block import AcceptUntilFail, DPace, ExpectedLength
 from draftopd.objectives.divergences import (
     acceptance,
+    at_temperature,
     forward_kl,
     jsd,
     lk_hybrid,
@@ -19,6 +20,7 @@ from draftopd.objectives.divergences import (
     total_variation,
 )
 from draftopd.objectives.draft_opd import DraftOPD, OneTokenOPD, bernoulli_kl, k3
+from draftopd.objectives.rounds import DecodingRounds
 from draftopd.objectives.rows import Rows
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
@@ -115,6 +117,10 @@ def test_distillation_at_another_target_temperature_and_clamped():
     expected = sum(p * math.log(p / q) for p, q in zip(half, (0.25, 0.5, 0.25), strict=True))
     got = mean(Distillation(forward_kl, None, target_temperature=0.5), Q, P, one)["divergence"]
     assert got == pytest.approx(expected)
+    both = torch.cat([P, P.flip(-1)]).log()
+    assert torch.equal(at_temperature(both - 1, 1), both - 1)  # p of a part of the tokens does not add up to one
+    assert at_temperature(both, 2)[1].tolist() == pytest.approx((P.flip(-1).sqrt() / P.sqrt().sum()).log()[0].tolist())
+    assert at_temperature(both, 0).exp().tolist() == [[1, 0, 0], [0, 0, 1]]
     hard = Distillation(forward_kl, None, target_temperature=0.0)
     assert mean(hard, Q, P, one)["divergence"] == pytest.approx(-math.log(0.25))
     logits = Q.log().requires_grad_()
@@ -133,6 +139,10 @@ def test_skip_unknown_looks_at_the_text_up_to_the_correction_and_at_the_target_a
     assert objective.denominators(at)["divergence"].tolist() == [0, 1, 1]
     terms = objective.numerators(torch.cat([Q] * 3).log(), torch.cat([P] * 3).log(), at)["divergence"]
     assert terms.tolist() == [0, 0, pytest.approx(0.25)]
+    all_rows = Distillation(total_variation, None).numerators(torch.cat([Q] * 3).log(), torch.cat([P] * 3).log(), at)
+    assert all_rows["divergence"].tolist() == pytest.approx([0.25] * 3)  # in a mix, another objective may need argmax
+    first_token = rows([1, 2], [0, 0], text=[0, -1])
+    assert objective.denominators(first_token)["divergence"].tolist() == [1, 1]
 
 
 TARGET, DRAFT = torch.cat([SHARP, P, SHARP, P]), torch.cat([Q, Q, Q, SHARP])
@@ -148,6 +158,9 @@ def test_draft_opd_is_forward_kl_on_accepted_and_decayed_reverse_kl_on_rejected(
     forward, backward = each(forward_kl), each(reverse_kl)
     assert got["accepted"] == pytest.approx((forward[0] + forward[1]) / 2)
     assert got["rejected"] == pytest.approx((0.64 * backward[2] + 0.512 * backward[3]) / 1.152)
+    weights = DraftOPD(position_decay=0.8).denominators(REPLAYED)
+    assert weights["accepted"].tolist() == [1, 1, 0, 0]
+    assert weights["rejected"].tolist() == pytest.approx([0, 0, 0.64, 0.512])
 
 
 def test_draft_opd_on_the_first_rejected_slot_with_other_divergences_and_the_correction():
@@ -167,7 +180,7 @@ def test_one_token_estimates_by_hand_and_their_clamps():
     expected = p * math.log(p / q) + 0.2 * math.log(0.2 / 0.75)
     assert bernoulli_kl(torch.tensor(p).log(), torch.tensor(q).log()).item() == pytest.approx(expected)
     assert k3(torch.tensor(p).log(), torch.tensor(q).log()).item() == pytest.approx(p / q - math.log(p / q) - 1)
-    for loss, log_q in ((bernoulli_kl, -11.0), (k3, -4.0)):  # k3 of d = 4 is 49.6
+    for loss, log_q in ((bernoulli_kl, -11.0), (k3, -4.0), (k3, -200.0)):  # k3 of d = 4 is 49.6, and e^200 infinite
         x = torch.tensor(log_q, requires_grad=True)
         value = loss(torch.tensor(-0.01), x)
         value.backward()
@@ -186,6 +199,11 @@ def test_one_token_opd_pools_both_streams_and_counts_the_first_rejected_slot_twi
     expected = (2 * sum(response) + 3 * sum(rejected)) / (2 * 2 + 3 * (0.8 + 0.64))
     got = mean(OneTokenOPD(0.8, response=2.0, rejected=3.0), draft, target, at)
     assert got["one_token"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_one_token_opd_leaves_out_what_the_head_lacks_and_text_that_no_draft_reached():
+    at = rows([1, 2, 3, 4], [1, 1, 1, 1], draft=[0, 1, -1, 0], text=[-1, 0, 1, 2])
+    assert OneTokenOPD(0.5).denominators(at)["one_token"].tolist() == [0, 1.5, 0, 0.125]
 
 
 BLOCKS = rows([1, 2, 3, 1, 2], [3, 3, 3, 0, 0], draft=[0, 1, 2, 0, 2], text=[0, 1, 2, 1, 2])
@@ -267,6 +285,58 @@ def test_a_mix_is_the_convex_sum_of_its_objectives():
         Mix(parts, {"ce": 1.0})
     with pytest.raises(DraftError, match="more than 0"):
         shares(DraftOPD(accepted=0.0, rejected=0.0).coefficients)
+
+
+NEEDS = ("needs_target", "needs_tails", "needs_argmax", "whole_vocabulary", "whole_texts")
+SOFT = {"divergence": forward_kl, "decay": None}
+
+
+@pytest.mark.parametrize(
+    ("made", "settings", "needs"),
+    [
+        (CrossEntropy, {"decay": None}, {"needs_tails"}),
+        (CrossEntropy, {"decay": None, "reached_only": True}, set()),
+        (AcceptUntilFail, {}, {"needs_tails"}),
+        (AcceptUntilFail, {"reached_only": True}, set()),
+        (DPace, {}, {"needs_tails"}),
+        (DPace, {"reached_only": True}, set()),
+        (DecodingRounds, {}, {"needs_tails", "whole_texts"}),
+        (DecodingRounds, {"reached_only": True}, {"whole_texts"}),
+        (ExpectedLength, {}, {"needs_target", "needs_tails", "whole_vocabulary"}),
+        (Distillation, SOFT, {"needs_target", "needs_tails"}),
+        (Distillation, SOFT | {"skip_unknown": True}, {"needs_target", "needs_tails", "needs_argmax"}),
+        (Distillation, SOFT | {"skip_unknown": True, "reached_only": True}, {"needs_target"}),
+        (Distillation, SOFT | {"whole_vocabulary": True}, {"needs_target", "needs_tails", "whole_vocabulary"}),
+        (DraftOPD, {}, {"needs_target", "needs_tails"}),
+        (DraftOPD, {"rejected_slots": "first"}, {"needs_target"}),
+        (OneTokenOPD, {}, {"needs_target", "needs_tails", "whole_vocabulary"}),
+    ],
+)
+def test_what_an_objective_needs_it_needs_in_a_mix_too(made: type[Objective], settings: dict, needs: set[str]):
+    """Each need costs a forward, a head or memory that others do without."""
+    objective, least = made(**settings), CrossEntropy(None, reached_only=True)
+    assert {name for name in NEEDS if getattr(objective, name)} == needs
+    assert set(objective.coefficients.values()) == {1.0}
+    mix = Mix({"least": least, "this": objective}, {"least": 1.0, "this": 1.0})
+    assert {name for name in NEEDS if getattr(mix, name)} == needs
+
+
+def test_no_rows_have_no_loss():
+    for objective in (DPace(), AcceptUntilFail(), ExpectedLength()):
+        (got,) = objective.numerators(torch.zeros(0, 3), torch.zeros(0, 3), SOME[:0]).values()
+        assert got.shape == (0,)
+
+
+def test_shares_add_up_to_one_and_defaults_are_the_sources():
+    assert shares({"a": 0.25, "b": 0.25}) == {"a": 0.5, "b": 0.5}
+    log_p, log_q = SHARP.log(), Q.log()
+    assert lk_hybrid(log_p, log_q) == lk_hybrid(log_p, log_q, 3.0)
+    assert jsd(log_p, log_q) == jsd(log_p, log_q, 0.5)
+    assert position_weight(torch.tensor([1, 2]), 4.0).tolist() == pytest.approx([1, math.exp(-1 / 4)])
+    assert DPace().smoothing == 0.5
+    assert DraftOPD().coefficients == {"accepted": 1, "rejected": 1}
+    assert (OneTokenOPD().response, OneTokenOPD().rejected) == (1, 1)
+    assert OneTokenOPD().position_decay == DraftOPD().position_decay == 0.8
 
 
 def test_a_draft_vocabulary_leaves_the_gradient_of_reverse_kl_unchanged():

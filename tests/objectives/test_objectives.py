@@ -14,6 +14,7 @@ from draftopd.objectives.base import Distillation, Objective
 from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
 from draftopd.objectives.divergences import forward_kl
 from draftopd.objectives.rows import Rows, flatten, log_mass
+from draftopd.target.head import Head
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, collate, text_blocks
 from draftopd.training.module import DraftModule
@@ -138,6 +139,7 @@ def numerators_and_gradient(
     draft, target = DraftSide(head, mine), TargetSide(head, hidden[1], mass) if objective.needs_target else None
     coefficients = {name: torch.tensor(i + 0.5) for i, name in enumerate(objective.coefficients)}
     loss, sums = chunked_loss(objective, rows, draft, target, coefficients, chunk_rows)
+    assert not any(value.requires_grad for value in sums.values())
     torch.testing.assert_close(loss, torch.stack([coefficients[name] * value for name, value in sums.items()]).sum())
     (gradient,) = torch.autograd.grad(loss, mine)
     return sums, gradient
@@ -165,6 +167,27 @@ def test_chunks_and_micro_batches_change_nothing(name: str):
         torch.testing.assert_close(sum(p[0][term] for p in parts), value)
         denominator = objective.denominators(rows)[term].sum()
         torch.testing.assert_close(sum(objective.denominators(p[2])[term].sum() for p in parts), denominator)
+
+
+def test_gradients_in_float16_are_whole_whatever_the_coefficients():
+    """Their least number is 6e-8, their largest 65,504: a mean over many rows, and weights of terms, go beyond."""
+    objective, rows = shipped("draft_opd"), some_rows()
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(6, 5), torch.randn(2, len(rows), 5)
+
+    def gradient(dtype: torch.dtype, weights: tuple[float, float], scale: float) -> Tensor:
+        mine, head = hidden[0].to(dtype).requires_grad_(), Head(weight.to(dtype))
+        sides = DraftSide(head, mine), TargetSide(head, hidden[1].to(dtype))
+        coefficients = {name: torch.tensor(w) for name, w in zip(objective.coefficients, weights, strict=True)}
+        loss, _ = chunked_loss(objective, rows, *sides, coefficients, 6)
+        return torch.autograd.grad(loss * scale, mine)[0].float()
+
+    for weights in ((1e-9, 3e-9), (1e-9, 1.0), (0.0, 2.0)):
+        scale = 1 / max(weights)
+        exact, coarse = (gradient(dtype, weights, scale) for dtype in (torch.float32, torch.float16))
+        assert exact.abs().max() > 0.1
+        torch.testing.assert_close(coarse, exact, atol=2e-3, rtol=2e-2)
+    assert not gradient(torch.float32, (0.0, 0.0), 1.0).any()
 
 
 def test_rows_of_unknown_most_probable_tokens_are_skipped_after_a_rejection(target: Target, batch: ReplayBatch):

@@ -109,13 +109,20 @@ def test_reached_only_takes_later_slots_for_rejected():
 
 def test_blocks_out_of_order_or_cut_at_their_start_are_refused():
     trace = text(6)
-    batch = text_blocks([trace], [torch.tensor([4, 3])], SLOTS)
-    with pytest.raises(DraftError, match="order of the text"):
-        DecodingRounds().numerators(torch.zeros(6, VOCABULARY), None, flatten(batch, None))
+    for anchors in ([4, 3], [3, 3]):
+        rows = rows_of([trace], [torch.tensor(anchors)])
+        with pytest.raises(DraftError, match="order of the text"):
+            DecodingRounds().numerators(torch.zeros(len(rows), VOCABULARY), None, rows)
     batch = text_blocks([trace], [torch.tensor([3, 4])], SLOTS)
     batch.skipped = torch.ones_like(batch.accepted)
     with pytest.raises(DraftError, match="order of the text"):
         DecodingRounds().numerators(torch.zeros(4, VOCABULARY), None, flatten(batch, None))
+
+
+def test_a_single_token_takes_one_round():
+    rows = rows_of([text(1), text(1)], [torch.tensor([2])] * 2)
+    (got,) = DecodingRounds().numerators(torch.randn(2, VOCABULARY), None, rows).values()
+    assert got.tolist() == [1, 1]
 
 
 def test_a_batch_without_blocks_has_a_gradient_of_zeros():

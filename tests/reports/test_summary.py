@@ -13,16 +13,9 @@ from draftopd.decoding.settings import Decoding
 from draftopd.evaluation.results import FILE, earlier_answers, load
 from draftopd.reports.summary import FILE as SUMMARY
 from draftopd.reports.summary import Commands, Store, stopped, summary
-from pair import trained
 from runs import UNTIMED, outputs, runs
 
 ONE_STEP = ("experiment=smoke/draft_opd", "budget.epochs=null", "budget.steps=1")
-
-
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose run has a test."""
-    return trained(tmp_path_factory.mktemp("tested"), "budget.epochs=1", "test.prompts=4", "test.speedup_prompts=0")
 
 
 def test_a_run_from_a_checkpoint_is_compared_with_it(command, tested: Path, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What the config of a checkpoint may name. Such files come from strangers, so nothing else in them is ever called."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def allowed(config: Any, path: Path) -> DictConfig:
     parts = {place: _part(config, place, path) for place in NAMES}
     parts["drafter"]["_partial_"] = True  # the target's shape comes later
     data = {"decoding": parts.pop("data.decoding"), "batching": parts.pop("data.batching")}
-    return OmegaConf.create({"name": str(config.get("name")), **parts, "data": data})
+    name = re.sub(r"[?$]", "", str(config.get("name")))  # which OmegaConf would act on
+    return OmegaConf.create({"name": name, **parts, "data": data})
 
 
 def refuse_remote_code(target: DictConfig, path: Path) -> None:
@@ -88,7 +90,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return {key: _plain(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, depth + 1) for inner in value]
-    if isinstance(value, str) and "${" in value:
+    if isinstance(value, str) and ("${" in value or value == "???"):
         raise ValueError(f"the interpolation {_shown(value)}")
     if value is None or isinstance(value, str | int | float):
         return value

@@ -20,6 +20,7 @@ MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT},
 LOADING = "vLLM and SGLang stop while loading it"
 # part of a tensor's name -> the keys that give its shape; the first match counts
 SIZES = {
+    "fc.weight": "hidden_size and the layer ids",
     "self_attn": "num_attention_heads, num_key_value_heads and head_dim",
     "mlp.": "intermediate_size",
     "lm_head": "draft_vocab_size",
@@ -93,7 +94,7 @@ def _shapes(tensors: dict[str, Tensor], spec: DrafterSpec, expected: Shapes, fin
                 LOADING,
                 "save fc.weight.T.contiguous(): a row for each output",
             )
-        elif name == "fc.weight" and found != shape:
+        elif name == "fc.weight" and found != shape and len(found) == 2:
             findings.error(
                 f"fc.weight {list(found)} instead of {list(shape)}: it reads "
                 f"{found[-1] / spec.shape.hidden_size:g} layers, config.json names {len(spec.layer_ids)}",
@@ -146,7 +147,7 @@ def _values(weights: dict[str, Tensor], findings: Findings) -> None:
             "vLLM and SGLang load it and accept no draft; speculators saves NaN where it lacked weights",
             "export it again from a checkpoint that drafts",
         )
-    elif HEAD in weights and not weights[HEAD].any():
+    elif HEAD in weights and weights[HEAD].dtype in FLOATS and not weights[HEAD].any():
         findings.error(
             f"{HEAD} is all zero: it was never trained",
             "vLLM and SGLang always draft the same token",

@@ -18,6 +18,7 @@ from draftopd.checkpoints.layouts.zlab import ZLAB
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.errors import DraftError
 from draftopd.target.model import Target
 
 READS = "trained_to_read"
@@ -62,6 +63,7 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
         return None
     _vocabulary_sizes(spec, findings)
     _layer_ids(spec, findings)
+    _buildable(spec, findings)
     if findings.errors:
         return layout, spec
     check_weights.check(contents, spec, layout, findings)
@@ -124,6 +126,15 @@ def _layer_ids(spec: DrafterSpec, findings: Findings) -> None:
             "engines that capture before a layer, SGLang, vLLM's first ones and speculators, cannot give its output",
             "train on earlier layers",
         )
+
+
+def _buildable(spec: DrafterSpec, findings: Findings) -> None:
+    """What the drafter's own class refuses, where nothing else is wrong."""
+    try:
+        if not findings.errors:
+            spec.build("meta")
+    except DraftError as error:
+        findings.error(str(error), "it cannot be built", "write the value that it was trained with")
 
 
 def _target(tensors: dict[str, Tensor], spec: DrafterSpec, target: Target, findings: Findings) -> None:

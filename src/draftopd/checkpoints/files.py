@@ -104,7 +104,10 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
             f"no {CONFIG}", "vLLM, SGLang and transformers stop: it says what to build", f"copy it beside {WEIGHTS}"
         )
         return None
-    except ValueError as error:
+    except OSError as error:
+        findings.error(f"{CONFIG} cannot be read ({error})", STOP, f"put the file {CONFIG} there")
+        return None
+    except (ValueError, RecursionError) as error:
         findings.error(f"{CONFIG} is not JSON ({error})", STOP, "fix the place named, or export or fetch it again")
         return None
     if isinstance(config, dict):

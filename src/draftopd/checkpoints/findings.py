@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from draftopd.errors import one_line
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -21,10 +23,10 @@ class Finding:
 
 class Findings(list[Finding]):
     def error(self, what: str, effect: str, fix: str) -> None:
-        self.append(Finding("error", what, effect, fix))
+        self.append(Finding("error", one_line(what), effect, fix))
 
     def warning(self, what: str, effect: str, fix: str) -> None:
-        self.append(Finding("warning", what, effect, fix))
+        self.append(Finding("warning", one_line(what), effect, fix))
 
     @property
     def errors(self) -> list[Finding]:

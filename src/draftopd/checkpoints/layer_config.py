@@ -12,6 +12,7 @@ from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.head import LayerSizes, TargetShape
+from draftopd.values.types import MOST_LAYERS
 
 SIZES = tuple(field.name for field in fields(LayerSizes) if field.name != "rope_theta")  # rope has two schemas
 # keys passed to transformers, whose defaults a published file may leave out
@@ -29,6 +30,7 @@ KEYS = (
 )
 COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name != "rms_norm_eps"]
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
+MOST = {name: MOST_LAYERS if name == "num_hidden_layers" else LARGEST for name in COUNTS}
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
 TIED: dict[Kind, str] = {
     DFlash: "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
@@ -72,6 +74,11 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
     model_type = str(raw.get("model_type"))
     try:
         config = AutoConfig.for_model(model_type, **{key: raw[key] for key in KEYS if key in raw})
+        config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)
+        counts = {name: getattr(config, name) for name in COUNTS}
+        wrong = [f"{name} {value}" for name, value in counts.items() if not 1 <= value <= MOST[name]]
+        odd = not wrong and (config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2)
+        _ = config.hidden_act, config.attention_bias, config.max_position_embeddings  # not every family has them
     except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160]
         findings.error(
@@ -80,9 +87,7 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
             f"write model_type {MODEL_TYPE[kind]}, as {kind.__name__} drafters have, and whole numbers for sizes",
         )
         return None
-    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)
-    wrong = [f"{key} {getattr(config, key)}" for key in COUNTS if not 1 <= getattr(config, key) < LARGEST]
-    if wrong or config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+    if wrong or odd:
         text = ", ".join(wrong) or "odd head_dim, or attention heads that key-value heads do not divide"
         findings.error(
             f"impossible sizes: {text}",

@@ -4,13 +4,15 @@ Where only weights are needed, a published folder (published.py) does as well.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from draftopd.checkpoints.allowed import allowed, refuse_remote_code
 from draftopd.checkpoints.published import load_published
@@ -56,10 +58,8 @@ def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
         )
     if reads != drafter.reads:
         raise DraftError(f"the drafter in {path} reads {reads}, the config's drafter {drafter.reads}")
-    named = {str(name): value for name, value in state.items()} if isinstance(state, dict) else {}
-    weights = {name.removeprefix("drafter."): value for name, value in named.items() if name.startswith("drafter.")}
     try:
-        drafter.load_state_dict(weights)
+        drafter.load_state_dict(_weights(state))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DraftError(f"the drafter in {path} has another shape than the config's drafter: {reason}") from error
@@ -100,11 +100,11 @@ def recorded_config(path: Path) -> dict[str, Any]:
 
 def optimizer_state(path: Path) -> dict[str, Any]:
     """The optimizer's state dict in a checkpoint; DraftError where it has none."""
-    (states,) = [[{}]] if path.is_dir() else _read(path, "optimizer_states")
-    if not states or not states[0].get("state"):
+    (states,) = [None] if path.is_dir() else _read(path, "optimizer_states")
+    first = states[0] if isinstance(states, list) and states else None
+    if not isinstance(first, dict) or not first.get("state"):
         raise DraftError(f"{path} has no optimizer: init_optimizer=true needs a checkpoint file of a run that trained")
-    state: dict[str, Any] = states[0]
-    return state
+    return first
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,50 @@ def restore(checkpoint: str | Path, tracking_uri: str | None = None, target: Tar
     """
     path = find_checkpoint(str(checkpoint), OmegaConf.create({"tracking_uri": tracking_uri}) if tracking_uri else None)
     target, drafter, config = restore_drafter(path, target)
-    return Restored(target, drafter, instantiate(config.prompts), instantiate(config.data.decoding), config)
+    config.data.batching = asdict(_make(config, "data.batching", path))  # checked, and with what old ones lack
+    prompts, decoding = (_make(config, place, path) for place in ("prompts", "data.decoding"))
+    return Restored(target, drafter, prompts, decoding, config)
 
 
 def restore_drafter(path: Path, target: Target | None = None) -> tuple[Target, Drafter, DictConfig]:
     """Target, drafter and config of a checkpoint file, without its prompts; raises as `restore`."""
     if path.is_dir():
         raise DraftError(f"{path} is a folder, and only a checkpoint file knows its target: name the file, or a target")
-    (saved,) = _read(path, "config")
+    saved, state = _read(path, "config", "state_dict")
     config = allowed(saved, path)
     if target is None:
         refuse_remote_code(config.target, path)
-        target = instantiate(config.target)
+        target = _make(config, "target", path)
     assert target is not None
-    drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
+    with torch.device("meta"):  # a config may ask for any sizes: none are made that the file does not fill
+        _require_shapes(_make(config, "drafter", path, target=target.shape), state, path)
+    drafter: Drafter = target.adopt(_make(config, "drafter", path, target=target.shape))
     load_drafter(drafter, path, target)
     return target, drafter.eval(), config
+
+
+def _make(config: DictConfig, place: str, path: Path, **late: Any) -> Any:
+    """Makes a part of a checkpoint's config, with arguments that come late; DraftError where it cannot be made."""
+    try:
+        made = instantiate(OmegaConf.select(config, place))
+        return made(**late) if late else made
+    except (ArithmeticError, InstantiationException, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error.__cause__, DraftError):
+            raise DraftError(str(error.__cause__)) from error
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise DraftError(f"{path} is not loaded: its config has no usable {place}: {reason}") from error
+
+
+def _weights(state: Any) -> dict[str, Any]:
+    """Those of the drafter, by their names in it."""
+    named = {str(name): value for name, value in state.items()} if isinstance(state, dict) else {}
+    return {name.removeprefix("drafter."): value for name, value in named.items() if name.startswith("drafter.")}
+
+
+def _require_shapes(drafter: Drafter, state: Any, path: Path) -> None:
+    weights = _weights(state)
+    wanted = {name: tuple(value.shape) for name, value in drafter.state_dict().items()}
+    found = {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in weights.items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise DraftError(f"the drafter in {path} has another shape than the config's drafter: {', '.join(wrong[:3])}")

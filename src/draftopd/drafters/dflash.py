@@ -19,7 +19,7 @@ from draftopd.target.cache import RaggedCache
 from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
 from draftopd.values.checked import checked
-from draftopd.values.types import BlockSize, Count, Layers, Natural, Positive
+from draftopd.values.types import BlockSize, Count, Depth, Layers, Natural, Positive
 
 
 def default_layer_ids(num_taps: int, target_layers: int) -> list[int]:
@@ -62,7 +62,7 @@ class DFlash(Drafter):
     def __init__(
         self,
         target: TargetShape,
-        num_layers: Count,
+        num_layers: Depth,
         block_size: BlockSize,
         layer_ids: Layers | None = None,
         num_taps: Count | None = None,

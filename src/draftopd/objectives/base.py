@@ -79,7 +79,7 @@ class HardLabels(Objective):
             drafts (EAGLE-3) needs it on rollouts: the text does not follow a rejected draft.
     """
 
-    def __init__(self, reached_only: bool = False) -> None:
+    def __init__(self, reached_only: bool) -> None:
         self.reached_only, self.needs_tails = reached_only, not reached_only
 
     def labelled(self, rows: Rows) -> Tensor:

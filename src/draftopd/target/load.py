@@ -16,6 +16,9 @@ from draftopd.target.smollm2 import smollm2_folder
 from draftopd.values.checked import checked
 from draftopd.values.types import FloatType, Name, Natural, Positive, Seed, SpecialToken
 
+# files of strangers may ask for a tiny target, and must not fill the memory
+TINY_SIZE, TINY_WEIGHTS = 1024, 2**25
+
 
 def model_source(path: str) -> str:
     """A folder, or what may be a hub id; DraftError where it can be neither."""
@@ -89,22 +92,43 @@ def tiny(architecture: dict[str, Any], seed: Seed = 0, scale: Positive = 0.3, cp
         scale: standard deviation of the weights; large ones make its text less monotonous.
 
     Raises:
-        DraftError: transformers makes no model of the architecture.
+        DraftError: transformers makes no model of the architecture, or a large one.
     """
     tokenizer = tiny_tokenizer()
     sizes = {"vocab_size": len(tokenizer) + 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    _refuse_large(architecture)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
             config = AutoConfig.for_model(**architecture, **sizes, bos_token_id=None)
+            with torch.device("meta"):
+                weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            if weights > TINY_WEIGHTS:
+                raise ValueError(f"{weights} weights, and a tiny model has at most {TINY_WEIGHTS}")
+            torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            StrictDataclassError,
+        ) as error:
             reason = " ".join(str(error).split())[:200]
             raise DraftError(f"target.architecture={architecture} cannot be made: {reason}") from error
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=scale)
     return Target(model, tokenizer, cpu_layers=cpu_layers)
+
+
+def _refuse_large(architecture: dict[str, Any]) -> None:
+    for name, value in architecture.items():
+        if isinstance(value, dict):
+            _refuse_large(value)
+        elif isinstance(value, int) and value > TINY_SIZE and not any(word in name for word in ("position", "theta")):
+            raise DraftError(f"target.architecture: {name}={value}, and sizes of a tiny model are at most {TINY_SIZE}")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -13,7 +13,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PartialShare = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
-BlockSize = Annotated[int, Field(ge=2)]  # it counts the anchor
+BlockSize = Annotated[int, Field(ge=2, le=1024)]  # it counts the anchor
+MOST_LAYERS = 256  # more than any model has
+Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Layers = Annotated[
     list[Natural], Field(min_length=1, description="a list of layers of the target, each a whole number of at least 0")
 ]
