@@ -12,6 +12,7 @@ BASES = {  # command -> the words that each of its rows adds to
     "fit texts=jsonl": "experiment=smoke/sft logger=none texts=jsonl texts.writer.path=answers.jsonl",
     "fit stages": "experiment=smoke logger=none",
     "evaluate": "checkpoint=0123456789abcdef0123456789abcdef logger=none prompts=eval/gsm8k",
+    "compare": "runs=[draftopd] logger=none",
     "export": "run=0123456789abcdef0123456789abcdef layout=zlab logger=none",
     "chat": "checkpoint=0123456789abcdef0123456789abcdef logger=none",
     "check": "folder=nowhere",
@@ -35,6 +36,8 @@ cache_dir=null | cache_dir=null must be text
 cache_dir=3 | cache_dir=3 must be text
 init_from=3 | init_from=3 must be text, and not empty, or null
 init_from=none.ckpt | 'none.ckpt' is neither a checkpoint file
+from_scratch=false | fit trains on what its drafter drafts and would start from random weights
+from_scratch=1 | from_scratch=1 must be true or false
 init_optimizer=1 | init_optimizer=1 must be true or false
 init_optimizer=yes | init_optimizer=yes must be true or false
 init_optimizer=true | init_optimizer=true takes the optimizer of init_from
@@ -321,6 +324,8 @@ only=[sfd] | there are no such stages
 checkpoint=null | checkpoint=null must be text
 checkpoint=??? | checkpoint must be given
 checkpoint=none.ckpt | 'none.ckpt' is neither a checkpoint file
+checkpoint=[none.ckpt] | 'none.ckpt' is neither a checkpoint file
+checkpoint=[3] | checkpoint=[3] must be
 against=none.ckpt | 'none.ckpt' is neither a checkpoint file
 device=cuda:77 | device=cuda:77 is not on this machine
 device=gpu | device=gpu is not on this machine
@@ -344,6 +349,12 @@ speed=null | speed=null must be a section
 prompts.test=-3 | prompts.test=-3 must be
 prompts.template='{question}' | prompts.template={question} must be text with {prompt} in it
 prompts.set=null | prompts.set=null must be
+""",
+    "compare": """
+runs=draftopd | runs=draftopd must be a list, each text, and not empty
+runs=[3] | runs=[3] must be
+to=3 | to=3 must be text
+against='' | against='' must be text
 """,
     "chat": """
 checkpoint=3 | checkpoint=3 must be text
@@ -399,6 +410,7 @@ fit experiment=smoke/sft hydra.run.dir=null | Error merging override hydra.run.d
 fit --mutlirun experiment=smoke | unrecognized arguments: --mutlirun
 evaluate | checkpoint must be given
 evaluate checkpoint=x prompts=eval/gsm9k | did you mean eval/gsm8k?
+compare | runs must be given
 chat | checkpoint must be given
 chat checkpoint=x | 'x' is neither a checkpoint file
 export layout=zlab | run must be given

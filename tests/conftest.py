@@ -115,3 +115,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pair import trained
 
     return trained(tmp_path_factory.mktemp("trained"), "budget.epochs=2")
+
+
+@pytest.fixture(scope="session")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as above whose run has a test."""
+    from pair import trained
+
+    return trained(tmp_path_factory.mktemp("tested"), "budget.epochs=1", "test.prompts=4", "test.speedup_prompts=0")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from draftopd.decoding.settings import Decoding as Decoding
     from draftopd.errors import DraftError as DraftError
     from draftopd.evaluation.run import evaluate_drafters as evaluate_drafters
+    from draftopd.evaluation.trace_page import trace_page as trace_page
     from draftopd.target.load import hf as hf
     from draftopd.target.load import smollm2 as smollm2
     from draftopd.trace import Trace as Trace
@@ -32,6 +33,7 @@ _HOMES = {
     "decoding.settings": ("Decoding",),
     "errors": ("DraftError",),
     "evaluation.run": ("evaluate_drafters",),
+    "evaluation.trace_page": ("trace_page",),
     "target.load": ("hf", "smollm2"),
     "trace": ("Trace",),
 }

@@ -1,6 +1,7 @@
 """What the commands share: where the configuration lies, and one clear line for what a user can fix."""
 
 import os
+import re
 import sys
 import traceback
 from argparse import Namespace
@@ -40,6 +41,13 @@ def check_words(command: str) -> None:
     """Composes and checks a command's configuration before Hydra makes its folder; a mistake ends in one line."""
     with one_line_errors():
         _check_overrides(command)
+
+
+def take_list(name: str) -> None:
+    """Makes a list of `name=a,b` on the command line, unless that asks for a sweep (-m)."""
+    if not _arguments().multirun:
+        given = re.compile(rf"{name}=([^\[\'\"].*,.*)")
+        sys.argv[1:] = [f"{name}=[{found[1]}]" if (found := given.fullmatch(word)) else word for word in sys.argv[1:]]
 
 
 @contextmanager
@@ -105,6 +113,20 @@ class RunFolder(Callback):
             sys.exit(1)
 
 
+class SweepTable(Callback):
+    """Compares the runs of a sweep when all have ended: `hydra.callbacks`."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from draftopd.comparison.report import show_folder  # single runs do not need it, and start sooner
+
+        with _as_hydras(config):
+            folder = Path(config.hydra.sweep.dir)
+        try:
+            show_folder(folder)
+        except DraftError as error:  # the runs themselves have ended well
+            print(f"the runs in {folder} are not compared: {error}", file=sys.stderr)
+
+
 @contextmanager
 def _as_hydras(config: DictConfig) -> Iterator[None]:
     """As Hydra does later: names of folders may have interpolations."""
@@ -139,6 +161,17 @@ def _folder(config: DictConfig) -> str:
     return config.hydra.run.dir
 
 
+@contextmanager
+def composed(command: str) -> Iterator[tuple[DictConfig, list[str]]]:
+    """A command's configuration and its overrides, where nothing is to run; raises DraftError for a sweep."""
+    asked = _arguments()
+    if asked.multirun:
+        raise DraftError("--dry-run is for single runs: leave out -m, and of every setting all values but one")
+    words, _ = _words(asked)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        yield compose(asked.config_name or command, overrides=words), words
+
+
 def _check_overrides(command: str) -> None:
     asked = _arguments()
     shows = (asked.help, asked.hydra_help, asked.cfg, asked.info, asked.shell_completion)
@@ -146,11 +179,7 @@ def _check_overrides(command: str) -> None:
         return  # it runs nothing, or a job that has run
     if asked.config_path:
         raise DraftError("--config-path would leave out the files of draftopd: add a folder of yours with --config-dir")
-    words, folders = list(asked.overrides), [CONFIG_DIR]
-    if asked.config_dir:
-        folders.append(own_folder(asked.config_dir))
-        # the same files in the same order as by the flag, and for all that composes here
-        words.append(f"hydra.searchpath=[{_quoted(f'file://{folders[-1]}')}]")
+    words, folders = _words(asked)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             for given in _choices(words) if asked.multirun else [words]:
@@ -162,6 +191,16 @@ def _check_overrides(command: str) -> None:
 def _quoted(text: str) -> str:
     """As Hydra's words write a text."""
     return "'" + text.replace("'", "\\'") + "'"
+
+
+def _words(asked: Namespace) -> tuple[list[str], list[Path]]:
+    """A command's overrides, and the folders of configuration files."""
+    words, folders = list(asked.overrides), [CONFIG_DIR]
+    if asked.config_dir:
+        folders.append(own_folder(asked.config_dir))
+        # the same files in the same order as by the flag, and for all that composes here
+        words.append(f"hydra.searchpath=[{_quoted(f'file://{folders[-1]}')}]")
+    return words, folders
 
 
 def _arguments() -> Namespace:

@@ -1,4 +1,4 @@
-"""The evaluation command: `python -m draftopd.evaluate checkpoint=... [against=...] [prompts=eval/gsm8k]`."""
+"""The evaluation command: `python -m draftopd.evaluate checkpoint=...[,...] [against=...] [prompts=eval/gsm8k]`."""
 
 from draftopd.config import usage
 
@@ -12,11 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from draftopd.command import CONFIG_DIR, check_words, one_line_errors
-from draftopd.console import quiet
+from draftopd.command import CONFIG_DIR, check_words, one_line_errors, take_list
+from draftopd.console import lines, quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation import report, scores
-from draftopd.evaluation.run import Evaluation, run
+from draftopd.evaluation.run import Evaluation, checkpoints, run
 from draftopd.tracking.header import git_commit, write_header
 from draftopd.tracking.run import Run
 from draftopd.tracking.store import check_store
@@ -45,11 +45,12 @@ def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
     tags = {
         "target_fingerprint": evaluation.results.target_fingerprint,
         "prompts_fingerprint": evaluation.prompts_fingerprint,
-        "checkpoint": config.checkpoint,
+        "checkpoint": ",".join(checkpoints(config)),
         "against": config.against or "",
     }
     write_header(tracked, OmegaConf.to_container(config, resolve=True), tags)  # type: ignore[arg-type]
-    tracked.log_metrics(scores.metrics(evaluation.results.results[0].scores), 0)
+    first = evaluation.results.results[1 if config.against else 0]
+    tracked.log_metrics(scores.metrics(first.scores), 0)
     for path in files:
         tracked.log_artifact(path)
     tracked.end("FINISHED")
@@ -57,7 +58,7 @@ def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
-    with one_line_errors():
+    with one_line_errors(), lines():
         quiet()
         git_commit()  # of the code that runs, whatever is edited later
         config.output_dir = HydraConfig.get().runtime.output_dir
@@ -65,6 +66,8 @@ def _evaluate(config: DictConfig) -> None:
 
 
 def main() -> None:
+    with one_line_errors():
+        take_list("checkpoint")
     check_words("evaluate")
     _evaluate()
 

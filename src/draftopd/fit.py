@@ -1,7 +1,8 @@
-"""The training command: `python -m draftopd.fit experiment=...`.
+"""The training command: `python -m draftopd.fit experiment=... [--dry-run]`.
 
 A run is one stage, or several of which each may start from another's weights; a table at the end compares them. The
-same command with the same `hydra.run.dir`, or with `resume=auto`, goes on where it was stopped.
+same command with the same `hydra.run.dir`, or with `resume=auto`, goes on where it was stopped. With `--dry-run` it
+only says what it would take.
 """
 
 from draftopd.config import usage
@@ -10,64 +11,87 @@ if __name__ == "__main__":
     usage.answer("fit")  # before the imports of a run, which take seconds
 
 import gc
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from draftopd.checkpoints.native import find_checkpoint
 from draftopd.checkpoints.run_folder import AUTO, of_cluster, to_resume
-from draftopd.command import CONFIG_DIR, check_words, one_line_errors
+from draftopd.command import check_words, composed, one_line_errors
+from draftopd.config.places import CONFIG_DIR, HOME
 from draftopd.config.stages import members
-from draftopd.console import Terminated, quiet, terminable
+from draftopd.console import Terminated, lines, quiet, say, stage, status, terminable
 from draftopd.errors import DraftError
-from draftopd.evaluation.report import show
-from draftopd.evaluation.results import FILE, Results, load
-from draftopd.tracking.header import git_commit, write_header
-from draftopd.tracking.run import Run, Status
+from draftopd.evaluation.report import write
+from draftopd.evaluation.results import FILE, Result, Results, load
+from draftopd.reports import plan, summary
+from draftopd.tracking.header import command, git_commit, write_header
+from draftopd.tracking.run import DESCRIPTION, Run, Status
 from draftopd.tracking.store import check_store
-from draftopd.training.run import run_stage, write_texts
+from draftopd.training.run import build, run_stage, write_texts
 
 RECIPE = "recipe.yaml"
 """in a stage's folder: its configuration, without the logger"""
+NO_RECIPE = {"logger", "texts_only", "from_scratch"}
+"""what changes no result"""
+DRY_RUN = "--dry-run"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="fit")
 def _fit(config: DictConfig) -> None:
     """Runs the stages of a config, or the config itself as the only one, then reports."""
-    with one_line_errors(), terminable():
+    with one_line_errors(), terminable(), lines(speaks=not rank_zero_only.rank):  # type: ignore[attr-defined]
         quiet()
         git_commit()  # of the code that runs, whatever is edited later
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder, words = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
+        say(f"{config.name}: {command()}, in {folder}")
         parent = _tracked(config, folder)
-        status: Status = "FAILED"
+        ended: Status = "FAILED"
         done: list[Results] = []
         try:
-            for stage in _stages(config, folder, parent):
-                if config.texts_only:
-                    write_texts(stage)
-                    continue
-                results = _finished(stage, config)
-                if results is None and _wanted(stage, config):
-                    results = run_stage(stage, _prepare(stage, done, config), parent)
+            stages = _stages(config, folder, parent, words)
+            if config.texts_only:
+                for of in stages:
+                    with stage(of.name):
+                        write_texts(of)
+                return
+            commands = _commands(stages, config, words)
+            found = {of.name: _finished(of, config) for of in stages}
+            left = {of.name: of for of in stages if found[of.name] is None and _wanted(of, config)}
+            for number, of in enumerate(stages, 1):
+                results = found[of.name]
+                if of.name in left:
+                    with stage(f"{of.name} ({number} of {len(stages)})"):
+                        start = _prepare(of, done, config)
+                        system = build(of)
+                        if of.name == next(iter(left)):
+                            _announce([*left.values()], system)
+                        describe = partial(_description, commands)
+                        results = run_stage(system, describe, start, parent)
+                        del system
                     gc.collect()  # a trainer is full of cycles, which would hold the stage's target and optimizer
                 done += [] if results is None else [results]
-            for path in _report(done, folder) if done else []:
-                if parent is not None:
-                    parent.log_artifact(path)
-            status = "FINISHED"
+            if done:
+                _report(done, folder, commands, parent)
+            ended = "FINISHED"
         except (KeyboardInterrupt, Terminated):
-            status = "KILLED"
+            ended = "KILLED"
+            _tell_stopped(done, folder)
             raise
         finally:
             if parent is not None:
-                parent.end(status)
+                parent.end(ended)
 
 
 def _tracked(config: DictConfig, folder: Path) -> Run | None:
@@ -83,83 +107,134 @@ def _tracked(config: DictConfig, folder: Path) -> Run | None:
     return parent
 
 
-def _stages(config: DictConfig, folder: Path, parent: Run | None) -> list[DictConfig]:
+def _stages(config: DictConfig, folder: Path, parent: Run | None, words: Sequence[str]) -> list[DictConfig]:
     """One config per stage: its own experiment, what the user gave on the command line, and its place in its grid."""
     if not config.stages:
         config.output_dir = str(folder)
         return [config]
     configs: list[DictConfig] = []
-    for name, stage, words in members(config.stages, HydraConfig.get().overrides.task):
-        if stage.init_from and stage.init_from not in [earlier.name for earlier in configs]:
-            find_checkpoint(stage.init_from, config.logger)  # tells now what would fail after the stages before it
-        composed = compose("fit", overrides=words)
-        composed.name, composed.output_dir, composed.init_from = name, str(folder / name), stage.init_from
-        if config.texts_only and stage.init_from in [earlier.name for earlier in configs]:
-            composed.init_from = None  # it has not run, and weights do not change texts
-        composed.init_optimizer = composed.init_optimizer and composed.init_from is not None
-        if composed.logger and parent is not None:
-            composed.logger.tags = {**(composed.logger.tags or {}), "mlflow.parentRunId": parent.id}
-        configs.append(composed)
+    for name, member, own_words in members(config.stages, words):
+        if member.init_from and member.init_from not in [earlier.name for earlier in configs]:
+            find_checkpoint(member.init_from, config.logger)  # tells now what would fail after the stages before it
+        own = compose("fit", overrides=own_words)
+        own.name, own.output_dir, own.init_from = name, str(folder / name), member.init_from
+        if config.texts_only and member.init_from in [earlier.name for earlier in configs]:
+            own.init_from = None  # it has not run, and weights do not change texts
+        own.init_optimizer = own.init_optimizer and own.init_from is not None
+        if own.logger and parent is not None:
+            own.logger.tags = {**(own.logger.tags or {}), "mlflow.parentRunId": parent.id}
+        configs.append(own)
     return configs
 
 
-def _recipe(stage: DictConfig) -> str:
+def _recipe(of: DictConfig) -> str:
     """What makes a stage's results: its configuration, without the logger."""
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(stage, sorted({*map(str, stage)} - {"logger", "texts_only"})))
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(of, sorted({*map(str, of)} - NO_RECIPE)))
 
 
-def _finished(stage: DictConfig, config: DictConfig) -> Results | None:
+def _finished(of: DictConfig, config: DictConfig) -> Results | None:
     """The results of a stage that has ended in this folder; DraftError where another configuration ran there."""
-    folder = Path(stage.output_dir)
+    folder = Path(of.output_dir)
     if not config.stages:
         known = config.resume == AUTO and (folder / FILE).exists()
         return load(folder / FILE) if known else None
     if not any((folder / name).exists() for name in (FILE, "checkpoints")):
         return None
-    if not (folder / RECIPE).exists() or (folder / RECIPE).read_text() != _recipe(stage):
+    if not (folder / RECIPE).exists() or (folder / RECIPE).read_text() != _recipe(of):
         raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
     return load(folder / FILE) if (folder / FILE).exists() else None
 
 
-def _wanted(stage: DictConfig, config: DictConfig) -> bool:
+def _wanted(of: DictConfig, config: DictConfig) -> bool:
     """`only` does not leave it out."""
-    return not config.only or any(stage.name == name or stage.name.startswith(f"{name}-") for name in config.only)
+    return not config.only or any(of.name == name or of.name.startswith(f"{name}-") for name in config.only)
 
 
-def _prepare(stage: DictConfig, done: Sequence[Results], config: DictConfig) -> str | None:
+def _prepare(of: DictConfig, done: Sequence[Results], config: DictConfig) -> Result | None:
     """Writes down what makes the stage and gives it the checkpoints that it starts from and goes on from.
 
     Returns:
-        The name of the stage that it starts from.
+        The result of the stage that it starts from.
     """
-    folder = Path(stage.output_dir)
-    start = next((r for results in done for r in results.results if r.name == stage.init_from), None)
-    if start is None and stage.init_from in (config.stages or ()):
-        raise DraftError(
-            f"{stage.name} starts from {stage.init_from}, which has not run in {folder.parent}: add it to only"
-        )
+    folder = Path(of.output_dir)
+    start = next((r for results in done for r in results.results if r.name == of.init_from), None)
+    if start is None and of.init_from in (config.stages or ()):
+        raise DraftError(f"{of.name} starts from {of.init_from}, which has not run in {folder.parent}: add it to only")
     if config.stages and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE).write_text(_recipe(stage))
-    stage.init_from = stage.init_from if start is None else start.checkpoint
+        (folder / RECIPE).write_text(_recipe(of))
+    of.init_from = of.init_from if start is None else start.checkpoint
     if config.stages or config.resume == AUTO or of_cluster(folder):
         last = to_resume(folder)
-        stage.resume = last and str(last)
+        of.resume = last and str(last)
         if last and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"{stage.name} goes on from {last}")
-    return start.name if start else None
+            print(f"{of.name} goes on from {last}", flush=True)
+    return start
 
 
-def _report(stages: Sequence[Results], folder: Path) -> list[Path]:
-    """Shows the stages side by side; returns the files written, none in other processes than the first."""
+def _announce(left: Sequence[DictConfig], system: plan.System) -> None:
+    """The plan of all that is left, before the first of it; from then on bars and lines know the time left."""
+    if status.speaks:
+        made = plan.make_plan(left, system)
+        plan.show(made)
+        status.left = made.left
+
+
+def _commands(stages: Sequence[DictConfig], config: DictConfig, words: Sequence[str]) -> summary.Commands:
+    """What may be typed after the run."""
+    facts = OmegaConf.load(HOME / "mlflow.yaml")
+    usual = os.environ.get("MLFLOW_TRACKING_URI", facts.tracking_uri)
+    uri = config.logger.tracking_uri if config.logger else None
+    store = summary.Store(uri, usual, f"http://{facts.ui.host}:{facts.ui.port}")
+    own = {name: given for name, _, given in members(config.stages, words)} if config.stages else {config.name: words}
+    kinds = {of.name: of.drafter.get("_target_", "").rpartition(".")[2] for of in stages if not of.drafter.get("path")}
+    return summary.Commands(store, own, kinds)
+
+
+def _description(commands: summary.Commands, results: Results) -> str:
+    return summary.markdown(summary.summary(results, commands))
+
+
+def _report(stages: Sequence[Results], folder: Path, commands: summary.Commands, parent: Run | None) -> None:
+    """Shows the stages side by side, and writes all that into the folder and into MLflow; the first process does."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return []
-    return show(replace(stages[0], results=[r for stage in stages for r in stage.results]), folder)
+        return
+    by_name = {r.name: r for results in stages for r in results.results}  # a start of several stages is there once
+    results = replace(stages[0], results=list(by_name.values()))
+    parts = summary.summary(results, commands, (parent.run_name, parent.id) if parent else None)
+    files = [*write(results, folder), summary.show(parts, folder)]
+    if parent is not None:
+        parent.log_tags({DESCRIPTION: summary.markdown(parts)})
+        for path in files:
+            parent.log_artifact(path)
+
+
+def _tell_stopped(done: Sequence[Results], folder: Path) -> None:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        hydra_config = HydraConfig.get()
+        words = [*hydra_config.overrides.task, f"hydra.run.dir={folder}"]
+        sweeps = hydra_config.mode is RunMode.MULTIRUN
+        for line in summary.stopped(done, command(words if sweeps else None)):
+            print(line, flush=True)
+
+
+def _dry_run() -> None:
+    """Prints the plan of all stages; nothing is written."""
+    with one_line_errors(), composed("fit") as (config, words):
+        quiet()
+        stages = [of for of in _stages(config, Path("outputs"), None, words) if _wanted(of, config)]
+        for of in stages:  # what starts from another stage needs no weights for a plan
+            inside = of.init_from in (config.stages or ())
+            of.init_from, of.from_scratch = None if inside else of.init_from, of.from_scratch or inside
+            of.resume = None
+        plan.show(plan.make_plan(stages, build(stages[0])))
 
 
 def main() -> None:
+    dry = DRY_RUN in sys.argv
+    sys.argv = [word for word in sys.argv if word != DRY_RUN]
     check_words("fit")
-    _fit()
+    _dry_run() if dry else _fit()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What became of one block: token ids, each [n]."""
+
+    accepted: Tensor
+    rejected: Tensor
+    """verified drafts after the accepted ones"""
+    own: Tensor
+    """the target's token after the accepted drafts: a correction, or the bonus where all held; none at a text's end"""
+
+
+@dataclass(frozen=True)
 class Trace:
     """One response and the blocks that were drafted for it, as token ids.
 
@@ -68,6 +79,21 @@ class Trace:
             assert torch.equal(text, drafts[:accepted]), f"accepted drafts after {anchor} are the text"
         return self
 
+    @property
+    def opening(self) -> Tensor:
+        """[n] what the response begins with before its first block: the target's own tokens."""
+        first = int(self.anchors[0]) if len(self.anchors) else len(self.tokens) - 1
+        return self.tokens[self.prompt_length : first + 1]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of each block, in order."""
+        blocks = zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), self.drafted.tolist(), strict=True)
+        return [
+            Outcome(drafts[:held], drafts[held:end], self.tokens[anchor + held + 1 : anchor + held + 2])
+            for anchor, drafts, held, end in blocks
+        ]
+
     def render(self, tokenizer: Any, prompt: bool = False) -> Text:
         """The response: accepted drafts green, rejected ones red and struck out, the target's own tokens bold blue."""
 
@@ -75,13 +101,11 @@ class Trace:
             return str(tokenizer.decode(ids.tolist()))
 
         out = Text(words(self.tokens[: self.prompt_length]), style="dim") if prompt else Text()
-        first = int(self.anchors[0]) if len(self.anchors) else len(self.tokens) - 1
-        out.append(words(self.tokens[self.prompt_length : first + 1]), style="bold blue")
-        blocks = zip(self.anchors.tolist(), self.drafts, self.accepted.tolist(), self.drafted.tolist(), strict=True)
-        for anchor, drafts, accepted, drafted in blocks:
-            out.append(words(drafts[:accepted]), style="green")
-            out.append(words(drafts[accepted:drafted]), style="red strike")
-            out.append(words(self.tokens[anchor + accepted + 1 : anchor + accepted + 2]), style="bold blue")
+        out.append(words(self.opening), style="bold blue")
+        for block in self.outcomes:
+            out.append(words(block.accepted), style="green")
+            out.append(words(block.rejected), style="red strike")
+            out.append(words(block.own), style="bold blue")
         return out
 
 

@@ -127,7 +127,7 @@ def test_every_command_of_the_readme_composes_and_every_make_target_is_there():
     assert {name for name, _ in commands} == {"fit", "evaluate", "export", "check", "chat"}
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         for name, words in commands:
-            given = [key_and_values.split("=", 1) for key_and_values in words.split()]
+            given = [key_and_values.split("=", 1) for key_and_values in words.split() if key_and_values[0] != "-"]
             for choice in product(*([f"{key}={value}" for value in values.split(",")] for key, values in given)):
                 compose(name, overrides=list(choice))
     targets = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE)

@@ -24,7 +24,8 @@ def test_the_trace_notebook_renders_traces(command, tmp_path):
     done = execute("trace.ipynb", tmp_path, f'CHECKPOINT = "{checkpoint}"\nTRACKING_URI = None\nPROMPTS = 2')
     outputs = [o for c in done.cells if c.cell_type == "code" for o in c.outputs]
     assert any("image/png" in o.get("data", {}) for o in outputs)
-    assert any("accepted" in str(o) for o in outputs)
+    (page,) = [o.data["text/html"] for o in outputs if "<iframe" in o.get("data", {}).get("text/html", "")]
+    assert "accepted, position 1, target" in page
 
 
 @pytest.mark.slow
@@ -32,7 +33,7 @@ def test_the_ablations_notebook_compares_runs(command, tmp_path):
     few = ["scale=tiny", "budget.epochs=null", "budget.steps=2", "prompts.train=8", "data.decoding.batch_size=64"]
     assert command("experiment=ablations/sft_continued,ablations/paper", *few, "-m") == 0
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    parameters = f'TRACKING_URI, EXPERIMENT = "{uri}", "draftopd"\nRUN_IDS, NAMES, REFERENCE = [], [], "sft_continued"'
+    parameters = f'TRACKING_URI, RUNS, REFERENCE = "{uri}", ["draftopd"], "sft_continued"'
     done = execute("ablations.ipynb", tmp_path, parameters)
     outputs = [o for c in done.cells if c.cell_type == "code" for o in c.outputs]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 3

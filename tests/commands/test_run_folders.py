@@ -41,6 +41,8 @@ def made(monkeypatch) -> list[Path]:
         (folders[-1] / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folders[-1] / "checkpoints" / "last.ckpt").touch()
 
+    monkeypatch.setattr(fit, "build", lambda config: config)
+    monkeypatch.setattr(fit, "_announce", lambda *_: None)
     monkeypatch.setattr(fit, "run_stage", run)
     monkeypatch.setattr(fit, "_report", lambda *_: [])
     return folders

@@ -53,7 +53,7 @@ def test_one_drafter(run, checkpoint: Path, tmp_path: Path):
         assert sum(scores[name][f"accepted/{k}"]["mean"] for k in range(4)) == pytest.approx(1)
     assert [row["block_size"] for row in results["results"][0]["block_sizes"]] == [2, 3, 4]
     assert "best block size on this machine" in printed
-    for picture in ("acceptance_by_position", "block_sizes_drafter"):
+    for picture in ("acceptance_by_position", "block_sizes_fit"):
         assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 5000
 
 
@@ -66,7 +66,8 @@ def test_two_drafters_are_paired_over_prompts_and_logged(run, checkpoint: Path, 
     assert code == 0, printed
     difference = results["differences"][0]["scores"]["mean"]["acceptance_length"]
     both = [r["scores"]["mean"]["acceptance_length"]["mean"] for r in results["results"]]
-    assert difference["mean"] == pytest.approx(both[0] - both[1])
+    assert difference["mean"] == pytest.approx(both[1] - both[0])
+    assert [r["checkpoint"] for r in results["results"]] == [str(other), str(checkpoint)]
     assert results["decoding"]["temperature"] == 0.5
     assert results["differences"][0]["scores"]["mean"]["acceptance_length"]["count"] == 4
     assert "paired over prompts" in printed
@@ -74,18 +75,23 @@ def test_two_drafters_are_paired_over_prompts_and_logged(run, checkpoint: Path, 
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.info.status == "FINISHED"
-    assert logged.data.metrics["test/acceptance_length"] == pytest.approx(both[0])
+    assert logged.data.metrics["test/acceptance_length"] == pytest.approx(both[1])
     assert {"results.json", "versions.json", "acceptance_by_position.png"} <= {
         f.path for f in client.list_artifacts(logged.info.run_id)
     }
 
 
-def test_the_same_drafter_twice_has_no_difference(run, checkpoint: Path):
+def test_several_drafters_in_one_run_are_held_against_one(run, checkpoint: Path):
     words = ["speed.prompts=0", "logger=none", "limit=2"]
-    _, results, _ = run(f"checkpoint={checkpoint}", f"against={checkpoint}", *words)
-    difference = results["differences"][0]["scores"]["mean"]["acceptance_length"]
-    assert (difference["mean"], difference["low"], difference["high"], difference["p_value"]) == (0, 0, 0, 1)
-    assert len(results["results"][0]["answers"]) == 2
+    code, results, printed = run(f"checkpoint={checkpoint},{checkpoint}", f"against={checkpoint}", *words)
+    assert code == 0, printed
+    names = [result["name"] for result in results["results"]]
+    assert names == ["fit (out)", "fit (out)-2", "fit (out)-3"]
+    assert [(d["of"], d["less"]) for d in results["differences"]] == [(name, names[0]) for name in names[1:]]
+    for of_pair in results["differences"]:
+        difference = of_pair["scores"]["mean"]["acceptance_length"]
+        assert (difference["mean"], difference["low"], difference["high"], difference["p_value"]) == (0, 0, 0, 1)
+    assert [len(result["answers"]) for result in results["results"]] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(("words", "number"), [([], 8), (["split=test"], 2)])
@@ -145,7 +151,7 @@ def test_prompts_are_timed_in_every_set(run, checkpoint: Path):
 
 
 @pytest.mark.slow
-def test_several_checkpoints_are_a_multirun(run, checkpoint: Path, tmp_path: Path):
+def test_a_sweep_of_checkpoints_ends_with_their_comparison(run, checkpoint: Path, tmp_path: Path):
     words = ["speed.prompts=0", "logger=none", "limit=2", "decoding.max_new_tokens=6", "hydra.sweep.dir=out"]
     other = tmp_path / "other.ckpt"
     other.write_bytes(checkpoint.read_bytes())
@@ -154,6 +160,8 @@ def test_several_checkpoints_are_a_multirun(run, checkpoint: Path, tmp_path: Pat
     found = [json.loads((tmp_path / "out" / job / "results.json").read_text()) for job in "01"]
     assert [r["results"][0]["checkpoint"] for r in found] == [str(checkpoint), str(other)]
     assert found[0]["results"][0]["answers"] == found[1]["results"][0]["answers"]
+    assert "paired over prompts" in printed
+    assert (tmp_path / "out" / "comparison.html").exists()
 
 
 @pytest.mark.slow

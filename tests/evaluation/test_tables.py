@@ -54,6 +54,13 @@ def test_acceptance_by_position_of_every_set_until_they_are_many(names: list[str
     assert ("k accepted" in few) == (len(names) == 1)
 
 
+def test_many_drafters_stand_side_by_side_without_intervals():
+    text = printed([f"drafter_{number}" for number in range(6)], {"a": [1, 2, 3]})
+    positions = text[text.index("a: acceptance by position") :]
+    assert re.search(r"^1( │ +1\.00){6}$", positions, re.MULTILINE)
+    assert text.count(" and drafter_0, paired") == 5
+
+
 @pytest.mark.parametrize("names", [["drafter"], ["drafter", "against"]])
 def test_long_names_fold_and_no_number_is_cut(names: list[str]):
     text = printed(names, {LONG: [1, 2, 3], "fraction_simplification": [0, 1, 4]})

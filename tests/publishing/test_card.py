@@ -12,15 +12,15 @@ from draftopd.evaluation.results import load
 from hub_server import TOKEN, hub
 
 
-def test_a_checkpoint_brings_its_results_and_its_recipe(command, checkpoint: Path, capsys):
-    assert command(f"run={checkpoint}", "logger=none", "to=out", "target_name=org/t", main=export.main) == 0
+def test_a_checkpoint_brings_its_results_and_its_recipe(command, tested: Path, capsys):
+    assert command(f"run={tested}", "logger=none", "to=out", "target_name=org/t", main=export.main) == 0
     printed = capsys.readouterr().out
     assert "draft vocabulary: vLLM: the 64 tokens, as in training" in printed
     card = ModelCard.load("out/README.md")
     assert (card.data.library_name, card.data.base_model) == ("draftopd", "org/t")
     assert {"speculative-decoding", "dflash"} <= set(card.data.tags or [])
     assert card.data.get("license") is None
-    results = load(checkpoint.parents[1] / "results.json")
+    results = load(tested.parents[1] / "results.json")
     scores = results.results[0].scores["tiny"]
     assert f"| tiny | 4 | {scores['acceptance_length'].estimate()} |" in card.text
     for k in range(1, 4):

@@ -1,6 +1,8 @@
 """A run that was stopped, anywhere and by any signal, ends as the one that was not: bit for bit."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,7 +38,7 @@ def whole() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("run", "kill"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
-def test_a_stopped_run_ends_like_one_that_was_not(command, tmp_path, monkeypatch, whole, run: str, kill: Kill):
+def test_a_stopped_run_ends_like_one_that_was_not(command, tmp_path, monkeypatch, whole, capsys, run: str, kill: Kill):
     words = (*kills.RUNS[run], *UNTIMED)
     if run not in whole:
         assert command(*words, "hydra.run.dir=whole") == 0
@@ -49,6 +51,8 @@ def test_a_stopped_run_ends_like_one_that_was_not(command, tmp_path, monkeypatch
     finally:
         signal.signal(signal.SIGINT, handler)
     assert (tmp_path / "cut" / "checkpoints" / "last.ckpt").exists()
+    (on,) = re.findall("^to go on: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert shlex.split(on)[3:] == ["cache_dir=cache", *words, "hydra.run.dir=cut", "resume=auto"]
     assert command(*words, "hydra.run.dir=cut", "resume=auto") == 0
     assert ending(tmp_path / "cut") == whole[run]
 

@@ -3,6 +3,7 @@
 Where only weights are needed, a published folder (published.py) does as well.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def load_drafter(drafter: Drafter, path: Path, target: Target) -> None:
         raise DraftError(f"the drafter in {path} has another shape than the config's drafter: {reason}") from error
 
 
-def _read(path: Path, *keys: str) -> list[Any]:
-    """Parts of a checkpoint file; DraftError where it is none of ours."""
+def _read(path: Path, *keys: str, optional: Sequence[str] = ()) -> list[Any]:
+    """Parts of a checkpoint file, then optional ones, None for what is missing; DraftError where it is none of ours."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -73,10 +74,22 @@ def _read(path: Path, *keys: str) -> list[Any]:
     except Exception as error:  # of many kinds; torch's words for some of them tell to load what can run code
         reason = "it is damaged, or holds more than tensors and plain values, and nothing else is ever loaded"
         raise DraftError(f"{path} is not a checkpoint of draftopd: {reason}") from error
-    missing = [key for key in keys if not isinstance(saved, dict) or key not in saved]
+    parts = saved if isinstance(saved, dict) else {}
+    missing = [key for key in keys if key not in parts]
     if missing:
         raise DraftError(f"{path} is not a checkpoint of draftopd: it holds no {missing[0]}")
-    return [saved[key] for key in keys]
+    return [parts.get(key) for key in (*keys, *optional)]
+
+
+def spent(path: Path) -> float | None:
+    """Training FLOPs of the drafter in a checkpoint, those of what it started from included; None = not known."""
+    if path.is_dir():
+        return None
+    ledger, config, before = _read(path, optional=("ledger", "config", "flops_before"))
+    if before is None and isinstance(config, dict) and not config.get("init_from"):
+        before = 0.0  # of an older version
+    known = isinstance(ledger, dict) and isinstance(before, float)
+    return float(sum(ledger["flops"].values())) + before if known else None
 
 
 def recorded_config(path: Path) -> dict[str, Any]:

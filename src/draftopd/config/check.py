@@ -61,6 +61,7 @@ def _check_stages(config: DictConfig, words: Sequence[str]) -> None:
         if composed.stages:
             raise DraftError(f"stages.{name}.experiment={stage.experiment} has stages of its own")
         composed.init_from = None if stage.init_from in earlier else stage.init_from
+        composed.from_scratch = composed.from_scratch or stage.init_from in earlier
         composed.init_optimizer = composed.init_optimizer and composed.init_from is not None
         check("fit", composed)
         earlier.append(name)

@@ -14,7 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from draftopd.checkpoints.native import find_checkpoint
@@ -39,10 +39,11 @@ STARTS = ("init_from", "resume", "checkpoint", "against", "run")
 def rehearse(command: str, config: DictConfig) -> None:
     """Raises DraftError where a part cannot be made, or a file that is named is missing. Writes nothing."""
     quiet()
-    for name in STARTS:
-        given = config.get(name)
-        if given and len(given) != RUN_ID and (name, given) != ("resume", AUTO):
-            _made(name, partial(find_checkpoint, given, None))
+    for name in STARTS if command != "compare" else ():  # which takes names of runs
+        value = config.get(name)
+        for given in value if isinstance(value, ListConfig) else [value]:
+            if given and len(given) != RUN_ID and (name, given) != ("resume", AUTO):
+                _made(name, partial(find_checkpoint, given, None))
     _target(config.get("target"))
     if command == "fit" and not config.stages:
         _fit(config)

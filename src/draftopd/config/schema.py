@@ -38,6 +38,7 @@ class Fit:
     seed: Seed
     cache_dir: Name
     init_from: Name | None
+    from_scratch: bool
     init_optimizer: bool
     resume: Name | None
     stages: dict[str, dict[str, Any]] | None
@@ -64,7 +65,7 @@ class Stage:
 
 @dataclass
 class Evaluate:
-    checkpoint: Name
+    checkpoint: Name | list[Name]
     against: Name | None
     name: Name
     device: Name
@@ -108,6 +109,14 @@ class Export:
 
 
 @dataclass
+class Compare:
+    runs: list[Name]
+    against: Name | None
+    to: Name | None
+    name: Name
+
+
+@dataclass
 class Check:
     folder: Name
     cache_dir: Name
@@ -126,6 +135,7 @@ SCHEMAS = {
         sections={"decoding": Decoding, "speed": Speed},
         nullable=("decoding",),
     ),
+    "compare": Schema(Compare, optional_groups=("logger",)),
     "chat": Schema(Chat, optional_groups=("target", "logger"), sections={"decoding": Decoding}, nullable=("decoding",)),
     "export": Schema(Export, optional_groups=("target", "logger")),
     "check": Schema(Check, optional_groups=("target",)),

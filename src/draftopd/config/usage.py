@@ -14,10 +14,16 @@ from omegaconf import OmegaConf
 
 from draftopd.config.choices import options, own_folder
 from draftopd.config.places import CONFIG_DIR
+from draftopd.console import greet
 
+LONG = ("fit", "evaluate")
+"""commands that say at once that they start"""
 HELP = ("-h", "--help")
 COLUMN = 20  # where the choices begin
 WIDTH = 118
+DRY = """\
+  --dry-run                 the plan: texts to write, steps, FLOPs, time, memory, disk; nothing runs
+"""
 PAGE = """\
 {command} [group=choice ...] [setting=value ...] [flags]
 {script} ...                                 the same
@@ -32,7 +38,7 @@ Settings with their defaults; inside a section as section.name=value. Those of a
 Flags
   --help                    this page
   --version                 the version of draftopd
-  --cfg job                 the whole configuration that the words of the command make; nothing runs
+{dry}  --cfg job                 the whole configuration that the words of the command make; nothing runs
   --multirun, -m            a run for each choice and value between commas
   --config-dir FOLDER       further choices, from a folder of yours with the layout of conf/
   -sc install=bash          shell completion: eval "$({script} -sc install=bash)"; also fish, zsh
@@ -57,6 +63,8 @@ def answer(command: str) -> None:
     elif {"-sc", "--shell-completion"} & {*words}:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=command)(lambda config: None)()
     else:
+        if command in LONG:
+            greet(command)
         return
     sys.exit()
 
@@ -78,6 +86,7 @@ def page(command: str, folders: Sequence[Path] = (CONFIG_DIR,)) -> str:
         head=re.sub(r"(?m)^# ?", "", head),
         groups="\n".join(line for name, first in groups.items() for line in _choices(name, first, folders)),
         folder=CONFIG_DIR,
+        dry=DRY if command == "fit" else "",
         settings=textwrap.indent(settings.strip("\n"), "  "),
     )
 

@@ -61,6 +61,26 @@ class TextCache:
         title: str = "target writes texts",
     ) -> "Texts":
         """The texts of these prompts, in order; a shard is written when one of its texts is first asked for."""
+        texts = self.find(target, prompts, decoding, layer_ids, title)
+        try:
+            texts.folder.mkdir(parents=True, exist_ok=True)
+            texts.require_space()
+        except OSError as error:
+            where = "(set cache_dir to another folder)"
+            raise DraftError(f"cannot store texts in {texts.folder}: {error} {where}") from error
+        with storage.replacing(texts.folder / "recipe.json", "set cache_dir to another folder") as part:
+            part.write_text(texts.recipe)
+        return texts
+
+    def find(
+        self,
+        target: Target,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        layer_ids: Sequence[int],
+        title: str = "target writes texts",
+    ) -> "Texts":
+        """The same without a folder for them: to see which there are. Nothing is written."""
         layer_ids = tuple(layer_ids) if self.features_dtype else ()
         recipe = {
             "format": FORMAT,
@@ -77,15 +97,8 @@ class TextCache:
         key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         folder = Path(self.folder).expanduser() / "texts" / key
         stored = (layer_ids, self.features_dtype, self.shard_size)
-        texts = Texts(folder, target, prompts, decoding, *stored, writer=self.writer, title=title)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            texts.require_space()
-        except OSError as error:
-            raise DraftError(f"cannot store texts in {folder}: {error} (set cache_dir to another folder)") from error
-        with storage.replacing(folder / "recipe.json", "set cache_dir to another folder") as part:
-            part.write_text(json.dumps(recipe, indent=1))
-        return texts
+        words = json.dumps(recipe, indent=1)
+        return Texts(folder, target, prompts, decoding, *stored, writer=self.writer, title=title, recipe=words)
 
 
 @dataclass(kw_only=True)
@@ -95,6 +108,8 @@ class Texts(TextSet):
     writer: Writer
     title: str
     """of the progress bar while texts are written"""
+    recipe: str
+    """what they depend on, as JSON"""
     ledger: Ledger = field(default_factory=Ledger)
     """what writing has cost in this process"""
     _loaded: dict[int, list[Trace]] = field(default_factory=dict)
@@ -122,17 +137,24 @@ class Texts(TextSet):
 
     def require_space(self) -> None:
         """Raises DraftError where the disk cannot hold the texts that are still to be written."""
-        element = torch.empty((), dtype=self._dtype).element_size()
-        width = 8 + element * self.target.config.hidden_size * len(self.layer_ids)
-        shards = range(-(-len(self) // self.shard_size))
-        missing = [i for s in shards if not self.path(s).exists() for i in self.shard(s)]
-        need = width * sum(len(self.prompts[i]) + self.decoding.max_new_tokens for i in missing)
+        need = self.size(self.missing())
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise DraftError(
                 f"the texts may need {need / 1e9:.2f} GB in {self.folder} and {free / 1e9:.2f} GB are free: set "
                 "cache_dir to another disk, or texts.features_dtype=null to store only token ids"
             )
+
+    def missing(self, count: int | None = None) -> list[Sequence[int]]:
+        """Prompts of the first `count` texts, default all, that are still to be written; whole shards."""
+        shards = range(-(-min(len(self), count or len(self)) // self.shard_size))
+        return [self.prompts[i] for s in shards if not self.path(s).exists() for i in self.shard(s)]
+
+    def size(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Bytes that the texts of these prompts may need on disk."""
+        element = torch.empty((), dtype=self._dtype).element_size()
+        width = 8 + element * self.target.config.hidden_size * len(self.layer_ids)
+        return width * sum(len(prompt) + self.decoding.max_new_tokens for prompt in prompts)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -1,6 +1,6 @@
-"""What one rollout phase did: where drafts were cut, and how far apart drafter and target are at those places."""
+"""What rollouts did: where drafts were cut, and how far apart drafter and target are at those places."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +11,9 @@ from draftopd.drafters.base import Drafter
 from draftopd.evaluation.metrics import Acceptance
 from draftopd.objectives.divergences import forward_kl, reverse_kl
 from draftopd.objectives.rows import Rows, flatten
+from draftopd.target.head import Head
 from draftopd.target.model import Target
-from draftopd.trace import ReplayBatch, Rollout, collate
+from draftopd.trace import ReplayBatch, Rollout, Trace, collate
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,45 @@ def _part(target: Target, drafter: Drafter, results: Sequence[Rollout], blocks: 
     if len(hidden) == len(features) == len(results):
         return collate(traces, features, hidden).to(target.device)
     return target.replay(collate(traces).to(target.device), drafter.layer_ids)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Probabilities that target and drafter, in this order, gave to the tokens of one trace's blocks."""
+
+    drafts: Tensor
+    """[N, K, 2] of the drafts; NaN where none was verified"""
+    own: Tensor
+    """[N, 2] of the target's correction after the accepted drafts; NaN for bonus tokens, which were not drafted"""
+
+
+@torch.no_grad()
+def probabilities(target: Target, drafter: Drafter, trace: Trace) -> Sides:
+    """What the target and the drafter as it is now give to the tokens of a trace with blocks, at temperature 1."""
+    batch = target.replay(collate([trace]).to(target.device), drafter.layer_ids)
+    assert batch.target_hidden is not None
+    with drafter.evaluating():
+        drafted = drafter(batch, target.embed)[batch.valid]
+    rows = flatten(batch, None)
+    ids = torch.stack([rows.draft, rows.text.clamp(min=0)], 1)
+    sides = ((target.head(), batch.target_hidden[batch.valid]), (drafter.head(target.head), drafted))
+    values = [torch.cat([_mass(head, *part) for part in _parts(hidden, ids)]) for head, hidden in sides]
+    grid = torch.full((*batch.drafts.shape[1:], 2, 2), torch.nan)  # the last two: draft or text, side
+    grid[batch.valid[0].cpu()] = torch.stack(values, 2).cpu().float()
+    last = grid.shape[1] - 1
+    own = grid[torch.arange(len(grid)), trace.accepted.clamp(max=last), 1]
+    cut = (trace.accepted < trace.drafted)[:, None]
+    return Sides(grid[:, :, 0], torch.where(cut, own, torch.nan))
+
+
+def _parts(hidden: Tensor, ids: Tensor, rows: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(hidden.split(rows), ids.split(rows), strict=True)
+
+
+def _mass(head: Head, hidden: Tensor, ids: Tensor) -> Tensor:
+    """[M, n] probability of each of ids [M, n] after hidden [M, D]; 0 outside the head's vocabulary."""
+    mass = head(hidden).softmax(-1)
+    if head.vocabulary is None:
+        return mass.gather(1, ids)
+    place = torch.searchsorted(head.vocabulary, ids).clamp(max=len(head.vocabulary) - 1)
+    return mass.gather(1, place) * (head.vocabulary[place] == ids)

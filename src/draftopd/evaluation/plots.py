@@ -1,4 +1,4 @@
-"""Figures and pages from traces and runs."""
+"""Figures from traces and runs."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from rich.console import Console
-from rich.rule import Rule
-from transformers import PreTrainedTokenizerBase
 
 from draftopd.errors import DraftError
 from draftopd.evaluation.curves import AXES, Curve
@@ -22,20 +19,8 @@ from draftopd.trace import Trace
 def png(figure: Figure) -> bytes:
     """The figure as a picture for notebooks."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
+    figure.savefig(buffer, dpi=120, bbox_inches="tight")  # with long names of runs, whole
     return buffer.getvalue()
-
-
-def trace_page(traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> str:
-    """HTML page: accepted drafts green, the target's own tokens bold blue, cut drafts red and struck out."""
-    console = Console(record=True, file=io.StringIO(), width=110)
-    console.print("accepted draft", style="green", end="   ")
-    console.print("target's own token", style="bold blue", end="   ")
-    console.print("rejected draft", style="red strike")
-    for trace in traces:
-        console.print(Rule(f"{trace.response_length} tokens, acceptance length {trace.acceptance_length:.2f}"))
-        console.print(trace.render(tokenizer))
-    return console.export_html()
 
 
 def rejections(traces: Sequence[Trace]) -> Figure:

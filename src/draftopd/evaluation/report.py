@@ -1,4 +1,4 @@
-"""What a test of drafters ends with, for `fit` and `evaluate` alike: tables, results.json and pictures."""
+"""What a test of drafters ends with: tables; and for `fit` and `evaluate` alike results.json and pictures."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,18 +15,23 @@ from draftopd.evaluation.tables import set_names, tables
 
 
 def show(results: Results, folder: Path, extra: Mapping[str, Any] | None = None) -> list[Path]:
-    """Prints the tables, writes results.json and the pictures into a folder, and gives back these files."""
+    """Prints the tables of an evaluation and writes its files, which it gives back."""
     console = get_console()
     for part in tables(results):
         console.print(part)
         console.print()
+    return write(results, folder, extra)
+
+
+def write(results: Results, folder: Path, extra: Mapping[str, Any] | None = None) -> list[Path]:
+    """Writes results.json and the pictures into a folder, says where, and gives back these files."""
     files = [results.save(folder, extra)]
     for name, figure in _pictures(results):
         files.append(folder / f"{name}.png")
         with replacing(files[-1]) as unfinished:
             figure.savefig(unfinished, dpi=150)
     for path in files:
-        console.print(f"{'numbers' if path.suffix == '.json' else 'picture'}: {path}", soft_wrap=True)
+        get_console().print(f"{'numbers' if path.suffix == '.json' else 'picture'}: {path}", soft_wrap=True)
     return files
 
 

@@ -87,8 +87,16 @@ class Results:
     """of a file that was read: command, commit and machine of the process that wrote it"""
 
     @property
+    def own(self) -> Result:
+        """Of the drafter that the file is about: of the first that was trained, else of the first."""
+        return next((result for result in self.results if result.training), self.results[0])
+
+    @property
     def pairs(self) -> list[tuple[Result, Result]]:
-        """Which results on the same prompts are compared: stages with their start and with stages of the same start."""
+        """Which results on the same prompts are compared.
+
+        Stages with their start and with stages of the same start; the drafters of an evaluation with the first.
+        """
         earlier = [
             (late, early)
             for i, late in enumerate(self.results)
@@ -97,7 +105,7 @@ class Results:
         ]
         if any(result.training for result in self.results):
             return [(late, early) for late, early in earlier if late.start in (early.start, early.name)]
-        return [(early, late) for late, early in earlier]
+        return [(late, early) for late, early in earlier if early is self.results[0]]
 
     def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> Path:
         """Writes results.json.
@@ -144,6 +152,34 @@ def load(path: Path) -> Results:
     decoding = Decoding(**saved["decoding"])
     results = [Result.read(r) for r in saved["results"]]
     return Results(saved["target_fingerprint"], decoding, results, {key: saved[key] for key in HEADER if key in saved})
+
+
+def distinct(names: Sequence[str], told: Sequence[str]) -> list[str]:
+    """Names that occur once: `name (told)` where several share a name, and a number where that is not enough."""
+    out = [f"{name} ({tell})" if names.count(name) > 1 else name for name, tell in zip(names, told, strict=True)]
+    before = [out[:at].count(name) for at, name in enumerate(out)]
+    return [f"{name}-{count + 1}" if count else name for name, count in zip(out, before, strict=True)]
+
+
+def place(word: str) -> str:
+    """In short, where a drafter or a results file is: the folder of its run, or the first letters of an MLflow id."""
+    folders = [part for part in Path(word).parts[:-1] if part != "checkpoints"]
+    return folders[-1] if folders else Path(word).stem[:6]
+
+
+def earlier_answers(checkpoint: Path, target_fingerprint: str, decoding: Decoding) -> list[Answer]:
+    """To the test prompts of the run that made a checkpoint; none where it had no such test, or another decoding."""
+    file = checkpoint.absolute().parents[1] / FILE
+    try:
+        found = load(file)
+        newer = file.stat().st_mtime >= checkpoint.stat().st_mtime
+    except (DraftError, OSError):
+        return []
+    texts = [(of.max_new_tokens, of.rule, of.recipe) for of in (found.decoding, decoding)]
+    if not newer or found.target_fingerprint != target_fingerprint or texts[0] != texts[1]:
+        return []
+    places = {result.checkpoint: result.answers for result in found.results}
+    return places.get(str(checkpoint.resolve()), [])
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.evaluation import measure, speed
 from draftopd.evaluation.metrics import Counts
-from draftopd.evaluation.results import Result, Results
+from draftopd.evaluation.results import Result, Results, distinct, place
 from draftopd.evaluation.scores import Answer
 from draftopd.target.model import Target
 from draftopd.trace import Trace
@@ -148,24 +148,34 @@ def run(config: DictConfig) -> Evaluation:
         DraftError: a checkpoint, the prompts or a setting cannot be used.
     """
     target: Target | None = instantiate(config.target) if config.target else None
-    first = open_subject(config.checkpoint, config, target)
-    subjects = [first] + ([open_subject(config.against, config, first.target)] if config.against else [])
+    given = checkpoints(config)
+    first = open_subject(given[0], config, target)
+    more = [*given[1:], *([config.against] if config.against else [])]
+    others = [open_subject(name, config, first.target) for name in more]
     decoding = overlaid(first.decoding, config.decoding)
     prompts: Prompts | None = instantiate(config.prompts) if config.prompts else first.prompts
     if prompts is None:
-        raise DraftError(f"{config.checkpoint} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
+        raise DraftError(f"{given[0]} brings no prompts of its own: give some, prompts=eval/gsm8k for example")
     thinking = first.enable_thinking if config.enable_thinking is None else config.enable_thinking
     ids_of = encoder(first.target, thinking, config.max_prompt_length)
     lengths = (thinking, config.max_prompt_length, "max_prompt_length")
     whole = config.prompts and config.split is None
     chosen = prompts.measured() if whole else prompts.split(config.split or "test")
     asked = encode_all(chosen, first.target.tokenizer, *lengths)[: config.limit]
-    names = ("drafter", "against")
-    drafters = {name: subject.drafter for name, subject in zip(names, subjects, strict=False)}
+    subjects = [first, *others]
+    if config.against:  # it comes first: the others are held against it
+        given, subjects = [config.against, *given], [subjects[-1], *subjects[:-1]]
+    titles = distinct([subject.name for subject in subjects], [place(name) for name in given])
+    drafters = {title: subject.drafter for title, subject in zip(titles, subjects, strict=True)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
     results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
-    results = [replace(r, checkpoint=config.checkpoint if r.name == "drafter" else config.against) for r in results]
+    results = [replace(result, checkpoint=name) for result, name in zip(results, given, strict=True)]
     return Evaluation(Results(first.target.fingerprint, decoding, results), fingerprint(chosen))
+
+
+def checkpoints(config: DictConfig) -> list[str]:
+    """The drafters to test, without the one that they are held against."""
+    return [config.checkpoint] if isinstance(config.checkpoint, str) else list(config.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,8 @@ class Subject:
     prompts: Prompts | None
     decoding: Decoding
     enable_thinking: bool | None
+    name: str = "drafter"
+    """it was trained or published under"""
 
 
 def open_subject(name: str, config: DictConfig, target: Target | None) -> Subject:
@@ -193,10 +205,12 @@ def open_subject(name: str, config: DictConfig, target: Target | None) -> Subjec
     if Path(name).expanduser().is_dir():
         if target is None:
             raise DraftError(f"{name} does not bring its target: give it, target=smollm2_135m for example")
-        return Subject(target.to(place), published(name, target), None, Decoding(), None)
+        drafter = published(name, target)
+        return Subject(target.to(place), drafter, None, Decoding(), None, Path(name).resolve().name)
     found = restore(name, config.logger.tracking_uri if config.logger else None, target)
     thinking = found.config.data.batching.enable_thinking
-    return Subject(found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
+    own = (found.target.to(place), found.drafter.to(place), found.prompts, found.decoding, thinking)
+    return Subject(*own, found.config.name)
 
 
 def device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""What results say in the terminal: tables that fit 80 columns, however long the names of the sets are."""
+"""What an evaluation says in the terminal: tables that fit 80 columns, however long the names of the sets are."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,12 @@ from rich.table import Table
 from draftopd.evaluation.results import Result, Results
 from draftopd.evaluation.scores import Scores, Sets, compare
 
+MOST = 3  # drafters whose acceptance by position is printed with intervals
 SETS_SHOWN = 3  # of more, acceptance by position is printed only for their mean
 
 
 def tables(results: Results) -> Iterator[Table | str]:
     """All tables, and the sentences between them, in the order of reading."""
-    if any(result.training for result in results.results):
-        tested = [result for result in results.results if result.answers]
-        if len(tested) < len(results.results):
-            yield _validated(results)
-        if tested:
-            yield _stages(results, tested)
-        yield from _differences(results)
-        return
     scored = {result.name: result.scores for result in results.results}
     yield _acceptance(results, scored)
     shown = set_names(_sets(scored))
@@ -38,62 +31,6 @@ def tables(results: Results) -> Iterator[Table | str]:
         yield _paired(first, second)
     if any(values["acceptance_length"].count == 1 for values in _sets(scored).values()):
         yield "A set of one prompt has no interval, and neither has the mean over sets then."
-
-
-def _validated(results: Results) -> Table:
-    """One row per stage of a run: τ on the validation prompts, and what training cost."""
-    table = _stage_table("validation prompts; τ = acceptance length, bonus included", "τ at the end", "best τ")
-    for result in results.results:
-        reached = [point.acceptance_length for point in result.curve.points]
-        ends = [f"{reached[-1]:.3f}", f"{max(reached):.3f}"] if reached else ["-", "-"]
-        table.add_row(result.name, *ends, *_costs(result, results.results))
-    return table
-
-
-def _stages(results: Results, tested: Sequence[Result]) -> Table:
-    """One row per tested stage of a run: acceptance, speed, and what training cost."""
-    title = (
-        f"{len(tested[0].answers)} held-out prompts, {results.decoding.words}; τ = acceptance length, bonus included"
-    )
-    table = _stage_table(title, "τ [95 %]", "pooled", "speedup")
-    for result in tested:
-        means = result.scores["mean"]
-        table.add_row(
-            result.name,
-            str(means["acceptance_length"].estimate()),
-            f"{means['acceptance_length_pooled'].value:.3f}",
-            f"{means['speedup'].value:.2f}x" if "speedup" in means else "-",
-            *_costs(result, results.results),
-        )
-    return table
-
-
-def _stage_table(title: str, *columns: str) -> Table:
-    table = Table(title=title)
-    for column in ("stage", *columns, "PFLOPs", "minutes"):
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
-    return table
-
-
-def _costs(result: Result, results: Sequence[Result]) -> tuple[str, str]:
-    """PFLOPs, after those of the stages that it started from, and minutes."""
-    training = result.training
-    assert training is not None
-    before = f"{_flops_before(result, results) / 1e15:.3f}+" if training.start else ""
-    return f"{before}{training.flops / 1e15:.3f}", f"{training.seconds / 60:.1f}"
-
-
-def _flops_before(result: Result, results: Sequence[Result]) -> float:
-    """Training FLOPs of the stages that a stage started from."""
-    start = next((r for r in results if r.name == result.start), None)
-    return 0.0 if start is None or start.training is None else start.training.flops + _flops_before(start, results)
-
-
-def _differences(results: Results) -> Iterator[str]:
-    for late, early in results.pairs:
-        d = compare(late.scores, early.scores)["mean"]["acceptance_length"].estimate()
-        p_value = f"p {'' if d.p_text.startswith('<') else '= '}{d.p_text}, " if d.p_text else ""
-        yield f"{late.name} - {early.name}: {d.text('+.3f')}, {p_value}paired over {d.count} prompts"
 
 
 def _acceptance(results: Results, scored: dict[str, Sets]) -> Table:
@@ -122,16 +59,19 @@ def _speed(scored: dict[str, Sets]) -> Table:
 
 
 def positions(scored: dict[str, Sets], name: str) -> Table:
-    """Of one set: marginal and conditional acceptance and the histogram; of two drafters the marginal side by side."""
-    table = _table(f"{'mean of sets' if name == 'mean' else name}: acceptance by position [95 %]", right=("k",))
+    """Of one set: marginal and conditional acceptance and the histogram; of several drafters only the marginal."""
+    held, many = "" if len(scored) == 1 else ", the first k held", len(scored) > MOST
+    title = f"{'mean of sets' if name == 'mean' else name}: acceptance by position{held}{'' if many else ' [95 %]'}"
+    table = _table(title, right=("k",))
     kinds = {"accept_at": "the first k held", "accept_at_given": "k held, if k - 1 did", "accepted": "k accepted"}
     single = len(scored) == 1
     shown = [(drafter, kind) for drafter in scored for kind in (kinds if single else ["accept_at"])]
     for drafter, kind in shown:
-        table.add_column(kinds[kind] if single else f"{drafter}: {kinds[kind]}", justify="right", no_wrap=True)
+        table.add_column(kinds[kind] if single else drafter, justify="right", no_wrap=single, overflow="fold")
     most = max(sum(key.startswith("accept_at/") for key in sets[name]) for sets in scored.values())
     for k in range(0 if single else 1, most + 1):
         cells = [_cell(scored[drafter][name], f"{kind}/{k}") for drafter, kind in shown]
+        cells = [cell.partition(" ")[0] for cell in cells] if many else cells
         table.add_row(str(k), *(cells if k else ["", "", cells[-1]]))
     return table
 

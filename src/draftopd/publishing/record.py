@@ -34,7 +34,7 @@ def find_record(run: str, source: Path, given: str | None, target_fingerprint: s
     """
     own = _own(source)
     if given is None:
-        return None if own is None else Record(own, own.results[0], own.results[0].training)
+        return None if own is None else Record(own, own.own, own.own.training)
     found = load(Path(given).expanduser())
     if found.target_fingerprint != target_fingerprint:
         raise DraftError(f"results={given} was measured with another target, {found.target_fingerprint}")
@@ -42,7 +42,7 @@ def find_record(run: str, source: Path, given: str | None, target_fingerprint: s
     if not mine:
         tested = ", ".join(str(result.checkpoint) for result in found.results)
         raise DraftError(f"results={given} has no test of {run}: it has {tested}; evaluate checkpoint={run}")
-    return Record(found, mine[0], own.results[0].training if own else mine[0].training)
+    return Record(found, mine[0], own.own.training if own else mine[0].training)
 
 
 def _own(source: Path) -> Results | None:

@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from draftopd.tracking.run import Run
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
-COMMANDS = ("fit", "evaluate", "chat", "export", "check")
+COMMANDS = ("fit", "evaluate", "compare", "chat", "export", "check")
 PARAMS = (
     "target",
     "drafter",
@@ -68,11 +68,11 @@ def machine() -> str:
     return f"{platform.platform()}, python {platform.python_version()}"
 
 
-def command() -> str:
-    """What was typed, quoted so that a shell takes it again."""
+def command(words: Sequence[str] | None = None) -> str:
+    """What was typed, quoted so that a shell takes it again; with other words, if these are given."""
     name = Path(sys.argv[0]).stem.removeprefix("draftopd-")
     program = ["python", "-m", f"draftopd.{name}"] if name in COMMANDS else sys.argv[:1]
-    return shlex.join([*program, *sys.argv[1:]])
+    return shlex.join([*program, *(sys.argv[1:] if words is None else words)])
 
 
 @cache

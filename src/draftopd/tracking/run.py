@@ -24,6 +24,8 @@ from draftopd.tracking.sender import PATIENCE, Sender
 from draftopd.tracking.store import connect, experiment_id, public
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+DESCRIPTION = "mlflow.note.content"
+"""tag that MLflow's pages show as the run's description, in Markdown"""
 KNOWN = "mlflow_run"
 """file in the folder: the store and the run's id there"""
 

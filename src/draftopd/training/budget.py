@@ -1,5 +1,6 @@
 """What a run may spend and has spent, and the callback that ends it."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Budget:
         self.at_epoch_end = self.phase_costs = self.paid = self.once = dict.fromkeys(
             ("flops", "target_tokens", "minutes"), 0.0
         )
-        self.steps_done, self.share = 0, 0.0
+        self.steps_done, self.share, self.epochs_done = 0, 0.0, 0.0
         self.reached: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,6 +60,13 @@ class Budget:
 
     def start_clock(self) -> None:
         self.began = time.perf_counter()
+
+    @property
+    def epochs_in_all(self) -> int | None:
+        """By the share that is spent, where no number is set; None = not known yet."""
+        if set(self.limits) == {"epochs"}:
+            return math.ceil(self.limits["epochs"])
+        return math.ceil(self.epochs_done / self.share) if self.share > 0.02 else None
 
     @property
     def _minutes(self) -> float:
@@ -84,6 +92,7 @@ class Budget:
             self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in costs.items()}
             self.once = {name: cost - self.paid[name] for name, cost in _paid(ledger).items()}
         spread = {name: cost - (1 - done) * self.phase_costs[name] for name, cost in costs.items()}
+        self.epochs_done = epoch + done
         self.steps_done, self.share = steps, min(1.0, self._spent({"epochs": epoch + done, "steps": steps} | spread))
         return costs
 

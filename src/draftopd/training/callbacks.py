@@ -1,25 +1,37 @@
 """What watches a run: callbacks compute acceptance length and speedup on held-out prompts and log them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from rich import get_console
 
-from draftopd.console import progress
+from draftopd.console import progress, say, status
+from draftopd.decoding import distributed
+from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.evaluation import measure, plots, run, scores
+from draftopd.evaluation import diagnosis, measure, plots, run, scores
 from draftopd.evaluation.curves import Point
 from draftopd.evaluation.scores import Answer
+from draftopd.evaluation.trace_page import trace_page
 from draftopd.trace import Rollout, Trace
 from draftopd.tracking.run import Run
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
 from draftopd.values.checked import checked
 from draftopd.values.types import Count, Natural
+
+
+@dataclass
+class Start:
+    """The drafter that a run starts from, tested beside its own."""
+
+    make: Callable[[], Drafter]
+    answers: list[Answer]
+    """those that are known; tested anew where these are to other prompts"""
 
 
 @dataclass
@@ -32,6 +44,8 @@ class Observed:
     """one per validation"""
     answers: list[Answer] = field(default_factory=list)
     """to the test prompts"""
+    start: Start | None = None
+    """None where the test leaves it out"""
 
 
 class RunLogger(Logger):
@@ -72,13 +86,19 @@ def log(trainer: L.Trainer, values: dict[str, float]) -> None:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the version number and without a last epoch, which a budget does not know."""
+    """Lightning's bar with the stage, the epoch of how many, and the time left; in a terminal only."""
+
+    @property
+    def is_enabled(self) -> bool:
+        return super().is_enabled and get_console().is_interactive
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return {k.removeprefix("train/"): v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        values = {k.removeprefix("train/"): v for k, v in super().get_metrics(trainer, pl_module).items()}
+        values.pop("v_num", None)
+        return values | ({"left": status.time_left} if status.time_left else {})
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"epoch {current_epoch}"
+        return status.where
 
 
 @checked
@@ -115,12 +135,12 @@ class AcceptanceLength(L.Callback):
             return
         data = data_of(trainer)
         prompts = data.encoded("val", self.limit)
-        with progress("validating", len(prompts)) as on_done, pl_module.ledger.timed("validate"):
+        with progress("validating", len(prompts), said=False) as on_done, pl_module.ledger.timed("validate"):
             if data.decoding.samples_drafts:
                 ids = [ids for _, ids in prompts]
                 self.observed.traces = measure.roll(pl_module.target, pl_module.drafter, ids, data.decoding, on_done)
             else:  # the same traces, and the target verifies nothing
-                self.observed.traces = _redrafted(data, pl_module, "val", len(prompts), on_done)
+                self.observed.traces = _redrafted(data, pl_module.drafter, "val", len(prompts), on_done)
         if not any(len(trace.anchors) for trace in self.observed.traces):
             raise DraftError("every validation response is a single token: nothing was drafted; take other prompts")
         for name, values in measure.by_set(self.observed.traces, [p.set for p, _ in prompts]).items():
@@ -130,32 +150,37 @@ class AcceptanceLength(L.Callback):
         pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
         pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
         costs = pl_module.budget.costs(pl_module.ledger)
-        self.observed.history.append(Point(**costs, acceptance_length=values["acceptance_length"]))
+        tau = values["acceptance_length"]
+        self.observed.history.append(Point(**costs, acceptance_length=tau))
+        spent = f"{costs['flops']:.3g} FLOPs, {costs['minutes']:.1f} min"
+        say(", ".join(filter(None, (status.where, f"τ {tau:.3f} on validation prompts", spent, status.time_left))))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """By the functions of `python -m draftopd.evaluate`, later turns of conversations included."""
         assert isinstance(pl_module, DraftModule)
-        data, target = data_of(trainer), pl_module.target
-        asked = data.encoded("test", self.test_limit)
-        if self.test_redraft:
-            if any(prompt.followups for prompt, _ in asked):
-                raise DraftError("test.redraft=true knows no later turns of conversations: set it to false")
-            with progress("testing", len(asked)) as on_done:
-                traces = _redrafted(data, pl_module, "test", len(asked), on_done)
-            self.observed.answers = run.answers(asked, [[trace] for trace in traces])
-        else:
-            ids_of = run.encoder(target, data.batching.enable_thinking, data.batching.max_prompt_length)
-            self.observed.answers = run.answer(target, pl_module.drafter, asked, data.decoding, ids_of, "testing")
+        data, start = data_of(trainer), self.observed.start
+        self.observed.answers = self._answers(data, pl_module.drafter, "testing")
+        if start is not None and not scores.same_prompts(start.answers, self.observed.answers):
+            start.answers = self._answers(data, start.make(), "testing its start")
         pl_module.log_dict(scores.metrics(scores.score(self.observed.answers)), batch_size=1)
 
+    def _answers(self, data: DraftDataModule, drafter: Drafter, title: str) -> list[Answer]:
+        target, asked = data.module.target, data.encoded("test", self.test_limit)
+        if not self.test_redraft:
+            ids_of = run.encoder(target, data.batching.enable_thinking, data.batching.max_prompt_length)
+            return run.answer(target, drafter, asked, data.decoding, ids_of, title)
+        if any(prompt.followups for prompt, _ in asked):
+            raise DraftError("test.redraft=true knows no later turns of conversations: set it to false")
+        with progress(title, len(asked)) as on_done:
+            traces = _redrafted(data, drafter, "test", len(asked), on_done)
+        return run.answers(asked, [[trace] for trace in traces])
 
-def _redrafted(
-    data: DraftDataModule, module: DraftModule, split: str, count: int, on_done: measure.Done
-) -> list[Trace]:
+
+def _redrafted(data: DraftDataModule, drafter: Drafter, split: str, count: int, on_done: measure.Done) -> list[Trace]:
     """Along the target's texts of the first prompts of a split."""
     texts = data.written(split)
     stored = [Rollout(texts[i], data.stored(texts, i)[0]) for i in range(count)]
-    return measure.redrafted(module.target, module.drafter, stored, data.decoding, on_done)
+    return measure.redrafted(data.module.target, drafter, stored, data.decoding, on_done)
 
 
 @checked
@@ -184,7 +209,7 @@ class Speedup(L.Callback):
 
 @checked
 class TraceLog(L.Callback):
-    """Examples of traces in colour, and where drafts are rejected, as artifacts.
+    """Examples of traces, block by block, and where drafts are rejected, as artifacts.
 
     Args:
         examples: traces of the last validation that are shown.
@@ -193,12 +218,15 @@ class TraceLog(L.Callback):
     def __init__(self, observed: Observed, examples: Natural = 8) -> None:
         self.observed, self.examples = observed, examples
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DraftModule)
-        tracked, traces = run_of(trainer), self.observed.traces
-        if tracked is None or not traces:
+        shown = [trace for trace in self.observed.traces if len(trace.anchors)][: self.examples]
+        if not shown or not trainer.loggers:
             return
-        page = plots.trace_page(traces[: self.examples], pl_module.target.tokenizer)
-        tracked.log_text(page, "traces/examples.html")
-        tracked.log_figure(plots.rejections(traces), "traces/rejections.png")
+        # every process takes part
+        with pl_module.ledger.timed("diagnose"), distributed.whole(pl_module.drafter):
+            sides = [diagnosis.probabilities(pl_module.target, pl_module.drafter, trace) for trace in shown]
+        tracked = run_of(trainer)
+        if tracked is not None:
+            tracked.log_text(trace_page(shown, pl_module.target.tokenizer, sides).html, "traces/examples.html")
+            tracked.log_figure(plots.rejections(self.observed.traces), "traces/rejections.png")

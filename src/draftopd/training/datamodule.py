@@ -16,6 +16,7 @@ from draftopd.decoding import distributed
 from draftopd.decoding.rollout import common_prefix
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
+from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, Rollout, Trace, no_blocks, text_blocks
 from draftopd.training.module import DraftModule
 from draftopd.values.checked import checked
@@ -152,15 +153,20 @@ class DraftDataModule(L.LightningDataModule):
 
     def texts(self, split: str) -> Texts:
         """The target's own texts of a split; they are written as they are needed."""
-        decoding = self.writing(split)
-        if split not in self._texts or self._texts[split].decoding != decoding:
-            ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
-            if self.stores_hidden:
-                layer_ids = (*layer_ids, self.module.target.shape.num_layers)
-            title = f"target writes {split} texts"
-            self._texts[split] = self.cache.open(self.module.target, ids, decoding, layer_ids, title)
+        if split not in self._texts or self._texts[split].decoding != self.writing(split):
+            self._texts[split] = self.cache.open(*self._request(split))
             self.module.ledger.watch(self._texts[split].ledger)
         return self._texts[split]
+
+    def planned(self, split: str) -> Texts:
+        """The same to see which there are: nothing is written."""
+        return self.cache.find(*self._request(split))
+
+    def _request(self, split: str) -> tuple[Target, list[list[int]], Decoding, tuple[int, ...], str]:
+        ids, layer_ids = [ids for _, ids in self.encoded(split)], self.module.drafter.layer_ids
+        if self.stores_hidden:
+            layer_ids = (*layer_ids, self.module.target.shape.num_layers)
+        return self.module.target, ids, self.writing(split), layer_ids, f"target writes {split} texts"
 
     def written(self, split: str, count: int | None = None) -> Texts:
         """Texts of which the first `count` (default all) are on disk."""

@@ -1,7 +1,8 @@
 """One stage of a run: everything that it trains with, its training and its test."""
 
 import signal
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from draftopd.checkpoints.files import locate
-from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state
+from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state, spent
 from draftopd.checkpoints.published import drafter_config
 from draftopd.checkpoints.run_folder import of_cluster
 from draftopd.console import Terminated
 from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
-from draftopd.evaluation.results import Result, Results, Training
+from draftopd.evaluation.results import Result, Results, Training, earlier_answers
 from draftopd.target.model import Target
-from draftopd.tracking.run import Run, Status
-from draftopd.training.callbacks import Observed, RunLogger
+from draftopd.tracking.run import DESCRIPTION, Run, Status
+from draftopd.training.callbacks import Observed, RunLogger, Start
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.mixture import MixedDataModule
 from draftopd.training.module import DraftModule
@@ -42,6 +43,8 @@ class System:
     trainer: L.Trainer
     logger: RunLogger | None
     observed: Observed
+    before: float | None
+    """training FLOPs of what it starts from; None = not known"""
 
 
 def build(config: DictConfig) -> System:
@@ -61,7 +64,7 @@ def build(config: DictConfig) -> System:
     OmegaConf.resolve(config)
     OmegaConf.set_readonly(config, True)
     L.seed_everything(config.seed, verbose=False)  # after the target, whose first making draws random numbers
-    drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
+    drafter = _new_drafter(config, target)
     if drafter.init == "target":
         drafter.copy_target(target.body)  # a checkpoint's weights come after
     for name in (config.init_from, config.resume):
@@ -71,22 +74,35 @@ def build(config: DictConfig) -> System:
     module = instantiate(config.module)(target=target, drafter=drafter, **objectives)
     if config.init_optimizer:
         module.init_optimizer = optimizer_state(find_checkpoint(config.init_from, config.logger))
-    record = RunRecord(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    before = spent(find_checkpoint(config.init_from, config.logger)) if config.init_from else 0.0
+    record = RunRecord(OmegaConf.to_container(config), before)  # type: ignore[arg-type]
     observed = Observed()
     made = instantiate(config.callbacks, _convert_="all").values()
     callbacks = [*(c(observed) if isinstance(c, partial) else c for c in made), record]
     logger = RunLogger() if config.logger else None
     trainer = make_trainer(config, callbacks, logger)
     get_console().quiet = not trainer.is_global_zero
-    return System(config, module, data, trainer, logger, observed)
+    return System(config, module, data, trainer, logger, observed, before)
+
+
+def _new_drafter(config: DictConfig, target: Target) -> Drafter:
+    drafter: Drafter = target.adopt(instantiate(config.drafter)(target=target.shape))
+    return drafter
 
 
 def require_start(config: DictConfig) -> None:
     """Raises DraftError where what a run starts from cannot be had of what it names."""
     if config.resume and Path(config.resume).expanduser().is_dir():
         raise DraftError(f"resume={config.resume} is a folder without optimizer and step: start from it with init_from")
-    if config.init_optimizer and not (config.init_from or config.drafter.get("path")):
+    start = config.init_from or config.drafter.get("path")
+    if config.init_optimizer and not start:
         raise DraftError("init_optimizer=true takes the optimizer of init_from: name a checkpoint there")
+    free = config.from_scratch or config.texts_only  # weights do not change texts
+    if "prompts_per_epoch" in config.data and not (start or config.resume or free):
+        raise DraftError(
+            f"{config.name} trains on what its drafter drafts and would start from random weights: name a drafter, "
+            "init_from=<MLflow run id or checkpoint> or drafter.path=<published folder>, or set from_scratch=true"
+        )
 
 
 def make_data(config: DictConfig) -> DraftDataModule:
@@ -118,6 +134,31 @@ def make_trainer(config: DictConfig, callbacks: list[L.Callback], logger: RunLog
     if config.module.attention == "flex_attention" and isinstance(trainer.accelerator, CPUAccelerator):
         raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
     return trainer
+
+
+def _start(system: System) -> Start | None:
+    """What the run starts from, and what it answered in a test that was the same."""
+    config, module = system.config, system.module
+    if not config.init_from:
+        return None
+    path = find_checkpoint(config.init_from, config.logger)
+
+    def make() -> Drafter:
+        drafter = _new_drafter(config, module.target)
+        load_drafter(drafter, path, module.target)
+        return drafter.to(module.device, next(module.drafter.parameters()).dtype)
+
+    known = earlier_answers(path, module.target.fingerprint, system.data.decoding)
+    return Start(make, system.trainer.strategy.broadcast(known))  # all processes do the same then
+
+
+def _tested_start(system: System) -> list[Result]:
+    start = system.observed.start
+    if start is None:
+        return []
+    path = find_checkpoint(system.config.init_from, system.config.logger).resolve()
+    name = path.name if path.is_dir() else path.parents[1].name
+    return [Result(f"start {name}", start.answers, str(path))]
 
 
 def _locate_published(config: DictConfig) -> None:
@@ -168,20 +209,23 @@ def write_texts(config: DictConfig) -> None:
         raise UnansweredError("; ".join(missing))
 
 
-def run_stage(config: DictConfig, start: str | None = None, parent: Run | None = None) -> Results:
+def run_stage(
+    system: System, describe: Callable[[Results], str], start: Result | None = None, parent: Run | None = None
+) -> Results:
     """Trains one stage and tests it, unless `test.prompts` is 0.
 
     Args:
-        start: name of the stage that it starts from.
+        describe: makes the description of its MLflow run.
+        start: of the stage that it starts from. What comes from elsewhere is tested, too, and comes first in the
+            results.
         parent: the MLflow run above it.
 
     Raises:
-        DraftError: it cannot be built, or MLflow cannot be used.
+        DraftError: MLflow cannot be used.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM stopped it; its MLflow run ends as KILLED, its last checkpoint
             goes on where it was.
     """
-    system = build(config)
-    trainer, module, logger = system.trainer, system.module, system.logger
+    config, trainer, module, logger = system.config, system.trainer, system.module, system.logger
     if trainer.world_size > 1 or SLURMEnvironment.detect():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning stops all processes after a step, or queues again
     checkpoint = Path(config.output_dir) / "checkpoints" / "last.ckpt"
@@ -195,16 +239,23 @@ def run_stage(config: DictConfig, start: str | None = None, parent: Run | None =
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
         _forget_cluster(trainer)
         costs = module.budget.costs(module.ledger)
-        training = Training(start, module.ledger.training_flops, 60 * costs["minutes"], system.observed.history)
+        curve, flops = system.observed.history, module.ledger.training_flops
+        others: list[Result] = []
         if config.test.prompts != 0:
+            system.observed.start = None if start else _start(system)
             trainer.test(module, datamodule=system.data, verbose=False)
+            others = _tested_start(system)
+        first = start.name if start else others[0].name if others else None
+        training = Training(first, flops, 60 * costs["minutes"], curve, system.before)
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
         result = Result(config.name, system.observed.answers, place, run.id if run else None, training)
-        results = Results(module.target.fingerprint, system.data.decoding, [result])
+        results = Results(module.target.fingerprint, system.data.decoding, [*others, result])
         if trainer.is_global_zero:
             file = results.save(Path(config.output_dir))
             if run:
                 run.log_artifact(file)
+                beside = replace(results, results=[*([start] if start else others), result])
+                run.log_tags({DESCRIPTION: describe(beside)})
         if parent is not None:
             parent.log_tags(fingerprints(trainer))
         status = "FINISHED"

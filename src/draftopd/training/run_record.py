@@ -1,14 +1,17 @@
 """What a run was and how far it is, written into MLflow and into every checkpoint."""
 
+import time
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from draftopd.console import signals
+from draftopd.console import signals, status
 from draftopd.tracking.header import write_header
+from draftopd.training.budget import Budget
 from draftopd.training.callbacks import data_of, log, run_of
 from draftopd.training.module import DraftModule
 
@@ -20,10 +23,11 @@ class RunRecord(L.Callback):
 
     Args:
         config: the resolved configuration.
+        before: training FLOPs of what the run starts from; None = not known.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, config: dict[str, Any], before: float | None = 0.0) -> None:
+        self.config, self.before = config, before
         self.last = Path(config["output_dir"]) / "checkpoints" / "last.ckpt"
         self.position: dict[str, Any] = {}
         """of the last whole step"""
@@ -32,6 +36,7 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        status.place = partial(_place, trainer, pl_module.budget)  # type: ignore[arg-type]
         run = run_of(trainer)
         if run is not None:
             extra = {"checkpoint": str(self.last.resolve()), "init_from": _resolved(self.config["init_from"])}
@@ -54,6 +59,10 @@ class RunRecord(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.position, self.training = self._resumed, True
         signals.watch()
+        budget = pl_module.budget
+        assert isinstance(budget, Budget)
+        first, status.began = budget.share, time.monotonic()
+        status.share = lambda: (budget.share - first) / (1 - first) if first < 1 else 1.0
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         signals.hold()  # until weights and position agree again, and the step's values are logged
@@ -80,12 +89,21 @@ class RunRecord(L.Callback):
             trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config
+        checkpoint["config"], checkpoint["flops_before"] = self.config, self.before
         checkpoint.update(self.position or _costs(pl_module))
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         names = ("loops", "callbacks", "lr_schedulers", type(data_of(trainer)).__qualname__, "ledger", "budget")
         self._resumed = {name: checkpoint[name] for name in names if name in checkpoint}
+
+
+def _place(trainer: L.Trainer, budget: Budget) -> str:
+    """The epoch of how many, and the step; nothing in the test."""
+    if trainer.testing:
+        return ""
+    epochs = budget.epochs_in_all
+    total = "" if epochs is None else f" of {'' if set(budget.limits) == {'epochs'} else 'about '}{epochs}"
+    return f"epoch {trainer.current_epoch + 1}{total}, step {trainer.global_step}"
 
 
 def _position(trainer: L.Trainer) -> dict[str, Any]:

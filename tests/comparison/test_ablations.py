@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
 from draftopd.command import CONFIG_DIR
+from draftopd.comparison import pictures, runs, sources, tables
 from draftopd.errors import DraftError
-from draftopd.evaluation import compare_runs
 
 ABLATIONS = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablations").glob("*.yaml"))
 CHANGES = {  # top-level keys that differ from paper's; the others differ in the objective alone
@@ -75,21 +76,20 @@ def test_all_ablations_run_as_one_multirun_and_are_compared(command, tmp_path: P
     few += ["data.decoding.max_new_tokens=6", "data.decoding.batch_size=64", "~callbacks.trace_log"]
     assert command(f"experiment={sweep}", "scale=tiny", *few, "-m") == 0
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    runs = compare_runs.load_runs(uri)
-    assert sorted(run.name for run in runs) == ABLATIONS
-    reference = compare_runs.reference_run(runs, "sft_continued")
-    assert len({run.tested_on for run in runs}) == 1
-    assert compare_runs.differences(runs, reference).keys() == set(ABLATIONS) - {"sft_continued"}
+    found = sources.find(["draftopd"], uri)
+    assert sorted(run.name for run in found) == ABLATIONS
+    reference = runs.reference_run(found, "sft_continued")
+    assert pictures.differences(found, reference).keys() == set(ABLATIONS) - {"sft_continued"}
 
-    table = compare_runs.table(runs, reference)
+    table = tables.table(found, reference)
     assert sorted(table.index) == ABLATIONS
     assert (table["prompts"] == 3).all()
-    assert compare_runs.commands(runs) == [runs[0].tags["command"]]
-    for run in runs:
+    assert tables.commands(found) == [found[0].origin["command"]]
+    for run in found:
         assert run.result.training.flops > 0
-        assert len(compare_runs.accept_at(run)) == 3
-        metrics = compare_runs.MlflowClient(uri).get_run(run.id).data.metrics
-        artifacts = {file.path for file in compare_runs.MlflowClient(uri).list_artifacts(run.id)}
+        assert len(run.accept_at) == 3
+        metrics = MlflowClient(uri).get_run(run.id).data.metrics
+        artifacts = {file.path for file in MlflowClient(uri).list_artifacts(run.id)}
         assert {"results.json", "diagnostics.png", "config.yaml"} <= artifacts
         assert {"val/share/suffix", "val/forward_kl/first_rejected", "val/anchor_offset/1"} <= metrics.keys()
         assert ({"rollout/share/suffix", "rollout/staleness"} <= metrics.keys()) == (not run.name.startswith("sft"))
@@ -97,14 +97,13 @@ def test_all_ablations_run_as_one_multirun_and_are_compared(command, tmp_path: P
         assert ("own_text.png" in artifacts) == (run.name == "free_running")
         assert metrics.get("rollout/share/accepted") != 1 or run.name == "free_running"
 
-    assert [run.name for run in compare_runs.load_runs(uri, names=["paper", "no_decay"])] == ["no_decay", "paper"]
-    (one,) = compare_runs.load_runs(uri, run_ids=[reference.id])
+    (page,) = tmp_path.rglob("comparison.html")  # at the end of the sweep
+    assert all(f"<td>{name}</td>" in page.read_text() for name in ABLATIONS)
+    in_folder = sources.find([str(page.parent), *(run.id for run in found)], uri)  # the same runs, each once
+    assert {run.id for run in in_folder} == {run.id for run in found}
+    (one,) = sources.find([reference.id], uri)
     with pytest.raises(DraftError, match="nothing to compare"):
-        compare_runs.difference_picture([one], one)
-    with pytest.raises(DraftError, match="choose one of sft_continued"):
-        compare_runs.reference_run([one], "paper")
-    for words, message in (({"experiment": "none"}, "no MLflow experiment"), ({"names": ["none"]}, "no finished")):
+        pictures.difference_picture([one], one)
+    for word, message in (("none", "which has Default, draftopd"), ("0" * 32, "cannot read runs")):
         with pytest.raises(DraftError, match=message):
-            compare_runs.load_runs(uri, **words)
-    with pytest.raises(DraftError, match="cannot read runs"):
-        compare_runs.load_runs(uri, run_ids=["0" * 32])
+            sources.find([word], uri)
