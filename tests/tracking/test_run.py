@@ -102,6 +102,7 @@ def test_what_a_dead_server_did_not_get_is_told_and_sent_by_the_next_run(server,
     assert said.count("\n") == 1
     assert "has not got 2 values and 1 file (Connection refused), which wait in" in said
     assert f"the next run on this machine sends them; last checkpoint: {checkpoint}" in said
+    gone(tracked)
     server.up()
     assert server.runs[tracked.id]["status"] == "RUNNING"
     started(server, tmp_path / "two").end("FINISHED")
@@ -109,6 +110,12 @@ def test_what_a_dead_server_did_not_get_is_told_and_sent_by_the_next_run(server,
     assert server.values(tracked.id, "loss") == {7: 1.0}
     assert server.files(tracked.id) == {"config.yaml"}
     assert not left(tmp_path / "one")
+
+
+def gone(run: Run) -> None:
+    """As if its process had ended: its threads are through."""
+    run._sender._thread.join()
+    run._dead_runs.join()
 
 
 def killed(server: Server, folder: Path) -> None:
@@ -214,6 +221,7 @@ def test_a_run_that_goes_on_sends_what_its_dead_process_left(server, tmp_path):
     first.log_metrics({"loss": 1.0}, 1)
     first.log_text("page", "page.html")
     first.end("KILLED")
+    gone(first)
     server.up()
     again = Run(server.uri, "draftopd", "first", str(tmp_path)).start(goes_on=True)
     for step in (1, 2):

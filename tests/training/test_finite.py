@@ -20,18 +20,23 @@ from pair import PROMPTS
 from runs import UNTIMED
 
 STEPS = ("experiment=smoke/sft", "budget.epochs=null", "budget.steps=2", "prompts.val=1", *UNTIMED)
+PLANNED = 2  # forwards that the plan times before the run
 
 
 def test_a_loss_that_is_not_finite_stops_before_weights_change(command, tmp_path, monkeypatch, capsys):
     """In the second step; the batch is in the run's folder."""
-    seen: list[int] = []
-    numerators = CrossEntropy.numerators
+    steps: list[int] = []
+    numerators, training_step = CrossEntropy.numerators, DraftModule.training_step
+
+    def step(self, batch, index):
+        steps.append(int(sum(part.valid.sum() for part in batch)))
+        return training_step(self, batch, index)
 
     def broken(self, logits, log_p, rows):
-        seen.append(len(rows))
-        wrong = 1.0 if len(seen) == 1 else float("nan")
+        wrong = float("nan") if len(steps) == 2 else 1.0
         return {name: value * wrong for name, value in numerators(self, logits, log_p, rows).items()}
 
+    monkeypatch.setattr(DraftModule, "training_step", step)
     monkeypatch.setattr(CrossEntropy, "numerators", broken)
     assert command(*STEPS) == 2
     (error,) = capsys.readouterr().err.splitlines()
@@ -39,7 +44,7 @@ def test_a_loss_that_is_not_finite_stops_before_weights_change(command, tmp_path
     (path,) = tmp_path.rglob("not_finite.pt")
     assert path.name in error
     (saved,) = torch.load(path, weights_only=True)
-    assert ReplayBatch(**saved).valid.sum() == seen[1]
+    assert ReplayBatch(**saved).valid.sum() == steps[1]
     assert not list(tmp_path.rglob("results.json"))
     assert not list(tmp_path.rglob("*.ckpt"))
 
@@ -86,7 +91,7 @@ def test_a_step_that_does_not_fit_takes_fewer_texts_at_a_time(command, tmp_path,
 
     def small(self, batch, embed):
         seen.append(len(batch.tokens))
-        if len(batch.tokens) > 2 and len(seen) > 1:
+        if len(batch.tokens) > 2 and len(seen) > PLANNED + 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, batch, embed)
 
@@ -94,8 +99,8 @@ def test_a_step_that_does_not_fit_takes_fewer_texts_at_a_time(command, tmp_path,
     monkeypatch.setattr(memory, "_said", set())
     words = ("budget.epochs=2", "data.batching.micro_batch_size=4", "test.prompts=0")
     assert command("experiment=smoke/sft", *words, *UNTIMED) == 0
-    assert seen[:6] == [4, 4, 2, 2, 2, 2]  # all of the step's eight texts again
-    assert max(seen[2:6]) <= 2
+    assert seen[PLANNED : PLANNED + 6] == [4, 4, 2, 2, 2, 2]  # all of the step's eight texts again
+    assert max(seen[PLANNED + 2 : PLANNED + 6]) <= 2
     assert capsys.readouterr().out.count("out of memory: going on with 2 of the texts of a micro-batch") == 1
     (last,) = tmp_path.rglob("last.ckpt")
     expected = torch.load(checkpoint, weights_only=True)["state_dict"]

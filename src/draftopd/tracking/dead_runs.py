@@ -37,7 +37,8 @@ def end(client: MlflowClient, experiment: str, store: str) -> None:
                 continue  # to LIKE, _ is any letter
             folder = Path(run.data.tags[UNSENT])
             if not (folder / LOCK).exists():  # a living run keeps its folder
-                _end(client, run, folder, store)
+                if client.get_run(run.info.run_id).info.status == "RUNNING":  # else another start has just ended it
+                    _end(client, run, folder, store)
                 continue
             with suppress(Timeout), FileLock(folder / LOCK, timeout=0):  # else alive, or another start is at it
                 _end(client, run, folder, store)
