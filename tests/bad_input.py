@@ -343,7 +343,7 @@ decoding.rule=greedy | decoding.rule=greedy must be token_matching or rejection
 decoding.memory_gib=-3 | decoding.memory_gib=-3 must be
 +decoding.topk=3 | decoding has no setting topk: did you mean top_k?
 speed.prompts=-1 | speed.prompts=-1 must be
-speed.block_sizes=[1] | speed.block_sizes=[1] must be a list, each a whole number of at least 2 and at most 1024, or null
+speed.block_sizes=[1] | speed.block_sizes=[1] must be a list, each a whole number of at least 2 and at most 1024
 speed.block_sizes=4 | speed.block_sizes=4 must be a list
 speed=null | speed=null must be a section
 prompts.test=-3 | prompts.test=-3 must be
