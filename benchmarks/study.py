@@ -72,7 +72,7 @@ def test(folder: Path, temperature: float, only: Sequence[str] | None, cache: Te
             continue
         found = restore(path.parent / "checkpoints" / "last.ckpt", target=target)
         target = found.target
-        result = replace(load(path).results[0], answers=_answers(found, temperature, cache))
+        result = replace(_trained(load(path)), answers=_answers(found, temperature, cache))
         decoding = replace(found.decoding, temperature=temperature, rule="token_matching")
         output.mkdir()
         Results(target.fingerprint, decoding, [result]).save(output)
@@ -93,7 +93,7 @@ def join(folder: Path, to: Path, name: str) -> None:
     found = {path.parent.relative_to(folder).parts[0]: load(path) for path in sorted(folder.glob(f"*/{name}"))}
     if not found:
         raise DraftError(f"no {name} in the stages of {folder}: run experiment=study with hydra.run.dir={folder}")
-    results = {stage: file.results[0] for stage, file in found.items()}
+    results = {stage: _trained(file) for stage, file in found.items()}
     answers = next((result.answers for result in results.values() if result.answers), [])  # a search has none
     document = {
         "git_commit": sorted({json.loads(path.read_text())["git_commit"] for path in folder.glob(f"*/{name}")}),
@@ -103,6 +103,11 @@ def join(folder: Path, to: Path, name: str) -> None:
     }
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(json.dumps(document, separators=(",", ":")).replace('"runs":{', '"runs":{\n').replace("}},", "}},\n"))
+
+
+def _trained(results: Results) -> Result:
+    """Not what it started from, which may be there too."""
+    return next(result for result in results.results if result.training)
 
 
 def _small(result: Result) -> dict[str, Any]:
