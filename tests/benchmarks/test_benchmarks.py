@@ -9,7 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import decode, growth, identity, loss_memory, plan, redraft, train, train_speculators, train_step
+from benchmarks import (
+    commits,
+    decode,
+    growth,
+    identity,
+    loss_memory,
+    plan,
+    redraft,
+    train,
+    train_speculators,
+    train_step,
+)
 from draftopd.console import quiet
 from draftopd.drafters.dflash import DFlash
 from draftopd.objectives.rows import flatten
@@ -55,6 +66,21 @@ def test_decode_writes_results_a_picture_and_a_profile(command, tmp_path: Path, 
     assert output.with_suffix(".png").stat().st_size > 10_000
     profile = output.with_suffix(".profile.txt").read_text()
     assert profile.count("Self CPU %") == len(decode.PROFILED)
+
+
+@pytest.mark.slow
+def test_commits_times_an_earlier_commit_beside_this_tree(command, tmp_path: Path):
+    if not (commits.ROOT / ".git").exists():
+        pytest.skip("not a git clone: there is no earlier commit")
+    assert command("experiment=smoke/sft", "budget.epochs=2", "logger=none") == 0
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    output = tmp_path / "commits.json"
+    sizes = ["--rounds", "2", "--prompts", "3", "--tokens", "12", "--output", str(output)]
+    commits.main(["HEAD", str(checkpoint), *sizes])
+    results = json.loads(output.read_text())
+    assert [list(turn) for turn in results["rounds"]] == [["old", "new"], ["new", "old"]]
+    assert all(side["equal"] for turn in results["rounds"] for side in turn.values())
+    assert set(results["ratios"]) == {"plain", "batch1", "batch8", "sft_step", "opd_step"}
 
 
 def test_decode_counts_texts_that_are_not_the_plain_ones():

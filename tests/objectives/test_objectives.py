@@ -145,6 +145,27 @@ def numerators_and_gradient(
     return sums, gradient
 
 
+@pytest.mark.parametrize("name", ["total_variation", "lk_hybrid"])
+def test_gradients_of_a_trained_head_add_up_over_chunks(name: str):
+    """As autograd has them with all logits at once, p being normalised over more tokens than the head's."""
+    objective, rows = shipped(name), some_rows()
+    torch.manual_seed(0)
+    weight, unused = torch.randn(6, 5, requires_grad=True), torch.randn(3, requires_grad=True)
+    hidden, of_target, theirs = torch.randn(len(rows), 5), torch.randn(len(rows), 5), torch.randn(6, 5)
+    mass = (of_target @ theirs.T).logsumexp(-1) + torch.rand(len(rows))
+    coefficients = {term: torch.tensor(i + 0.5) for i, term in enumerate(objective.coefficients)}
+    draft = DraftSide(lambda states: states @ weight.T, hidden, [weight, unused])
+    loss, _ = chunked_loss(
+        objective, rows, draft, TargetSide(lambda states: states @ theirs.T, of_target, mass), coefficients, 5
+    )
+    numerators = objective.numerators(hidden @ weight.T, of_target @ theirs.T - mass[:, None], rows)
+    whole = torch.stack([coefficients[term] * value.sum() for term, value in numerators.items()]).sum()
+    torch.testing.assert_close(loss, whole)
+    found, nothing = torch.autograd.grad(loss, [weight, unused])
+    torch.testing.assert_close(found, *torch.autograd.grad(whole, weight))
+    assert not nothing.any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_and_micro_batches_change_nothing(name: str):
     """Numerators, gradients and denominators add up over any cut between blocks."""
