@@ -29,10 +29,8 @@ import json, statistics, sys, time, torch
 from benchmarks.bench import opened
 from benchmarks.decode_systems import ours
 from benchmarks.train_step import module, prepare, run_steps
-from draftopd.console import quiet
 
 checkpoint, count, tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-quiet()
 run, prompts = opened(checkpoint, "train", count, torch.device("cpu"))
 seconds, texts = {}, []
 for name, drafter, size in (("plain", None, 1), ("batch1", run.drafter, 1), ("batch8", run.drafter, 8)):
