@@ -43,7 +43,7 @@ from draftopd.training.run import build, run_stage, write_texts
 
 RECIPE = "recipe.yaml"
 """in a stage's folder: its configuration, without the logger"""
-NO_RECIPE = {"logger", "texts_only", "from_scratch"}
+NO_RECIPE = {"logger", "output_dir", "texts_only", "from_scratch"}
 """what changes no result"""
 DRY_RUN = "--dry-run"
 
@@ -128,7 +128,7 @@ def _stages(config: DictConfig, folder: Path, parent: Run | None, words: Sequenc
 
 
 def _recipe(of: DictConfig) -> str:
-    """What makes a stage's results: its configuration, without the logger."""
+    """What makes a stage's results: its configuration, without the logger and its place."""
     return OmegaConf.to_yaml(OmegaConf.masked_copy(of, sorted({*map(str, of)} - NO_RECIPE)))
 
 
@@ -140,7 +140,8 @@ def _finished(of: DictConfig, config: DictConfig) -> Results | None:
         return load(folder / FILE) if known else None
     if not any((folder / name).exists() for name in (FILE, "checkpoints")):
         return None
-    if not (folder / RECIPE).exists() or (folder / RECIPE).read_text() != _recipe(of):
+    recipe = folder / RECIPE
+    if not recipe.exists() or _recipe(OmegaConf.load(recipe)) != _recipe(of):  # type: ignore[arg-type]
         raise DraftError(f"{folder} holds results of another configuration: choose another hydra.run.dir")
     return load(folder / FILE) if (folder / FILE).exists() else None
 
@@ -163,7 +164,8 @@ def _prepare(of: DictConfig, done: Sequence[Results], config: DictConfig) -> Res
     if config.stages and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE).write_text(_recipe(of))
-    of.init_from = of.init_from if start is None else start.checkpoint
+    if start is not None:  # where it lies now: a study may have been moved
+        of.init_from = str(folder.parent / str(of.init_from) / "checkpoints" / "last.ckpt")
     if config.stages or config.resume == AUTO or of_cluster(folder):
         last = to_resume(folder)
         of.resume = last and str(last)

@@ -60,10 +60,10 @@ def test_the_plateau_notebook_compares_the_stages_of_a_run(command, tmp_path):
 def test_the_objectives_notebook_shows_positions(command, tmp_path):
     words = ["experiment=smoke/sft", "budget.epochs=2", "logger=none", f"hydra.sweep.dir={tmp_path}/sweep"]
     assert command(*words, "objective=cross_entropy,d_pace", "-m") == 0
-    parameters = f'RUNS, TRACKING_URI, REFERENCE = ["{tmp_path}/sweep"], None, "objective=cross_entropy"'
+    parameters = f'RUNS, TRACKING_URI, REFERENCE = ["{tmp_path}/sweep"], None, "fit (objective=cross_entropy)"'
     outputs = outputs_of(execute("objectives.ipynb", tmp_path, parameters))
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
-    assert sum("objective=d_pace" in o.get("data", {}).get("text/html", "") for o in outputs) == 2
+    assert sum("(objective=d_pace)" in o.get("data", {}).get("text/html", "") for o in outputs) == 2
 
 
 @pytest.mark.slow

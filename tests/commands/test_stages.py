@@ -68,6 +68,15 @@ def test_results_of_another_configuration_are_not_taken_for_these(command, tmp_p
         (tmp_path / "study" / "sft" / "results.json").unlink(missing_ok=True)
 
 
+def test_a_study_that_was_moved_goes_on(command, tmp_path):
+    assert command(*SMOKE, "only=[sft]") == 0
+    checkpoint = (tmp_path / "study").rename(tmp_path / "moved") / "sft" / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    assert command(*SMOKE[:-1], "hydra.run.dir=moved") == 0
+    assert checkpoint.read_bytes() == before
+    assert names(tmp_path / "moved") == ["sft", "draft_opd"]
+
+
 @pytest.mark.slow
 def test_without_test_prompts_the_table_shows_the_validation(command, tmp_path, capsys):
     assert command(*SMOKE, "test.prompts=0") == 0
