@@ -24,6 +24,9 @@ ALONE = ("trace", "blocks", "errors")
 LINK = re.compile(r"(!?)\[([^\[\]]*|!\[[^\]]*\]\([^)]*\))\]\(([^)\s]+)\)")
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
+NESTED = re.compile(r"^  (?=\S)", re.MULTILINE)
+"""what GitHub takes for a part of a list; Python-Markdown wants four spaces"""
+
 known: dict[str, str] = {}
 """path in the repository -> on the site, of every file that the site has"""
 
@@ -59,6 +62,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     if path is None:
         return markdown  # made here
     parts = FENCED.split(markdown)  # every second one is code
+    parts[::2] = [NESTED.sub("    ", part) for part in parts[::2]]
     parts[::2] = [LINK.sub(lambda link: _link(link, path, site), part) for part in parts[::2]]
     return "".join(parts)
 
@@ -72,8 +76,15 @@ def _link(link: re.Match[str], path: str, site: str) -> str:
     place = known.get(posixpath.normpath(posixpath.join(posixpath.dirname(path), file)))
     if place is None:
         return str(text)
+    if file.endswith(".md") and text in (file, posixpath.basename(file)):
+        text = _title(path, file)
     moved = posixpath.relpath(place, posixpath.dirname(site) or ".")
     return f"{picture}[{text}]({moved}{'#' * bool(anchor)}{anchor})"
+
+
+def _title(path: str, to: str) -> str:
+    """Of the page that a page of the repository links to."""
+    return (ROOT / posixpath.dirname(path) / to).read_text().partition("\n")[0].removeprefix("# ")
 
 
 def _packages() -> list[tuple[str, str]]:
