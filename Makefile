@@ -39,7 +39,7 @@ lint: $(ready) ## ruff, mypy, and a check of the notebooks
 	$(BIN)/python .ci/check_notebooks.py notebooks/*.ipynb
 
 docs: $(ready) ## the site of README.md and docs/, into site/; any broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(ready) ## the same on this machine, made anew as files change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -73,9 +73,10 @@ def _link(link: re.Match[str], path: str, site: str) -> str:
     if re.match(r"[a-z]+:|#", to):
         return link[0]
     file, _, anchor = to.partition("#")
-    place = known.get(posixpath.normpath(posixpath.join(posixpath.dirname(path), file)))
-    if place is None:
-        return str(text)
+    there = posixpath.normpath(posixpath.join(posixpath.dirname(path), file))
+    if there not in known:
+        return str(text) if (ROOT / there).exists() else link[0]  # mkdocs warns of that one
+    place = known[there]
     if file.endswith(".md") and text in (file, posixpath.basename(file)):
         text = _title(path, file)
     moved = posixpath.relpath(place, posixpath.dirname(site) or ".")
