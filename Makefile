@@ -6,7 +6,7 @@ ready := $(VENV)/.ready
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart smoke test coverage slow soak mutants lint ui bench-objectives bench-decode bench-train study-check serve-check
+.PHONY: help quickstart smoke test coverage slow soak mutants lint docs docs-serve ui bench-objectives bench-decode bench-train study-check serve-check
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ lint: $(ready) ## ruff, mypy, and a check of the notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python .ci/check_notebooks.py notebooks/*.ipynb
+
+docs: $(ready) ## the site of README.md and docs/, into site/; any broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(ready) ## the same on this machine, made anew as files change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
 	$(BIN)/python -m draftopd.ui

@@ -1,12 +1,11 @@
 """Every shipped experiment composes; the paper-scale ones build on the meta device with the published sizes."""
 
 import os
-import re
 import subprocess
 import sys
 import zipfile
 from ipaddress import ip_address
-from itertools import product, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -117,23 +116,6 @@ def test_the_other_commands_take_every_target(name: str, target: str):
             name, overrides=[f"target={target}", "run=a", "to=b", "layout=zlab"][: 4 if name == "export" else 1]
         )
     assert config.target._target_.startswith("draftopd.target.load.")
-
-
-@pytest.mark.slow
-def test_every_command_of_the_readme_composes_and_every_make_target_is_there():
-    root = Path(__file__).parents[2]
-    readme = (root / "README.md").read_text()
-    commands = re.findall(r"^python -m draftopd\.(\w+) (?:-m )?(.*?)(?: +#.*)?$", readme, re.MULTILINE)
-    assert {name for name, _ in commands} == {"fit", "evaluate", "compare", "export", "check", "chat"}
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        for name, words in commands:
-            if name == "compare":
-                continue  # takes names, in any order
-            given = [key_and_values.split("=", 1) for key_and_values in words.split() if key_and_values[0] != "-"]
-            for choice in product(*([f"{key}={value}" for value in values.split(",")] for key, values in given)):
-                compose(name, overrides=list(choice))
-    targets = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE)) <= set(targets)
 
 
 def test_the_tracking_facts_come_from_mlflow_yaml(monkeypatch):
