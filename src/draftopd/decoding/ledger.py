@@ -108,7 +108,8 @@ class Ledger:
         """Taking in `context` committed tokens, and drafting `blocks` after texts of this mean length."""
         drafts = blocks * drafter.num_draft_tokens
         self.flops["draft"] += drafter.context_flops(context) + drafter.block_flops(blocks, length)
-        self.flops["draft"] += 2 * drafter.head_weights(target.vocab_size) * drafts
+        head = drafter.head_weights(target.vocab_size) + drafter.added_weights(target.vocab_size)
+        self.flops["draft"] += 2 * head * drafts
         self.tokens["draft"] += drafts
 
     def prefill(self, target: Target, rows: int, width: int, length: int) -> None:
@@ -177,5 +178,7 @@ class Ledger:
         passes = 3 if drafter.owns_head else 2
         self.flops["train"] += 3 * forward - 2 * drafter.fc.weight.numel() * tokens
         self.flops["train"] += passes * head + (head if target_rows else 0)
+        self.flops["train"] += 3 * 2 * drafter.added_weights(target.vocab_size) * rows
+        self.flops["train"] += 2 * 2 * drafter.confidence_weights * rows  # its gradient ends at its weights
         self.flops["train"] += 2 * target.head().weight.numel() * rows if whole_head else 0
         self.tokens["train"] += rows

@@ -32,6 +32,8 @@ class Drafter(nn.Module, ABC):
         fc: fuses the features; the only weights whose input needs no gradient.
         norm: before the output head.
         owns_head: it trains an output head of its own instead of borrowing the target's.
+        confidence_head: from the rows that its head reads, [..., D'] -> logits [...] of the chance that the target
+            accepts the draft; trained beside the objective and never by it. None = it has none.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
         gradient_checkpointing: layers run again in the backward pass instead of storing their activations.
     """
@@ -65,6 +67,7 @@ class Drafter(nn.Module, ABC):
         self.hidden_size = target.hidden_size
         self.block_size = block_size
         self.layer_ids = tuple(layer_ids)
+        self.confidence_head: nn.Module | None = None
         # offsets as in published checkpoints: target id = draft id + d2t[draft id]
         offsets = None if draft_vocab_size is None else torch.zeros(draft_vocab_size, dtype=torch.long)
         self.register_buffer("d2t", offsets)
@@ -152,6 +155,16 @@ class Drafter(nn.Module, ABC):
         """Multiply-adds of the output head for one row."""
         return self.hidden_size * (target_vocab_size if self.d2t is None else len(self.d2t))
 
+    def added_weights(self, target_vocab_size: int) -> int:
+        """Multiply-adds, for one row, of what the drafter adds to that head's logits by weights of its own."""
+        return 0
+
+    @property
+    def confidence_weights(self) -> int:
+        """Multiply-adds of the confidence head for one row."""
+        head = self.confidence_head
+        return 0 if head is None else sum(weight.numel() for weight in head.parameters() if weight.ndim == 2)
+
     @property
     def attentions(self) -> list[Attention]:
         return [module for module in self.modules() if isinstance(module, Attention)]
@@ -172,7 +185,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
-        """Hidden states [B, N, K, D] of all draft slots of all blocks, from batch.features [B, T, F]."""
+        """What `head` reads of all draft slots of all blocks, [B, N, K, D] at least, from batch.features [B, T, F]."""
 
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         """An empty decoding state for a batch."""
