@@ -108,8 +108,7 @@ class Ledger:
         """Taking in `context` committed tokens, and drafting `blocks` after texts of this mean length."""
         drafts = blocks * drafter.num_draft_tokens
         self.flops["draft"] += drafter.context_flops(context) + drafter.block_flops(blocks, length)
-        head = drafter.head_weights(target.vocab_size) + drafter.added_weights(target.vocab_size)
-        self.flops["draft"] += 2 * head * drafts
+        self.flops["draft"] += 2 * drafter.head_weights(target.vocab_size) * drafts
         self.tokens["draft"] += drafts
 
     def prefill(self, target: Target, rows: int, width: int, length: int) -> None:
@@ -174,11 +173,12 @@ class Ledger:
         head = 2 * drafter.head_weights(target.vocab_size) * rows
         tokens = float(batch.lengths.sum())
         forward = drafter.context_flops(tokens) + drafter.block_flops(blocks, mean_length)
-        # a lent head is frozen: backward goes through it only once, to the hidden states
-        passes = 3 if drafter.owns_head else 2
+        own = 2 * drafter.own_head_weights(target.vocab_size) * rows
         self.flops["train"] += 3 * forward - 2 * drafter.fc.weight.numel() * tokens
-        self.flops["train"] += passes * head + (head if target_rows else 0)
-        self.flops["train"] += 3 * 2 * drafter.added_weights(target.vocab_size) * rows
+        # what is lent of a head is frozen: backward goes through it only once, to the hidden states
+        self.flops["train"] += 2 * head + own
         self.flops["train"] += 2 * 2 * drafter.confidence_weights * rows  # its gradient ends at its weights
+        if target_rows:
+            self.flops["train"] += 2 * drafter.hidden_size * drafter.head_rows(target.vocab_size) * rows
         self.flops["train"] += 2 * target.head().weight.numel() * rows if whole_head else 0
         self.tokens["train"] += rows

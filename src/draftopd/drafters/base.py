@@ -31,7 +31,6 @@ class Drafter(nn.Module, ABC):
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
         fc: fuses the features; the only weights whose input needs no gradient.
         norm: before the output head.
-        owns_head: it trains an output head of its own instead of borrowing the target's.
         confidence_head: from the rows that its head reads, [..., D'] -> logits [...] of the chance that the target
             accepts the draft; trained beside the objective and never by it. None = it has none.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
@@ -44,7 +43,6 @@ class Drafter(nn.Module, ABC):
     d2t: Tensor | None
     fc: nn.Linear
     norm: nn.RMSNorm
-    owns_head = False
     attention: Literal["sdpa", "flex_attention"] = "sdpa"
     gradient_checkpointing = False
 
@@ -151,12 +149,16 @@ class Drafter(nn.Module, ABC):
         """The head that reads this drafter's hidden states."""
         return lend(self.vocabulary)
 
+    def head_rows(self, target_vocab_size: int) -> int:
+        """V', the tokens that its head knows."""
+        return target_vocab_size if self.d2t is None else len(self.d2t)
+
     def head_weights(self, target_vocab_size: int) -> int:
         """Multiply-adds of the output head for one row."""
-        return self.hidden_size * (target_vocab_size if self.d2t is None else len(self.d2t))
+        return self.hidden_size * self.head_rows(target_vocab_size)
 
-    def added_weights(self, target_vocab_size: int) -> int:
-        """Multiply-adds, for one row, of what the drafter adds to that head's logits by weights of its own."""
+    def own_head_weights(self, target_vocab_size: int) -> int:
+        """Those of them by weights that the drafter trains; the others are the target's."""
         return 0
 
     @property

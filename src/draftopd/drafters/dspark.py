@@ -128,8 +128,11 @@ class DSpark(DFlash):
         if confidence:  # last, so that it changes no other weight of the same seed
             self.confidence_head = Confidence(self.hidden_size + markov_rank)
 
-    def added_weights(self, target_vocab_size: int) -> int:
-        return self.markov_head.markov_w2.weight.numel()
+    def head_weights(self, target_vocab_size: int) -> int:
+        return super().head_weights(target_vocab_size) + self.own_head_weights(target_vocab_size)
+
+    def own_head_weights(self, target_vocab_size: int) -> int:
+        return self.markov_rank * self.head_rows(target_vocab_size)
 
     def head(self, lend: LendHead) -> Head:
         lent = super().head(lend)
