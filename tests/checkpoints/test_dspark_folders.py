@@ -27,6 +27,7 @@ FAULTS = {
     "anchor counted": (S, put("block_size", value=5), "speculative_tokens is 4 beside block_size 5"),
     "nothing drafted": (D, put("block_size", value=0), "block_size is 1"),
     "not from the anchor": (S, put("sample_from_anchor", value=False), "sample_from_anchor is false"),
+    "from the anchor or not": (S, put("sample_from_anchor"), "no sample_from_anchor"),
     "no ids": (D, put("target_layer_ids"), "target_layer_ids is None"),
     "one too high": (D, put("target_layer_ids", value=[1, 3]), "trained to read"),
     "no mask": (D, put("mask_token_id"), "no mask_token_id"),

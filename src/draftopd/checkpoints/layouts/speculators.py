@@ -97,12 +97,14 @@ def parse_dspark(config: dict[str, Any], findings: Findings, _depth: int | None 
     layer = _layer(config, findings)
     if layer is None:
         return None
-    if config.get("sample_from_anchor") is False:
+    if "sample_from_anchor" not in config:
         findings.error(
-            "sample_from_anchor is false: no draft from the anchor's slot",
-            "vLLM drafts from it all the same, here it is not supported",
-            fields.OTHER,
+            "no sample_from_anchor",
+            "speculators takes true, vLLM 0.32 false: drafts are one token off, acceptance falls and nothing fails",
+            "write true, if the anchor's slot predicts the first draft",
         )
+    elif not config["sample_from_anchor"]:
+        findings.error("sample_from_anchor is false: the anchor drafts nothing", "not supported here", fields.OTHER)
     block = dspark_common.block_size(config, findings)
     spec, tokens = _parse_block(DSpark, config, layer, block, findings)
     fields.drafts("speculative_tokens", tokens, None if block is None else block - 1, findings, anchor=False)
