@@ -58,7 +58,7 @@ def opened(checkpoint: str, split: str, count: int, device: torch.device) -> tup
 def full_head(drafter: Drafter) -> Drafter:
     """A copy that drafts from the target's whole vocabulary; a drafter with a head of its own keeps it."""
     copied = copy.deepcopy(drafter)
-    if not drafter.owns_head:
+    if not drafter.own_head_weights(1):
         copied.d2t = None
     return copied
 

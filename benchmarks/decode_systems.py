@@ -51,7 +51,7 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
     Raises:
         DraftError: transformers cannot run this kind of drafter.
     """
-    if not isinstance(drafter, DFlash):
+    if type(drafter) is not DFlash:
         raise DraftError(f"transformers has no counterpart of {type(drafter).__name__}: give a DFlash drafter")
     model, assistant = as_it_comes(target), DFlashAssistant(stock(drafter))
     plain, lookup = greedy(target, max_new_tokens), greedy(target, max_new_tokens)

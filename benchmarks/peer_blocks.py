@@ -1,10 +1,12 @@
-"""Block logits of an exported DFlash drafter by other people's models; runs in their environment, without this package.
+"""Block logits of an exported block drafter by other people's models; runs in their environment, without this package.
 
     python peer_blocks.py speculators FOLDER INPUTS ANSWER
     python peer_blocks.py zlab FOLDER INPUTS ANSWER MODEL_FILE TARGET
+    python peer_blocks.py deepspec FOLDER INPUTS ANSWER CHECKOUT
 
 INPUTS has for each text i `tokens.i` [T], `features.i` [T, F], `anchors.i` [N]; ANSWER gets `logits.i` [N, K, V'], and
-from z-lab's code `features.i` as it reads them off the target; ANSWER's name with `.version` names the code.
+from z-lab's code `features.i` as it reads them off the target, from DeepSpec's `confidence.i` [N, K]; ANSWER's name
+with `.version` names the code.
 """
 
 import importlib.util
@@ -27,7 +29,7 @@ def main() -> None:
     names = [name.partition(".")[2] for name in values if name.startswith("tokens")]
     rows = {i: (values[f"tokens.{i}"], values[f"features.{i}"], values[f"anchors.{i}"]) for i in names}
     with torch.no_grad():
-        result, code = zlab(folder, rows, *more) if kind == "zlab" else speculators(folder, rows)
+        result, code = {"speculators": speculators, "zlab": zlab, "deepspec": deepspec}[kind](folder, rows, *more)
     save_file({name: value.contiguous() for name, value in result.items()}, answer)
     Path(answer).with_suffix(".version").write_text(f"{code}, transformers {transformers.__version__}")
 
@@ -86,6 +88,33 @@ def zlab(folder: str, rows: Rows, file: str, target_name: str) -> tuple[dict[str
             blocks.append(target.lm_head(hidden[:, 1:]))
         result[f"logits.{i}"] = torch.cat(blocks)
     return result, "z-lab's model file"
+
+
+def deepspec(folder: str, rows: Rows, checkout: str) -> tuple[dict[str, Tensor], str]:
+    """Greedy drafts of blocks by its evaluation's calls, each block after its features, without a cache."""
+    sys.path.insert(0, checkout)
+    from deepspec.modeling.dspark.qwen3.modeling import Qwen3DSparkModel
+
+    model = Qwen3DSparkModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+    result = {}
+    for i, (tokens, features, anchors) in rows.items():
+        logits, confidence = [], []
+        for anchor in anchors.tolist():
+            block = torch.full((1, model.block_size), model.mask_token_id)
+            block[:, 0] = tokens[anchor]
+            hidden = model._forward_backbone(
+                target_hidden_states=features[None, :anchor],
+                noise_embedding=model.embed_tokens(block),
+                position_ids=torch.arange(anchor + model.block_size)[None],
+                is_causal=False,
+            )
+            options = {"first_prev_token_ids": block[:, 0], "hidden_states": hidden}
+            drafts, corrected = model.sample_draft_tokens(model.compute_logits(hidden), **options)
+            before = torch.cat([block[:, :1], drafts[:, :-1]], 1)
+            logits.append(corrected)
+            confidence.append(model.predict_confidence_step(hidden, before))
+        result |= {f"logits.{i}": torch.cat(logits), f"confidence.{i}": torch.cat(confidence)}
+    return result, "DeepSpec's model file"
 
 
 if __name__ == "__main__":

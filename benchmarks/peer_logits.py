@@ -1,10 +1,12 @@
-"""Do the DFlash models of others compute what ours computes? Block logits of one drafter, exported, on the same inputs.
+"""Do the block drafters of others compute what ours compute? Block logits of one drafter, exported, on the same inputs.
 
-    python -m benchmarks.peer_logits CHECKPOINT --peer PYTHON [--zlab model.py]
+    python -m benchmarks.peer_logits CHECKPOINT --peer PYTHON [--zlab model.py]     # DFlash
+    python -m benchmarks.peer_logits CHECKPOINT --peer PYTHON --deepspec CHECKOUT    # DSpark
 
 Ours: texts of the target, its features, anchors spread over each text, and the logits of each block by cached decoding.
 Theirs, in the environment of PYTHON (with `speculators` 0.9): speculators' own model loads its layout; z-lab's own
-model file, where one is named, loads z-lab's and reads the target's features itself besides. The last line printed is
+model file, where one is named, loads z-lab's and reads the target's features itself besides. DSpark's layout is loaded
+by DeepSpec's own model file, from a checkout of its repository, with transformers 5. The last line printed is
 one JSON object with the largest absolute differences; the exit code is 1 where one of logits is above 1e-4, or one of
 features above 1e-4 of the largest feature.
 """
@@ -27,9 +29,11 @@ from draftopd.checkpoints.native import Restored, restore
 from draftopd.checkpoints.published import write
 from draftopd.command import one_line_errors
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.dspark import DSpark
 from draftopd.errors import DraftError
 from draftopd.evaluation.measure import roll
 from draftopd.target.head import Head
+from draftopd.trace import Trace, collate
 from draftopd.tracking.header import git_commit
 
 TOLERANCE = 1e-4
@@ -46,12 +50,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def compare(run: Restored, args: argparse.Namespace) -> dict[str, Any]:
     inputs = texts(run, args.texts, args.tokens, args.blocks)
-    heads = {"speculators": run.drafter.head(run.target.head), "zlab": run.target.head(None)}
+    own = run.drafter.head(run.target.head)
+    heads = {"speculators": own, "zlab": run.target.head(None), "deepspec": own}
     report: dict[str, Any] = {"commit": git_commit(), "blocks": args.texts * args.blocks}
     differences = []
     with TemporaryDirectory(prefix="peer-logits-") as scratch:
         save_file(inputs, Path(scratch, "inputs.safetensors"))
-        for layout in ("speculators", "zlab") if args.zlab else ("speculators",):
+        for layout in peers(run, args):
             write(run.drafter, Path(scratch, layout), layout, run.target)
             theirs, version = ask(args, layout, Path(scratch), run.target.model.config.name_or_path)
             mine = logits(run, inputs, heads[layout]) | {name: inputs[name] for name in theirs if "features" in name}
@@ -62,8 +67,18 @@ def compare(run: Restored, args: argparse.Namespace) -> dict[str, Any]:
             scale = {kind: max(float(mine[n].abs().max()) for n in theirs if kind in n) for kind in largest}
             report[layout] = {"difference": largest, "largest": scale, "version": version}
             # features reach ten thousands, where a float32 is no finer than 1e-3
-            differences += [largest["logits"], largest.get("features", 0.0) / scale.get("features", 1.0)]
+            differences += [largest["logits"], largest.get("confidence", 0.0)]
+            differences += [largest.get("features", 0.0) / scale.get("features", 1.0)]
     return report | {"passed": all(value <= TOLERANCE for value in differences)}
+
+
+def peers(run: Restored, args: argparse.Namespace) -> list[str]:
+    """The layouts that the others read."""
+    if not isinstance(run.drafter, DSpark):
+        return ["speculators", "zlab"] if args.zlab else ["speculators"]
+    if args.deepspec is None or run.drafter.d2t is not None:
+        raise DraftError("a DSpark drafter needs --deepspec, and drafter.draft_vocab_size=null: DeepSpec has no other")
+    return ["deepspec"]
 
 
 def texts(run: Restored, count: int, tokens: int, blocks: int) -> dict[str, Tensor]:
@@ -79,7 +94,7 @@ def texts(run: Restored, count: int, tokens: int, blocks: int) -> dict[str, Tens
 
 @torch.no_grad()
 def logits(run: Restored, inputs: dict[str, Tensor], head: Head) -> dict[str, Tensor]:
-    """Of every text's blocks [N, K, V'], as rollouts compute them."""
+    """Of every text's blocks [N, K, V'], as rollouts compute them, and what a confidence head says [N, K]."""
     drafter, embed, seen = run.drafter, run.target.embed, []
 
     def propose(values: Tensor) -> Tensor:
@@ -90,12 +105,16 @@ def logits(run: Restored, inputs: dict[str, Tensor], head: Head) -> dict[str, Te
     for name in [name for name in inputs if name.startswith("tokens")]:
         i = name.partition(".")[2]
         tokens, features = inputs[name][None], inputs[f"features.{i}"][None]
-        for anchor in inputs[f"anchors.{i}"].tolist():
+        anchors, drafts = inputs[f"anchors.{i}"], []
+        for anchor in anchors.tolist():
             state = drafter.start(1, tokens.shape[1] + drafter.block_size, tokens.device)
             drafter.extend(state, features[:, :anchor], tokens[:, 1 : anchor + 1], embed)
             state.lengths += anchor
-            drafter.draft(state, tokens[:, anchor], embed, head, propose)
-        result[f"logits.{i}"] = torch.cat(seen)
+            drafts.append(drafter.draft(state, tokens[:, anchor], embed, head, propose))
+        result[f"logits.{i}"] = torch.cat(seen).view(len(anchors), drafter.num_draft_tokens, -1)
+        if drafter.confidence_head is not None:
+            trace = Trace(tokens[0], 1, anchors, torch.cat(drafts), torch.zeros_like(anchors))
+            result[f"confidence.{i}"] = drafter.confidence_head(drafter(collate([trace], [features[0]]), embed))[0]
         seen.clear()
     return result
 
@@ -109,6 +128,8 @@ def ask(args: argparse.Namespace, layout: str, scratch: Path, target: str) -> tu
     words = [layout, str(scratch / layout), str(scratch / "inputs.safetensors"), str(answer)]
     if layout == "zlab":
         words += [str(args.zlab.resolve()), target]
+    elif layout == "deepspec":
+        words += [str(args.deepspec.resolve())]
     # stdout=2 is stderr: ours ends with the result
     done = subprocess.run([str(args.peer), str(PEER), *words], stdout=2, check=False, cwd=scratch, env=clean())
     if done.returncode != 0 or not answer.exists():
@@ -118,8 +139,9 @@ def ask(args: argparse.Namespace, layout: str, scratch: Path, target: str) -> tu
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a DFlash drafter's checkpoint file")
+    parser.add_argument("checkpoint", help="a DFlash or DSpark drafter's checkpoint file")
     parser.add_argument("--peer", type=Path, required=True, help="Python of an environment with speculators 0.9")
+    parser.add_argument("--deepspec", type=Path, help="a checkout of deepseek-ai/DeepSpec")
     parser.add_argument("--zlab", type=Path, help="z-lab's dflash/model.py")
     parser.add_argument("--texts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=48, help="max_new_tokens of a text")

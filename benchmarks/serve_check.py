@@ -31,7 +31,7 @@ from benchmarks.vllm_environment import ask_vllm
 
 from draftopd.checkpoints.checks import READS
 from draftopd.checkpoints.native import Restored, restore
-from draftopd.checkpoints.published import check_folder, published, write
+from draftopd.checkpoints.published import check_folder, default_layout, published, write
 from draftopd.command import one_line_errors
 from draftopd.data.sources import encode
 from draftopd.drafters.dflash import DFlash
@@ -67,11 +67,11 @@ def chosen(run: Restored, path: Path | None, limit: int) -> list[list[int]]:
 def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[dict[str, Served], dict[str, Any]]:
     """What every engine made of the prompts, and what the report notes besides."""
     target, drafter, tokens = run.target, run.drafter, args.tokens
-    dflash = isinstance(drafter, DFlash)
+    dflash = type(drafter) is DFlash
     engines = {"plain": ours(target, None, prompts, tokens), "ours": ours(target, drafter, prompts, tokens)}
     if dflash and drafter.d2t is not None:
         engines["ours_full_head"] = ours(target, full_head(drafter), prompts, tokens)
-    layout = args.layout or ("zlab" if dflash else "safeai")
+    layout = args.layout or default_layout(drafter)
     with TemporaryDirectory(prefix="serve-check-") as scratch:
         folder = Path(scratch, "drafter")
         findings = write(drafter, folder, layout, target)
@@ -160,7 +160,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, help="a JSON Lines file; without it the drafter's own test prompts")
     parser.add_argument("--limit", type=int, default=100, help="prompts, at most")
     parser.add_argument("--tokens", type=int, default=48, help="max_new_tokens")
-    parser.add_argument("--layout", help="zlab (default for DFlash), safeai (default for EAGLE-3) or speculators")
+    parser.add_argument("--layout", help="by default the one that vLLM and SGLang read; or speculators")
     parser.add_argument("--break", dest="broken", choices=["layer-offset"], help="spoil the exported folder")
     parser.add_argument("--environment", type=Path, default=Path(".venv-vllm"), help="of vLLM; made if it is not there")
     args = parser.parse_args(words)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from draftopd.checkpoints.spec import DrafterSpec
 from draftopd.checkpoints.to_transformers import to_transformers
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
-from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.evaluation.measure import roll
+from draftopd.publishing.engines import METHODS
 from draftopd.target.model import Target
 
 PromptIds = Sequence[Sequence[int]]
@@ -93,7 +94,7 @@ def request(target: Target, drafter: Drafter, folder: Path, prompts: PromptIds, 
     return {
         "target": source,
         "drafter": str(folder),
-        "method": "dflash" if isinstance(drafter, DFlash) else "eagle3",
+        "method": METHODS[DrafterSpec.of(drafter, target).kind],
         "prompts": [list(prompt) for prompt in prompts],
         "stop": target.stop_tokens.tolist(),
         "max_new_tokens": tokens,

@@ -2,7 +2,7 @@
 
     python benchmarks/serve_vllm.py REQUEST.json ANSWER.json
 
-The request names target and drafter folders, `method` (dflash or eagle3), `prompts` (token ids, so that no chat
+The request names target and drafter folders, `method` (dflash, dspark or eagle3), `prompts` (token ids, so that no chat
 template comes between), `stop` tokens, `max_new_tokens`, `num_speculative_tokens`, `max_model_len` and `dtype`. The
 answer has for each prompt the response's `tokens` and the `accepted` drafts of each verification: in `vllm` as vLLM is
 installed, for DFlash in `vllm_mended` with `normalize_by_layer` in place; and of the first pass vLLM's own `counters`.

@@ -54,7 +54,7 @@ def measure(
     Raises:
         DraftError: the drafter is no DFlash, or speculators cannot be installed or stopped.
     """
-    if not isinstance(run.drafter, DFlash):
+    if type(run.drafter) is not DFlash:
         raise DraftError("speculators trains DFlash drafters alone with our weights: leave the part 'speculators' out")
     python = args.speculators_python or ensure(args.speculators_environment, REQUIREMENTS, "speculators")
     target, drafter = run.target, full_head(run.drafter)

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from draftopd.drafters.dflash import DFlash
+    from draftopd.drafters.dspark import DSpark
     from draftopd.drafters.eagle3 import Eagle3
     from draftopd.target.model import Target
 
@@ -70,6 +71,14 @@ def eager_drafter(target: Target) -> DFlash:
     from pair import PROMPTS, Decoding, overfit
 
     return overfit(target, PROMPTS, Decoding(max_new_tokens=24))
+
+
+@pytest.fixture(scope="session")
+def eager_dspark(target: Target) -> DSpark:
+    """The same of DSpark."""
+    from pair import PROMPTS, Decoding, overfit_dspark
+
+    return overfit_dspark(target, PROMPTS, Decoding(max_new_tokens=24))
 
 
 @pytest.fixture(scope="session")

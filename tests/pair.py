@@ -14,6 +14,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.model import Target
 from draftopd.trace import text_blocks
@@ -49,6 +50,13 @@ PROMPTS = [[5 + i * 3 % 80 for i in range(length)] for length in (7, 4, 11, 9, 5
 def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash:
     torch.manual_seed(2)
     drafter = DFlash(target.shape, num_layers=1, block_size=5)
+    fit_texts(drafter, target, prompts, decoding, steps)
+    return drafter
+
+
+def overfit_dspark(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DSpark:
+    torch.manual_seed(2)
+    drafter = DSpark(target.shape, num_layers=1, block_size=5, markov_rank=8)
     fit_texts(drafter, target, prompts, decoding, steps)
     return drafter
 

@@ -13,13 +13,18 @@ from torch import Tensor
 
 from draftopd.checkpoints.published import check_folder, read, write
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
 from pair import EAGLE_LAYERS
 
 Change = Callable[[dict[str, Any], dict[str, Tensor], Path], object]
-LAYOUTS = {"dflash": ("zlab", "speculators"), "eagle3": ("safeai", "speculators")}
+LAYOUTS = {
+    "dflash": ("zlab", "speculators"),
+    "dspark": ("deepspec", "speculators"),
+    "eagle3": ("safeai", "speculators"),
+}
 VOCABULARIES = [None, 40]
 OWN = {"head_dim": 4, "rope_theta": 5e5, "rms_norm_eps": 1e-5}  # not the target's
 
@@ -29,6 +34,8 @@ def make(kind: str, target: Target, draft_vocab_size: int | None = None) -> DFla
     drafter: DFlash | Eagle3
     if kind == "dflash":
         drafter = DFlash(target.shape, 2, 5, layer_ids=[0, 2], draft_vocab_size=draft_vocab_size, **OWN)
+    elif kind == "dspark":
+        drafter = DSpark(target.shape, 2, 5, 6, layer_ids=[0, 2], draft_vocab_size=draft_vocab_size, **OWN)
     else:
         drafter = Eagle3(target.shape, 5, layer_ids=EAGLE_LAYERS, draft_vocab_size=draft_vocab_size, **OWN)
     if draft_vocab_size:

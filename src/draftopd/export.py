@@ -1,4 +1,4 @@
-"""The export command: `python -m draftopd.export run=... [layout=zlab|safeai|speculators] [push_to_hub=me/mine]`."""
+"""The export command: `python -m draftopd.export run=... [layout=zlab|deepspec|safeai|...] [push_to_hub=me/mine]`."""
 
 from draftopd.config import usage
 

@@ -1,4 +1,4 @@
-"""Published folders, both kinds of drafters: round trips bit for bit, conventions of each layout, what may be read."""
+"""Published folders, all kinds of drafters: round trips bit for bit, conventions of each layout, what may be read."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from draftopd.checkpoints.layouts.zlab import ZLAB
 from draftopd.checkpoints.published import drafter_config, published, read, write
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.dspark import DSpark
 from pair import PROMPTS
 from published_folders import (
     LAYOUTS,
@@ -32,7 +33,8 @@ def test_a_round_trip_changes_no_bit(target, folders, tmp_path, kind, layout, si
     drafter, folder = make(kind, target, size), folders[f"{kind}-{layout}-{size}"]
     found = read(folder, target)
     assert found.layout == layout
-    assert not [w for w in found.warnings if "z-lab's layout" not in w.what]  # it loses a reduced vocabulary
+    # they lose a reduced vocabulary
+    assert not [w for w in found.warnings if "z-lab's layout" not in w.what and "DeepSpec's layout" not in w.what]
     assert found.drafter.reads == drafter.reads
     group = drafter_config(folder, target)
     assert group.pop("_partial_")
@@ -90,11 +92,34 @@ def test_a_reduced_vocabulary_travels_as_offsets(folders, target):
         tensors, whole = (tensors_of(folders[f"{kind}-{layout}-{size}"]) for size in (40, None))
         assert torch.equal(tensors["d2t"] + torch.arange(40), ids)
         assert torch.equal(tensors["lm_head.weight"], target.model.get_output_embeddings().weight[ids])
-        assert ("t2d" in tensors) == (layout != "zlab")
+        assert ("t2d" in tensors) == (layout not in ("zlab", "deepspec"))
         assert "t2d" not in tensors or torch.equal(tensors["t2d"].nonzero()[:, 0], ids)
         assert not {"d2t", "t2d"} & set(whole)
-        assert ("lm_head.weight" in whole) == (kind == "eagle3")
+        assert ("lm_head.weight" in whole) == (kind == "eagle3" or layout == "deepspec")
     assert config_of(folders["eagle3-safeai-None"])["draft_vocab_size"] == 100  # else SGLang takes the target's head
+
+
+def test_a_block_of_dspark_counts_no_anchor_and_its_file_carries_what_engines_look_for(folders, target):
+    for layout in LAYOUTS["dspark"]:
+        config = config_of(folders[f"dspark-{layout}-None"])
+        assert (config["block_size"], config["markov_rank"], config["markov_head_type"]) == (4, 6, "vanilla")
+        assert config["enable_confidence_head"]
+        assert config["confidence_head_with_markov"]
+        assert read(folders[f"dspark-{layout}-None"], target).drafter.block_size == 5
+    assert config["sample_from_anchor"]
+    config, tensors = (of(folders["dspark-deepspec-None"]) for of in (config_of, tensors_of))
+    assert (config["target_layer_ids"], config["mask_token_id"]) == ([0, 2], target.mask_token_id)
+    assert torch.equal(tensors["embed_tokens.weight"], target.model.get_input_embeddings().weight)
+    assert torch.equal(tensors["lm_head.weight"], target.model.get_output_embeddings().weight)
+
+
+def test_a_drafter_without_a_confidence_head_says_so(folders, target, tmp_path):
+    drafter = DSpark(target.shape, 1, 4, 6, layer_ids=[0, 2], confidence=False)
+    for layout in LAYOUTS["dspark"]:
+        write(drafter, tmp_path / layout, layout, target, "org/target")
+        found = read(tmp_path / layout, target).drafter
+        assert found.confidence_head is None
+        assert found.state_dict().keys() == drafter.state_dict().keys()
 
 
 def test_eagles_layer_has_the_name_that_its_layout_gives(folders):

@@ -10,6 +10,7 @@ from draftopd.checkpoints.to_transformers import to_transformers
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
@@ -42,6 +43,7 @@ def overfit(target: Target) -> dict[str, Drafter]:
     torch.manual_seed(2)
     drafters = {
         "dflash": DFlash(target.shape, num_layers=1, block_size=5, layer_ids=[0, 1]),
+        "dspark": DSpark(target.shape, num_layers=1, block_size=5, markov_rank=8, layer_ids=[0, 1]),
         "eagle3": Eagle3(target.shape, block_size=5, layer_ids=[0, 1, 2]),
     }
     for drafter in drafters.values():

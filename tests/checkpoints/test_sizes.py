@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from draftopd.checkpoints.published import load_published, read, write
 from draftopd.checkpoints.spec import DrafterSpec
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
@@ -37,8 +38,10 @@ def options(draw: st.DrawFn, kind: str) -> dict[str, Any]:
         "rms_norm_eps": draw(EPSILONS),
         "rope_theta": draw(THETAS),
     }
-    if kind == "dflash":
+    if kind != "eagle3":
         found |= {"num_layers": draw(st.integers(1, 3)), "mask_token_id": draw(st.integers(0, 99))}
+    if kind == "dspark":
+        found |= {"markov_rank": draw(st.integers(1, 8)), "confidence": draw(st.booleans())}
     return found
 
 
@@ -46,7 +49,7 @@ def options(draw: st.DrawFn, kind: str) -> dict[str, Any]:
 def drafters(draw: st.DrawFn, kind: str, target: Target) -> DFlash | Eagle3:
     chosen = draw(options(kind))
     torch.manual_seed(0)
-    drafter = (DFlash if kind == "dflash" else Eagle3)(target.shape, **chosen)
+    drafter = {"dflash": DFlash, "dspark": DSpark, "eagle3": Eagle3}[kind](target.shape, **chosen)
     size = chosen["draft_vocab_size"]
     if size is not None:
         tokens = sorted(draw(st.sets(st.integers(0, 99), min_size=size, max_size=size)))

@@ -64,7 +64,9 @@ def test_options_of_a_mixed_step_run_together(command, tmp_path):
     assert saved["config"]["random_objective"]["_target_"].endswith("DPace")
 
 
-@pytest.mark.parametrize(("experiment", "expected"), [("eagle3_opd", True), ("dflash_opd", False)])
+@pytest.mark.parametrize(
+    ("experiment", "expected"), [("eagle3_opd", True), ("smoke/dspark_opd", True), ("dflash_opd", False)]
+)
 def test_hard_labels_end_at_a_rejection_where_the_drafter_reads_its_drafts(experiment: str, expected: bool):
     for name in ("cross_entropy", "d_pace", "accept_until_fail", "decoding_rounds"):
         objective = instantiate(composed(f"experiment={experiment}", f"objective={name}").objective)

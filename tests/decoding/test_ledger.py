@@ -19,6 +19,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.cpu.linear import LIBRARY, MKL, OneDNN
 from draftopd.target.model import Target
@@ -40,14 +41,17 @@ OTHERS = {
     type(None): [],
 }[type(LIBRARY)]
 """products on this processor besides torch's own"""
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, *OTHERS)
 
 
-@pytest.fixture(params=["dflash", "eagle3"])
+@pytest.fixture(params=["dflash", "dspark", "eagle3"])
 def drafter(request, target: Target) -> Drafter:
     """Untrained: hardly a draft is accepted, so that every block but a cut one has a tail."""
     torch.manual_seed(1)
     if request.param == "dflash":
         return DFlash(target.shape, num_layers=2, block_size=5)
+    if request.param == "dspark":
+        return DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6)
     drafter = Eagle3(target.shape, 5, EAGLE_LAYERS)
     drafter.initialise(target.head)
     return drafter
@@ -75,7 +79,7 @@ def measure(monkeypatch):
             result = function()
         monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
         counts = counter.get_flop_counts()["Global"]
-        return result, sum(counts[product] for product in (torch.ops.aten.mm, *OTHERS) if product in counts), sum(pairs)
+        return result, sum(counts[product] for product in PRODUCTS if product in counts), sum(pairs)
 
     return run
 

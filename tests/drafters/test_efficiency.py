@@ -16,6 +16,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Distillation
@@ -29,7 +30,7 @@ from draftopd.trace import ReplayBatch, collate
 from draftopd.training.module import DraftModule
 from pair import EAGLE_LAYERS, PROMPTS
 
-KINDS = ["dflash", "eagle3"]
+KINDS = ["dflash", "dspark", "eagle3"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,8 @@ def new_drafter(target: Target, kind: str) -> Drafter:
     drafter: Drafter
     if kind == "dflash":
         drafter = DFlash(target.shape, num_layers=2, block_size=5, layer_ids=EAGLE_LAYERS)
+    elif kind == "dspark":
+        drafter = DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6, layer_ids=EAGLE_LAYERS)
     else:
         drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS)
     drafter.initialise(target.head)

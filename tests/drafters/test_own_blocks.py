@@ -8,6 +8,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.objectives.rows import flatten
 from draftopd.target.model import Target
@@ -15,11 +16,11 @@ from draftopd.trace import collate_rollouts, text_blocks
 from pair import PROMPTS
 
 
-@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+@pytest.mark.parametrize("kind", ["dflash", "dspark", "eagle3"])
 def test_up_to_the_first_rejection_an_own_block_is_the_texts_block(
-    target: Target, eager_drafter: DFlash, eager_eagle: Eagle3, kind: str
+    target: Target, eager_drafter: DFlash, eager_dspark: DSpark, eager_eagle: Eagle3, kind: str
 ):
-    drafter: Drafter = eager_drafter if kind == "dflash" else eager_eagle
+    drafter: Drafter = {"dflash": eager_drafter, "dspark": eager_dspark, "eagle3": eager_eagle}[kind]
     decoding = Decoding(max_new_tokens=24)
     texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=drafter.layer_ids)
     own = redraft(target, drafter, texts, decoding)
@@ -34,5 +35,5 @@ def test_up_to_the_first_rejection_an_own_block_is_the_texts_block(
     torch.testing.assert_close(mine[reached], theirs[reached], atol=1e-4, rtol=1e-4)
     later = valid & ~reached
     same = torch.isclose(mine[later], theirs[later], atol=1e-4).all(-1)
-    # DFlash reads no drafts at all, EAGLE-3 reads rejected ones
+    # DFlash reads no drafts at all, the others read rejected ones
     assert bool(same.all()) is (kind == "dflash")

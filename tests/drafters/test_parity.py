@@ -1,4 +1,4 @@
-"""Training sees what decoding saw: for both drafters, the logits of a training forward are those of cached drafting."""
+"""Training sees what decoding saw: for all drafters, the logits of a training forward are those of cached drafting."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.head import Head
 from draftopd.target.model import Target
@@ -27,7 +28,7 @@ class Greedy:
         return logits.argmax(-1)
 
 
-@pytest.fixture(params=["dflash", "dflash, 10 tokens", "eagle3", "eagle3, 10 tokens"])
+@pytest.fixture(params=[kind + size for kind in ("dflash", "dspark", "eagle3") for size in ("", ", 10 tokens")])
 def any_drafter(request, target: Target) -> Drafter:
     torch.manual_seed(5)
     kind, _, reduced = request.param.partition(", ")
@@ -35,6 +36,8 @@ def any_drafter(request, target: Target) -> Drafter:
     drafter: Drafter
     if kind == "dflash":
         drafter = DFlash(target.shape, num_layers=2, block_size=5, draft_vocab_size=size)
+    elif kind == "dspark":
+        drafter = DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6, draft_vocab_size=size)
     else:
         drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS, draft_vocab_size=size)
     if reduced:

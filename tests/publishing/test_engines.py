@@ -41,13 +41,15 @@ def test_the_page_has_the_commands_word_for_word(target):
     assert eagle_vllm.command
     assert '"method": "eagle3"' in eagle_vllm.command
     assert '"method": "eagle3"' in PAGE
+    (dspark, *_) = recipes(spec("dspark", target), "deepspec", QWEN, "my-drafter")
+    assert dspark.command in blocks(PAGE)
 
 
 @pytest.mark.parametrize(("kind", "layout"), [(kind, layout) for kind, known in LAYOUTS.items() for layout in known])
 def test_an_engine_that_cannot_serve_it_is_named_with_the_reason(target, kind, layout):
     of = {recipe.engine: recipe for recipe in recipes(spec(kind, target), layout, SMOLLM2, "out")}
     assert (of["SGLang"].command is None) == (layout == "speculators")
-    assert (of["transformers"].command is None) == (kind == "eagle3")
+    assert (of["transformers"].command is None) == (kind != "dflash")
     assert all(recipe.note for recipe in of.values())
 
 
@@ -66,6 +68,7 @@ def test_each_engine_says_what_it_drafts_from(target):
     assert draft_vocabulary(part, "zlab")["vLLM"] == "the 40 tokens, as in training"
     assert "all 100 tokens" in draft_vocabulary(part, "zlab")["SGLang, transformers"]
     assert list(draft_vocabulary(part, "speculators")) == ["vLLM", "transformers"]
+    assert list(draft_vocabulary(spec("dspark", target, rows=40), "deepspec")) == ["vLLM", "SGLang"]
     assert list(draft_vocabulary(spec("eagle3", target, rows=40), "safeai")) == ["vLLM, SGLang"]
 
 

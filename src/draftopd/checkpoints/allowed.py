@@ -20,7 +20,11 @@ PROMPTS = (
 )
 NAMES = {
     "target": ("draftopd.target.load.hf", "draftopd.target.load.smollm2", "draftopd.target.load.tiny"),
-    "drafter": ("draftopd.drafters.dflash.DFlash", "draftopd.drafters.eagle3.Eagle3"),
+    "drafter": (
+        "draftopd.drafters.dflash.DFlash",
+        "draftopd.drafters.dspark.DSpark",
+        "draftopd.drafters.eagle3.Eagle3",
+    ),
     "prompts": PROMPTS,
     "data.decoding": ("draftopd.decoding.settings.Decoding",),
     "data.batching": ("draftopd.training.datamodule.Batching",),

@@ -9,6 +9,7 @@ from draftopd.checkpoints.files import Contents
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 
 Shapes = dict[str, tuple[int, ...]]
@@ -16,11 +17,17 @@ EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SILENT = "SGLang silently serves random weights in their place"
-MISSING: dict[Kind, str] = {DFlash: f"{SILENT}, vLLM stops", Eagle3: f"{SILENT}, vLLM whatever its memory held"}
+MISSING: dict[Kind, str] = {
+    DFlash: f"{SILENT}, vLLM stops",
+    DSpark: "vLLM and SGLang stop, DeepSpec fills in random numbers",
+    Eagle3: f"{SILENT}, vLLM whatever its memory held",
+}
 LOADING = "vLLM and SGLang stop while loading it"
 # part of a tensor's name -> the keys that give its shape; the first match counts
 SIZES = {
     "fc.weight": "hidden_size and the layer ids",
+    "markov_head": "markov_rank, vocab_size and draft_vocab_size",
+    "confidence_head": "hidden_size and markov_rank",
     "self_attn": "num_attention_heads, num_key_value_heads and head_dim",
     "mlp.": "intermediate_size",
     "lm_head": "draft_vocab_size",
@@ -67,6 +74,13 @@ def _names(tensors: dict[str, Tensor], spec: DrafterSpec, layout: Layout, expect
         )
     elif missing:
         findings.error(f"missing {_list(missing)}", MISSING[spec.kind], _renaming(tensors, layout))
+    copies = [name for name in layout.carried if name not in tensors and spec.draft_vocab_size is None]
+    if copies:
+        findings.warning(
+            f"no {' and no '.join(copies)}",
+            "SGLang stops, DeepSpec fills in random numbers; vLLM and ours take the target's",
+            "copy what is missing from the target",
+        )
     extra = [name for name in tensors if name not in expected and name not in _optional(spec)]
     if extra:
         findings.error(
@@ -185,6 +199,12 @@ def check_vocabulary(tensors: dict[str, Tensor], spec: DrafterSpec, layout: Layo
             f"head, {1 - draft / spec.shape.vocab_size:.0%} of which it was not trained on: the text stays right, a "
             "draft costs more, and acceptance changes (measured once: tau 2.915 instead of 2.935, docs/serving.md)",
             "serve it with vLLM, or train with drafter.draft_vocab_size=null; make serve-check measures this one",
+        )
+    if layout.name == "deepspec":
+        findings.warning(
+            f"draft_vocab_size {draft} in DeepSpec's layout",
+            "only vLLM knows it there: SGLang and DeepSpec stop on the shapes of the head and the Markov head",
+            "serve it with vLLM, or train with drafter.draft_vocab_size=null",
         )
     _offsets(d2t, t2d, spec, findings)
 

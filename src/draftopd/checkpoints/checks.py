@@ -2,7 +2,7 @@
 
 The checks follow the names and conventions of vLLM 0.32 `qwen3_dflash.py`, `llama_eagle3.py`, `gpu_model_runner.py`,
 SGLang `models/dflash.py`, `models/llama_eagle3.py`, z-lab `model.py`, SafeAI `cnets.py`, speculators 0.9,
-transformers 5.
+transformers 5; for DSpark those of DeepSpec's `modeling/dspark` and of both engines' main branches.
 """
 
 from typing import Any
@@ -13,10 +13,12 @@ from draftopd.checkpoints import check_lent, check_weights
 from draftopd.checkpoints.files import Contents
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.layouts import speculators
+from draftopd.checkpoints.layouts.deepspec import DEEPSPEC
 from draftopd.checkpoints.layouts.safeai import SAFEAI
 from draftopd.checkpoints.layouts.zlab import ZLAB
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.target.model import Target
@@ -27,10 +29,12 @@ READS = "trained_to_read"
 A layer offset between two conventions leaves a config.json in which every key that engines read is valid (vllm#40727):
 without this key only lost acceptance shows it. Folders of others lack the key.
 """
-ARCHITECTURES = '["DFlashDraftModel"] or ["LlamaForCausalLMEagle3"]'
-LAYOUTS = (ZLAB, SAFEAI, speculators.DFLASH, speculators.EAGLE3)
+ARCHITECTURES = '["DFlashDraftModel"], ["Qwen3DSparkModel"] or ["LlamaForCausalLMEagle3"]'
+LAYOUTS = (DEEPSPEC, ZLAB, SAFEAI, speculators.DFLASH, speculators.DSPARK, speculators.EAGLE3)
+OUTPUTS = "write target_layer_ids as 0-based layer outputs, aux_hidden_state_layer_ids as these plus one"
 LAYER_IDS: dict[Kind, str] = {
-    DFlash: "write target_layer_ids as 0-based layer outputs, aux_hidden_state_layer_ids as these plus one",
+    DFlash: OUTPUTS,
+    DSpark: OUTPUTS,
     Eagle3: "write those of eagle_config as 0-based layer outputs, all others as these plus one",
 }
 
@@ -52,10 +56,11 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
     if layout is None:
         kind = config.get("speculators_model_type") or config.get("architectures") or config.get("model_type")
         findings.error(
-            f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor an EAGLE-3 one (SafeAI's, or "
-            "speculators')",
+            f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor a DSpark one (DeepSpec's, or "
+            "speculators') nor an EAGLE-3 one (SafeAI's, or speculators')",
             "vLLM and SGLang build another model from these names, which is not supported here",
-            f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash or eagle3",
+            f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash, dspark or "
+            "eagle3",
         )
         return None
     spec = layout.parse(config, findings, None if target is None else target.shape.num_layers)
@@ -76,7 +81,8 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
         if own:
             findings.warning(
                 f"{' and '.join(own)} in the file",
-                "vLLM uses what it finds, SGLang and ours take the target's",
+                f"{'every engine' if layout.carried else 'vLLM'} uses what it finds, "
+                f"{'' if layout.carried else 'SGLang and '}ours {'takes' if layout.carried else 'take'} the target's",
                 "compare them with the target's: give one",
             )
     return layout, spec

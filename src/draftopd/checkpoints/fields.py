@@ -123,14 +123,20 @@ def depth(config: dict[str, Any], findings: Findings) -> int | None:
     return None
 
 
-def drafts(key: str, tokens: int | None, block_size: int | None, findings: Findings) -> None:
-    """A number of drafts that is given beside the block size."""
-    if tokens is not None and block_size is not None and tokens != block_size - 1:
-        findings.error(
-            f"{key} is {tokens} beside block_size {block_size}",
-            "vLLM drafts that many tokens; a block holds the anchor and block_size - 1 drafts",
-            f"write {block_size - 1}",
-        )
+def drafts(key: str, tokens: int | None, block_size: int | None, findings: Findings, *, anchor: bool = True) -> None:
+    """A number of drafts that is given beside the block size.
+
+    Args:
+        anchor: the block size counts the anchor.
+    """
+    if tokens is None or block_size is None or tokens == block_size - anchor:
+        return
+    holds = "the anchor and block_size - 1 drafts" if anchor else "block_size drafts"
+    findings.error(
+        f"{key} is {tokens} beside block_size {block_size}",
+        f"vLLM drafts that many tokens; a block holds {holds}",
+        f"write {block_size - anchor}",
+    )
 
 
 def outputs(key: str, value: Any, whose: str, findings: Findings) -> list[int]:

@@ -10,6 +10,7 @@ from draftopd.checkpoints.fields import OTHER, NamedTarget
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.head import LayerSizes, TargetShape
 from draftopd.values.types import MOST_LAYERS
@@ -31,9 +32,10 @@ KEYS = (
 COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name != "rms_norm_eps"]
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MOST = {name: MOST_LAYERS if name == "num_hidden_layers" else LARGEST for name in COUNTS}
-MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", Eagle3: "llama"}
+MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", DSpark: "qwen3", Eagle3: "llama"}
 TIED: dict[Kind, str] = {
     DFlash: "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
+    DSpark: "a loader that ties drops the head of the file, which is not the embedding with every target",
     Eagle3: "SGLang drafts from the embedding and silently drops lm_head.weight",
 }
 
@@ -62,7 +64,7 @@ def compose(spec: DrafterSpec) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        **(qwen3 if spec.kind is DFlash else {"mlp_bias": False}),
+        **(qwen3 if spec.kind is not Eagle3 else {"mlp_bias": False}),
         "rope_theta": spec.shape.rope_theta,
         "rope_scaling": None,
         "vocab_size": spec.shape.vocab_size,

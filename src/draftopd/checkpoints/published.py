@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from draftopd.checkpoints import files
+from draftopd.checkpoints.check_weights import EMBEDDING, HEAD
 from draftopd.checkpoints.checks import LAYOUTS, READS, inspect
 from draftopd.checkpoints.files import Contents, locate
 from draftopd.checkpoints.findings import Finding, Findings
@@ -48,7 +49,7 @@ def check_folder(path: str | Path, target: Target | None = None) -> Findings:
 
 
 def read(path: str | Path, target: Target | None = None) -> Published:
-    """A drafter from a folder or hub id in z-lab's, SafeAI's or speculators' layout; config.json tells which.
+    """A drafter from a folder or hub id in any of LAYOUTS; config.json tells which.
 
     Raises DraftError where a check found an error; another target's drafter is one.
     """
@@ -89,7 +90,7 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
 def default_layout(drafter: Drafter) -> str:
     """The one that vLLM and SGLang both read; raises DraftError where there is no layout for this kind of drafter."""
     for layout in LAYOUTS:
-        if isinstance(drafter, layout.kind):
+        if type(drafter) is layout.kind:
             return layout.name
     raise DraftError(f"no published layout for {type(drafter).__name__} drafters")
 
@@ -105,7 +106,7 @@ def write(
     """Writes a drafter into a new folder; returns the warnings of the checks.
 
     Args:
-        layout: "zlab" for DFlash, "safeai" for EAGLE-3, "speculators" for either.
+        layout: "zlab" for DFlash, "deepspec" for DSpark, "safeai" for EAGLE-3, "speculators" for any.
         target: what it was trained for: its sizes and fingerprint go into config.json, and for DFlash the rows of its
             head into the weights where the draft vocabulary is reduced.
         target_name: hub id of the target; by default what it was loaded from.
@@ -128,6 +129,10 @@ def write(
         marks = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, vocabulary, True)
         extras = {"lm_head.weight": rows, "t2d": marks}
         tensors |= {name: value for name, value in extras.items() if name in chosen.reduced}
+    owned = {EMBEDDING: target.model.get_input_embeddings(), HEAD: target.model.get_output_embeddings()}
+    tensors |= {
+        name: owned[name].weight.detach().cpu().to(dtype).clone() for name in chosen.carried if name not in tensors
+    }
     config = chosen.compose(spec, str(dtype).removeprefix("torch.")) | {READS: drafter.reads}
     contents, findings = Contents(config, tensors, {"format": "pt"}), Findings()
     inspect(contents, findings, target)

@@ -9,6 +9,7 @@ import torch
 from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
 from draftopd.target.head import LayerSizes, TargetShape
@@ -39,6 +40,10 @@ class DrafterSpec:
     target_name: str | None
     target_architectures: tuple[str, ...]
     target_fingerprint: str | None
+    markov_rank: int = 0
+    """of DSpark"""
+    confidence: bool = False
+    """it has a confidence head"""
 
     @classmethod
     def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
@@ -48,7 +53,7 @@ class DrafterSpec:
         """
         if not isinstance(drafter, DFlash | Eagle3):
             raise DraftError(
-                f"no published layout for {type(drafter).__name__} drafters: only DFlash and Eagle3 have one"
+                f"no published layout for {type(drafter).__name__} drafters: only DFlash, DSpark and Eagle3 have one"
             )
         own = {**asdict(drafter.sizes), "mask_token_id": drafter.mask_token_id if isinstance(drafter, DFlash) else 0}
         shape = replace(target.shape, **own)
@@ -64,6 +69,8 @@ class DrafterSpec:
             target_name=target_name or target.model.config.name_or_path or None,
             target_architectures=tuple(target.model.config.architectures or [type(target.model).__name__]),
             target_fingerprint=target.fingerprint,
+            markov_rank=drafter.markov_rank if isinstance(drafter, DSpark) else 0,
+            confidence=drafter.confidence_head is not None,
         )
 
     def options(self) -> dict[str, Any]:
@@ -74,8 +81,10 @@ class DrafterSpec:
             "draft_vocab_size": self.draft_vocab_size,
             **{f.name: getattr(self.shape, f.name) for f in fields(LayerSizes) if f.name != "hidden_size"},
         }
-        if self.kind is DFlash:
+        if self.kind is not Eagle3:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}
+        if self.kind is DSpark:
+            options |= {"markov_rank": self.markov_rank, "confidence": self.confidence}
         return options
 
     def build(self, device: str = "cpu") -> DFlash | Eagle3:
@@ -99,6 +108,8 @@ class Layout:
     """tensors that a reduced draft vocabulary adds"""
     prefix: tuple[str, str] = ("", "")
     """beginnings of tensor names here and in the layout, where they differ"""
+    carried: tuple[str, ...] = ()
+    """tensors of the target that the file carries a copy of"""
 
     def tensor(self, name: str) -> str:
         """The layout's name of a drafter's tensor."""

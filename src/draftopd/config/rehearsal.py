@@ -25,7 +25,6 @@ from draftopd.data.sources import JsonlPrompts
 from draftopd.errors import DraftError
 from draftopd.evaluation.results import load as load_results
 from draftopd.evaluation.run import device
-from draftopd.objectives.base import shares
 from draftopd.publishing.hub import check_repo
 from draftopd.target import load
 from draftopd.training.callbacks import Observed
@@ -87,7 +86,7 @@ def _fit(config: DictConfig) -> None:
     for name in ("objective", "random_objective"):
         objective = _made(name, partial(instantiate, config.get(name)))
         if objective is not None:
-            shares(objective.coefficients)
+            objective.factors  # noqa: B018  (raises)
     _made("budget", partial(instantiate, config.module.budget))
     _require_files(_made("data", partial(make_data, config)).prompts)
     _require_backend(config.module.torch_compile)

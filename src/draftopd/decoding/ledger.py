@@ -173,9 +173,12 @@ class Ledger:
         head = 2 * drafter.head_weights(target.vocab_size) * rows
         tokens = float(batch.lengths.sum())
         forward = drafter.context_flops(tokens) + drafter.block_flops(blocks, mean_length)
-        # a lent head is frozen: backward goes through it only once, to the hidden states
-        passes = 3 if drafter.owns_head else 2
+        own = 2 * drafter.own_head_weights(target.vocab_size) * rows
         self.flops["train"] += 3 * forward - 2 * drafter.fc.weight.numel() * tokens
-        self.flops["train"] += passes * head + (head if target_rows else 0)
+        # what is lent of a head is frozen: backward goes through it only once, to the hidden states
+        self.flops["train"] += 2 * head + own
+        self.flops["train"] += 2 * 2 * drafter.confidence_weights * rows  # its gradient ends at its weights
+        if target_rows:
+            self.flops["train"] += 2 * drafter.hidden_size * drafter.head_rows(target.vocab_size) * rows
         self.flops["train"] += 2 * target.head().weight.numel() * rows if whole_head else 0
         self.tokens["train"] += rows

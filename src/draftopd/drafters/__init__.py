@@ -1,1 +1,1 @@
-"""One file per drafter; they never import each other."""
+"""One file per drafter; they do not import each other, but for one that extends another."""

@@ -31,7 +31,8 @@ class Drafter(nn.Module, ABC):
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
         fc: fuses the features; the only weights whose input needs no gradient.
         norm: before the output head.
-        owns_head: it trains an output head of its own instead of borrowing the target's.
+        confidence_head: from the rows that its head reads, [..., D'] -> logits [...] of the chance that the target
+            accepts the draft; trained beside the objective and never by it. None = it has none.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
         gradient_checkpointing: layers run again in the backward pass instead of storing their activations.
     """
@@ -42,7 +43,6 @@ class Drafter(nn.Module, ABC):
     d2t: Tensor | None
     fc: nn.Linear
     norm: nn.RMSNorm
-    owns_head = False
     attention: Literal["sdpa", "flex_attention"] = "sdpa"
     gradient_checkpointing = False
 
@@ -65,6 +65,7 @@ class Drafter(nn.Module, ABC):
         self.hidden_size = target.hidden_size
         self.block_size = block_size
         self.layer_ids = tuple(layer_ids)
+        self.confidence_head: nn.Module | None = None
         # offsets as in published checkpoints: target id = draft id + d2t[draft id]
         offsets = None if draft_vocab_size is None else torch.zeros(draft_vocab_size, dtype=torch.long)
         self.register_buffer("d2t", offsets)
@@ -148,9 +149,23 @@ class Drafter(nn.Module, ABC):
         """The head that reads this drafter's hidden states."""
         return lend(self.vocabulary)
 
+    def head_rows(self, target_vocab_size: int) -> int:
+        """V', the tokens that its head knows."""
+        return target_vocab_size if self.d2t is None else len(self.d2t)
+
     def head_weights(self, target_vocab_size: int) -> int:
         """Multiply-adds of the output head for one row."""
-        return self.hidden_size * (target_vocab_size if self.d2t is None else len(self.d2t))
+        return self.hidden_size * self.head_rows(target_vocab_size)
+
+    def own_head_weights(self, target_vocab_size: int) -> int:
+        """Those of them by weights that the drafter trains; the others are the target's."""
+        return 0
+
+    @property
+    def confidence_weights(self) -> int:
+        """Multiply-adds of the confidence head for one row."""
+        head = self.confidence_head
+        return 0 if head is None else sum(weight.numel() for weight in head.parameters() if weight.ndim == 2)
 
     @property
     def attentions(self) -> list[Attention]:
@@ -172,7 +187,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
-        """Hidden states [B, N, K, D] of all draft slots of all blocks, from batch.features [B, T, F]."""
+        """What `head` reads of all draft slots of all blocks, [B, N, K, D] at least, from batch.features [B, T, F]."""
 
     def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
         """An empty decoding state for a batch."""

@@ -57,7 +57,13 @@ class DFlash(Drafter):
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
         mask_token_id: by default the target's.
         init: "target" = `copy_target` before training.
+
+    Attributes:
+        first_slot: the row of a block that predicts its first draft: 1 where rows predict the token at their own
+            position, 0 where they predict the next one, so that a block needs one row less.
     """
+
+    first_slot = 1
 
     def __init__(
         self,
@@ -104,10 +110,11 @@ class DFlash(Drafter):
         return cast(list[Layer], self.layers)
 
     def block_flops(self, blocks: float, length: float) -> float:
-        rows = blocks * self.block_size
+        width = self.num_draft_tokens + self.first_slot
+        rows = blocks * width
         weights = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
         queries = sum(attention.q_proj.out_features for attention in self.attentions)
-        return 2.0 * weights * rows + 4.0 * queries * rows * (length + self.block_size)
+        return 2.0 * weights * rows + 4.0 * queries * rows * (length + width)
 
     def _context(self, features: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
@@ -122,11 +129,12 @@ class DFlash(Drafter):
         self, texts: list[KeysValues], anchors: Tensor, positions: Tensor, embed: Embed, attention: str
     ) -> Tensor:
         """Hidden states [B, N, K, D] of the draft slots after the anchor tokens [B, N] at these positions."""
-        rows, width = anchors.shape
-        inputs = masked_blocks(anchors, self.block_size, self.mask_token_id)
+        rows, blocks = anchors.shape
+        width = self.num_draft_tokens + self.first_slot
+        inputs = masked_blocks(anchors, width, self.mask_token_id)
         start = positions[..., None].expand_as(inputs).flatten(1)
-        positions = block_positions(positions, self.block_size).flatten(1)
-        block = torch.arange(width, device=start.device).repeat_interleave(self.block_size).expand(rows, -1)
+        positions = block_positions(positions, width).flatten(1)
+        block = torch.arange(blocks, device=start.device).repeat_interleave(width).expand(rows, -1)
         length = texts[0][0].shape[1]
         mask: Tensor | BlockMask
         if attention == "flex_attention":
@@ -136,7 +144,7 @@ class DFlash(Drafter):
         x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
         for layer, text in zip(self.stack, texts, strict=True):
             x = self.run(layer, x, positions, text, mask)
-        return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, 1:])
+        return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, self.first_slot :])
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
@@ -149,8 +157,11 @@ class DFlash(Drafter):
         for i, layer in enumerate(self.stack):
             state.append(i, *layer.self_attn.keys_values(context, positions))
 
-    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
+    def _block(self, state: RaggedCache, anchors: Tensor, embed: Embed) -> Tensor:
+        """Hidden states [B, K, D] of the draft slots after the anchor tokens [B]."""
         end = int(state.lengths.max())
         texts = [(keys[:, :end], values[:, :end]) for keys, values in state.stores.values()]
-        hidden = self._blocks(texts, anchors[:, None], state.lengths[:, None], embed, "sdpa")[:, 0]
-        return head.tokens(propose(head(hidden)))
+        return self._blocks(texts, anchors[:, None], state.lengths[:, None], embed, "sdpa")[:, 0]
+
+    def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
+        return head.tokens(propose(head(self._block(state, anchors, embed))))

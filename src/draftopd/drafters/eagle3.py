@@ -75,8 +75,6 @@ class Eagle3(Drafter):
         num_layers: it has one; a setting that all drafters take.
     """
 
-    owns_head = True
-
     def __init__(
         self,
         target: TargetShape,
@@ -128,6 +126,9 @@ class Eagle3(Drafter):
     def head(self, lend: LendHead) -> Head:
         product = linear if isinstance(self.lm_head, Linear) else F.linear
         return Head(self.lm_head.weight, vocabulary=self.vocabulary, product=product)
+
+    def own_head_weights(self, target_vocab_size: int) -> int:
+        return self.head_weights(target_vocab_size)
 
     @property
     def state_width(self) -> int:

@@ -40,6 +40,11 @@ class Objective(ABC):
     coefficients: dict[str, float]
     """lambda of each term"""
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """Each term's factor in the loss; DraftError where none is above 0."""
+        return shares(self.coefficients)
+
     @abstractmethod
     def denominators(self, rows: Rows) -> dict[str, Tensor]:
         """[M] what each row adds to the denominator of each term."""
@@ -186,7 +191,7 @@ class Mix(Objective):
     def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, NonNegative]) -> None:
         if objectives.keys() != weights.keys():
             raise DraftError(f"objective.weights {sorted(weights)} must name the objectives {sorted(objectives)}")
-        self.objectives = dict(objectives)
+        self.objectives, self.weights = dict(objectives), dict(weights)
         self.needs_target = any(o.needs_target for o in self.objectives.values())
         self.needs_tails = any(o.needs_tails for o in self.objectives.values())
         self.needs_argmax = any(o.needs_argmax for o in self.objectives.values())
@@ -195,7 +200,16 @@ class Mix(Objective):
         self.coefficients = {
             f"{name}/{term}": weights[name] * share
             for name, objective in self.objectives.items()
-            for term, share in shares(objective.coefficients).items()
+            for term, share in objective.factors.items()
+        }
+
+    @property
+    def factors(self) -> dict[str, float]:
+        parts = shares(self.weights)
+        return {
+            f"{name}/{term}": parts[name] * factor
+            for name, objective in self.objectives.items()
+            for term, factor in objective.factors.items()
         }
 
     def denominators(self, rows: Rows) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """An objective over many rows, and its gradient, without ever holding the logits of all rows at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from draftopd.objectives.base import Objective
@@ -22,6 +22,13 @@ class DraftSide:
     """[M, D]"""
     trained: Sequence[Tensor] = ()
     """weights of `head` that are trained; a head lent by the target has none"""
+    confidence: nn.Module | None = None
+    """hidden states [m, D] -> [m], for `Rows.confidence`; its gradient ends at its weights"""
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """All that are trained."""
+        return (*self.trained, *(() if self.confidence is None else self.confidence.parameters()))
 
 
 @dataclass(frozen=True)
@@ -75,28 +82,32 @@ def chunked_loss(
             reads whole texts.
 
     Returns:
-        L, with gradients for `draft.hidden` and `draft.trained`, and the terms without.
+        L, with gradients for `draft.hidden` and `draft.weights`, and the terms without.
     """
     # gradients are those of L over its largest coefficient: values near 1 fit into float16, coefficients need not
     largest = torch.stack(list(coefficients.values())).max().clamp(min=1e-30)
     gradients: list[Tensor] = []
     of_weights: list[Tensor] = []
     sums: dict[str, Tensor] = {}
+    weights = draft.weights
     value = largest.new_zeros(())
     for part in rows.chunks(chunk_rows, objective.whole_texts):
         log_p = None if target is None else target.log_probs(part)
         leaf = draft.hidden[part].detach().requires_grad_(torch.is_grad_enabled())
-        numerators = objective.numerators(draft.head(leaf), log_p, rows[part])
+        places = rows[part]
+        if draft.confidence is not None:
+            places = replace(places, confidence=draft.confidence(leaf.detach()))
+        numerators = objective.numerators(draft.head(leaf), log_p, places)
         terms = {name: x.sum() for name, x in numerators.items()}
         loss = torch.stack([coefficients[name] / largest * x for name, x in terms.items()]).sum()
         if torch.is_grad_enabled():
-            gradient, *own = torch.autograd.grad(loss, [leaf, *draft.trained], materialize_grads=True)
+            gradient, *own = torch.autograd.grad(loss, [leaf, *weights], materialize_grads=True)
             gradients.append(gradient)
             wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in own]
             of_weights = [a.add_(b) for a, b in zip(of_weights, wide, strict=True)] if of_weights else wide
         value = value + loss.detach()
         sums = {name: x.detach() + sums.get(name, 0) for name, x in terms.items()}
     if torch.is_grad_enabled():
-        known = [torch.cat(gradients), *(g.to(w.dtype) for g, w in zip(of_weights, draft.trained, strict=True))]
-        value = _Known.apply(value, known, draft.hidden, *draft.trained)
+        known = [torch.cat(gradients), *(g.to(w.dtype) for g, w in zip(of_weights, weights, strict=True))]
+        value = _Known.apply(value, known, draft.hidden, *weights)
     return value * largest, sums

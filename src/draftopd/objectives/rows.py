@@ -33,6 +33,8 @@ class Rows:
     """[M] how many tokens of its text follow the block's anchor"""
     argmax: Tensor | None = None
     """[M] the target's most probable token, where the objective needs it (`needs_argmax`)"""
+    confidence: Tensor | None = None
+    """[M] logits of the chance that the target accepts the draft, where the drafter predicts it"""
 
     @property
     def accepted(self) -> Tensor:

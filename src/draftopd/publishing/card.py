@@ -12,6 +12,7 @@ from huggingface_hub.utils import yaml_dump
 from draftopd.checkpoints.findings import Finding
 from draftopd.checkpoints.spec import DrafterSpec
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.evaluation.results import Training
 from draftopd.evaluation.scores import Scores, Sets
 from draftopd.evaluation.speed import BlockSize, Costs
@@ -214,7 +215,7 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(spec: DrafterSpec) -> str:
-    return "DFlash" if spec.kind is DFlash else "EAGLE-3"
+    return {DFlash: "DFlash", DSpark: "DSpark"}.get(spec.kind, "EAGLE-3")
 
 
 def _set(name: str) -> str:

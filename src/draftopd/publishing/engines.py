@@ -5,11 +5,15 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from draftopd.checkpoints.spec import DrafterSpec
+from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
+from draftopd.drafters.eagle3 import Eagle3
 from draftopd.publishing.base import Base
 
 RUN = "We have served drafters of this kind with these arguments, in vLLM 0.32 on a CPU with SmolLM2-135M-Instruct."
+METHODS: dict[Kind, str] = {DFlash: "dflash", DSpark: "dspark", Eagle3: "eagle3"}
+"""in both engines; SGLang's in capitals"""
 PLAIN = re.compile(r"[\w./~@%+:,-]+")  # a shell takes it as it stands
 
 
@@ -38,15 +42,17 @@ def recipes(spec: DrafterSpec, layout: str, base: Base, drafter: str) -> list[Re
 
 
 def _vllm(spec: DrafterSpec, base: Base, drafter: str) -> Recipe:
-    method = "dflash" if spec.kind is DFlash else "eagle3"
-    told = {"method": method, "model": drafter, "num_speculative_tokens": spec.block_size - 1}
+    told = {"method": METHODS[spec.kind], "model": drafter, "num_speculative_tokens": spec.block_size - 1}
     speculative = shlex.quote(json.dumps(told))
     small = base.dtype == "float32"
     options = "--dtype float32 --enforce-eager --max-model-len 1024" if small else "--max-num-batched-tokens 32768"
     lines = [f"vllm serve {_word(base.place)} {options}", f"--speculative-config {speculative}"]
     lines += ["--per-request-spec-decode-metrics summary"] if small else []
     note = "`num_speculative_tokens` is block size - 1; vLLM wants it by hand, and it was trained for no other number. "
-    note += RUN if small else "Not run by us: it needs a GPU."
+    if spec.kind is DSpark:
+        note += "From vLLM's source, not run by us."
+    else:
+        note += RUN if small else "Not run by us: it needs a GPU."
     return Recipe("vLLM", "bash", _joined(lines), note)
 
 
@@ -54,13 +60,12 @@ def _sglang(spec: DrafterSpec, layout: str, base: Base, drafter: str) -> Recipe:
     if layout == "speculators":
         note = f"SGLang does not read speculators' layout: export with layout={_other(spec)}."
         return Recipe("SGLang", "bash", None, note)
-    algorithm = "DFLASH" if spec.kind is DFlash else "EAGLE3"
     lines = [
         f"python -m sglang.launch_server --model-path {_word(base.place)} --dtype {base.dtype}",
-        f"--speculative-algorithm {algorithm} --speculative-draft-model-path {_word(drafter)}",
+        f"--speculative-algorithm {METHODS[spec.kind].upper()} --speculative-draft-model-path {_word(drafter)}",
     ]
     note = "From SGLang's source, not run by us: it needs a GPU."
-    if spec.kind is not DFlash:
+    if spec.kind is Eagle3:
         steps = f"--speculative-num-steps {spec.block_size - 1} --speculative-eagle-topk 1"
         lines += [f"{steps} --speculative-num-draft-tokens {spec.block_size}"]
     return Recipe("SGLang", "bash", _joined(lines), note)
@@ -68,7 +73,7 @@ def _sglang(spec: DrafterSpec, layout: str, base: Base, drafter: str) -> Recipe:
 
 def _transformers(spec: DrafterSpec, base: Base, drafter: str) -> Recipe:
     if spec.kind is not DFlash:
-        note = "`generate` of transformers has no EAGLE-3."
+        note = f"`generate` of transformers has no {'DSpark' if spec.kind is DSpark else 'EAGLE-3'}."
         return Recipe("transformers", "python", None, note)
     code = f"""\
 from draftopd.target import load
@@ -98,13 +103,15 @@ def draft_vocabulary(spec: DrafterSpec, layout: str) -> dict[str, str]:
         return {"every engine": f"the target's whole vocabulary, {whole:,} tokens, as in training"}
     used, dropped = f"the {rows:,} tokens, as in training", f"all {whole:,} tokens"
     dropped += ": the text is as right, a draft costs more, and acceptance differs a little"
-    if spec.kind is not DFlash:
+    if spec.kind is DSpark:
+        return {"vLLM": used, "SGLang": "it stops: it has no reduced draft vocabulary of DSpark"}
+    if spec.kind is Eagle3:
         return {"vLLM, SGLang": used}
     return {"vLLM": used, "transformers" if layout == "speculators" else "SGLang, transformers": dropped}
 
 
 def _other(spec: DrafterSpec) -> str:
-    return "zlab" if spec.kind is DFlash else "safeai"
+    return {DFlash: "zlab", DSpark: "deepspec"}.get(spec.kind, "safeai")
 
 
 def _word(text: str) -> str:

@@ -182,7 +182,7 @@ def _memory(data: DraftDataModule, module: DraftModule, weights: int) -> float:
     # a layer keeps about 12 D + 4 I numbers a row; a loss has 8 copies of a chunk's logits
     layer = (12 * drafter.hidden_size + 4 * target.shape.intermediate_size) * size * len(drafter.stack)
     text = rows * layer + batch.tokens.shape[1] * drafter.fc.in_features * size
-    logits = 8 * 4 * module.chunk_rows * drafter.head_weights(target.vocab_size) / drafter.hidden_size
+    logits = 8 * 4 * module.chunk_rows * drafter.head_rows(target.vocab_size)
     held = sum(p.numel() * p.element_size() for p in target.parameters()) + 16.0 * weights
     return held + max(decoded, data.batching.micro_batch_size * text + logits)
 

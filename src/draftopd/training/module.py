@@ -20,6 +20,7 @@ from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective
 from draftopd.objectives.chunked import DraftSide, TargetSide, chunked_loss
+from draftopd.objectives.confidence import complete
 from draftopd.objectives.rows import Rows, flatten, log_mass, most_probable
 from draftopd.target.head import Head
 from draftopd.target.model import Target
@@ -71,14 +72,15 @@ class DraftModule(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the drafter, never the target
         self.target, self.drafter = target, drafter
-        self.objective, self.random_objective = objective, random_objective
+        self.objective = complete(objective, drafter.confidence_head)
+        self.random_objective = random_objective and complete(random_objective, drafter.confidence_head)
         self.make_optimizer, self.budget, self.warmup_steps = optimizer, budget or Budget(epochs=1), warmup_steps
         self.chunk_rows, self.gradient_clip = chunk_rows, gradient_clip
         drafter.attention, drafter.gradient_checkpointing = attention, gradient_checkpointing
         if torch_compile:  # in place: names of weights stay
             drafter.compile(backend="inductor" if torch_compile is True else torch_compile)
         self.ledger = Ledger()
-        self.terms = Terms(objective)
+        self.terms = Terms(self.objective)
         self.init_optimizer: dict[str, Any] | None = None
         self.micro_batches = MicroBatches()
         self._held_out: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
@@ -91,7 +93,7 @@ class DraftModule(L.LightningModule):
     def configure_model(self) -> None:
         """FSDP2 shards the drafter, unless it uses a head of its own outside its forward; the target stays whole."""
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        if sharding and self.drafter.owns_head:
+        if sharding and self._head()[0].trained:
             raise DraftError("trainer=fsdp2 cannot shard a drafter with a head of its own: take trainer=ddp")
         if sharding and self.init_optimizer is not None:
             raise DraftError("init_optimizer=true puts whole states beside shards of weights: take trainer=ddp")
@@ -146,7 +148,8 @@ class DraftModule(L.LightningModule):
                         done.append(terms)
             summed = self._sum(done)
             loss = self.terms.loss(summed, totals)
-            norm = clip(self.trainer.precision_plugin.main_params(optimizer.optimizer), self.gradient_clip)
+            weights = self.trainer.precision_plugin.main_params(optimizer.optimizer)
+            norm = clip(weights, self.gradient_clip, self.drafter.confidence_head)
             if not math.isfinite(float(loss + norm)):
                 why = f"at step {self.global_step} the loss is {float(loss):.4g}, its gradient's norm {float(norm):.4g}"
                 save_and_stop(why, batch, self.trainer.default_root_dir)
@@ -240,7 +243,8 @@ class DraftModule(L.LightningModule):
         if self.training:
             self.ledger.train(self.target, self.drafter, batch, objective.needs_target, whole is not None)
         valid = batch.valid
-        draft = DraftSide(head, self.drafter(batch, self.target.embed)[valid], head.trained)
+        drafted = self.drafter(batch, self.target.embed)[valid]
+        draft = DraftSide(head, drafted, head.trained, self.drafter.confidence_head)
         target = None
         if objective.needs_target:
             assert batch.target_hidden is not None

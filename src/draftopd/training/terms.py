@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from draftopd.decoding import distributed
 from draftopd.errors import DraftError
-from draftopd.objectives.base import Mix, Objective, shares
+from draftopd.objectives.base import Mix, Objective
 from draftopd.trace import ReplayBatch
 
 
@@ -50,7 +50,7 @@ class Terms:
         texts = torch.stack([totals[kind] for kind in self.objectives]).sum().clamp(min=1)
         out = {}
         for kind, objective in self.objectives.items():
-            for name, factor in shares(objective.coefficients).items():
+            for name, factor in objective.factors.items():
                 out[name] = factor / totals[name].clamp(min=1e-8) * (totals[name] > 0) * (totals[kind] / texts)
         return out
 
@@ -65,9 +65,18 @@ class Terms:
         return means | {"own_share": totals["own"] / (totals["own"] + totals["random"]).clamp(min=1)}
 
 
-def clip(weights: Iterable[nn.Parameter], largest: float) -> Tensor:
-    """Scales gradients down to this norm; returns the norm before."""
-    norm = nn.utils.clip_grad_norm_(weights, largest)
+def clip(weights: Iterable[Tensor], largest: float, confidence: nn.Module | None) -> Tensor:
+    """Scales gradients down to this norm; returns the norm before.
+
+    Args:
+        confidence: its gradients are scaled and counted apart, so that they do not shorten those of the drafts.
+    """
+    apart = {id(weight) for weight in ([] if confidence is None else confidence.parameters())}
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for weight in weights:
+        parts[id(weight) in apart].append(weight)
+    nn.utils.clip_grad_norm_(parts[1], largest)
+    norm = nn.utils.clip_grad_norm_(parts[0], largest)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

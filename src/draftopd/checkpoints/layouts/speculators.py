@@ -1,17 +1,19 @@
-"""The layouts of vLLM's speculators package (version 0.9), one envelope around either kind of drafter.
+"""The layouts of vLLM's speculators package (version 0.9), one envelope around any kind of drafter.
 
 Their `aux_hidden_state_layer_ids` count the hidden states *before* a layer: ours plus one. The embedding is the
-verifier's and stays out of the file, and so does DFlash's head; a reduced vocabulary adds `d2t`, `t2d` and the head's
-rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to speculate.
+verifier's and stays out of the file, and so does the head of DFlash and DSpark; a reduced vocabulary adds `d2t`, `t2d`
+and the head's rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to
+speculate; so is DSpark's `block_size`.
 """
 
 from typing import Any
 
 from draftopd.checkpoints import fields, layer_config
 from draftopd.checkpoints.findings import Findings
-from draftopd.checkpoints.layouts import eagle3_common
-from draftopd.checkpoints.spec import DrafterSpec, Layout
+from draftopd.checkpoints.layouts import dspark_common, eagle3_common
+from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 
 MODEL = "speculators_model_type"
@@ -27,6 +29,16 @@ def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
         AUX: [i + 1 for i in spec.layer_ids],
         "sliding_window_non_causal": True,  # false makes vLLM 0.32 causal in every layer, full attention too
         "sample_from_anchor": False,
+    }
+
+
+def compose_dspark(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    return {
+        **_envelope(spec, "dspark", "DSparkSpeculator", dtype),
+        **dspark_common.compose(spec),
+        AUX: [i + 1 for i in spec.layer_ids],
+        "sliding_window_non_causal": True,
+        "sample_from_anchor": True,
     }
 
 
@@ -73,6 +85,36 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
         return None
     if config.get("sample_from_anchor"):
         findings.error("sample_from_anchor is set: a draft from the anchor's slot", "not supported here", fields.OTHER)
+    block = fields.agreed(
+        "block_size", {"config.json": config.get("block_size")}, "speculators takes 8 by default", findings
+    )
+    spec, tokens = _parse_block(DFlash, config, layer, block, findings)
+    fields.drafts("speculative_tokens", tokens, block, findings)
+    return spec
+
+
+def parse_dspark(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> DrafterSpec | None:
+    layer = _layer(config, findings)
+    if layer is None:
+        return None
+    if "sample_from_anchor" not in config:
+        findings.error(
+            "no sample_from_anchor",
+            "speculators takes true, vLLM 0.32 false: drafts are one token off, acceptance falls and nothing fails",
+            "write true, if the anchor's slot predicts the first draft",
+        )
+    elif not config["sample_from_anchor"]:
+        findings.error("sample_from_anchor is false: the anchor drafts nothing", "not supported here", fields.OTHER)
+    block = dspark_common.block_size(config, findings)
+    spec, tokens = _parse_block(DSpark, config, layer, block, findings)
+    fields.drafts("speculative_tokens", tokens, None if block is None else block - 1, findings, anchor=False)
+    return dspark_common.with_heads(spec, config, findings)
+
+
+def _parse_block(
+    kind: Kind, config: dict[str, Any], layer: dict[str, Any], block: int | None, findings: Findings
+) -> tuple[DrafterSpec | None, int | None]:
+    """What DFlash and DSpark share, and the number of tokens to speculate."""
     if config.get("sliding_window_non_causal") is False:
         findings.warning(
             "sliding_window_non_causal is false",
@@ -81,18 +123,14 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
             "write true: speculators reads it only for sliding windows",
         )
     layer = {"model_type": "qwen3", **layer}
-    base, theta = layer_config.parse(layer, DFlash, findings), fields.rope_theta(layer, findings)
-    block = fields.agreed(
-        "block_size", {"config.json": config.get("block_size")}, "speculators takes 8 by default", findings
-    )
+    base, theta = layer_config.parse(layer, kind, findings), fields.rope_theta(layer, findings)
     mask = fields.agreed(
         "mask_token_id", {"config.json": config.get("mask_token_id")}, "vLLM refuses, speculators stops", findings
     )
     ids = fields.outputs(AUX, config.get(AUX), "z-lab's", findings)
     verifier, tokens = _verifier(config, findings)
-    fields.drafts("speculative_tokens", tokens, block, findings)
-    return layer_config.spec(
-        DFlash,
+    spec = layer_config.spec(
+        kind,
         base,
         config,
         rope_theta=theta,
@@ -102,6 +140,7 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
         target=verifier,
         mask_token_id=mask,
     )
+    return spec, tokens
 
 
 def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None = None) -> DrafterSpec | None:
@@ -179,6 +218,7 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[fields.NamedT
 REDUCED = ("d2t", "t2d", "lm_head.weight")
 RENAMED = ("midlayer.", "layers.0.")
 DFLASH = Layout("speculators", DFlash, lambda c: c.get(MODEL) == "dflash", parse_dflash, compose_dflash, REDUCED)
+DSPARK = Layout("speculators", DSpark, lambda c: c.get(MODEL) == "dspark", parse_dspark, compose_dspark, REDUCED)
 EAGLE3 = Layout(
     "speculators", Eagle3, lambda c: c.get(MODEL) == "eagle3", parse_eagle3, compose_eagle3, REDUCED[:2], RENAMED
 )

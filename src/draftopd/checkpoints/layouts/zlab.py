@@ -96,7 +96,8 @@ def _variants(config: dict[str, Any], nested: dict[str, Any], findings: Findings
         findings.error(
             f"architectures is {config.get('architectures')}",
             "vLLM and SGLang choose the model by it",
-            f'write ["{ARCHITECTURE}"]; DFlash2, Domino and DSpark drafters are not supported here',
+            f'write ["{ARCHITECTURE}"]; DFlash2 and Domino are not supported here, DSpark in other layouts (DeepSpec, '
+            "speculators)",
         )
     for key, kind in VARIANTS.items():
         if nested.get(key) or config.get(key):
