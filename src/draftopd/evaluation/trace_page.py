@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from itertools import accumulate
@@ -25,7 +25,7 @@ UNKNOWN: Pair = (math.nan, math.nan)
 class Page:
     """HTML of a page that needs nothing beside itself."""
 
-    html: str
+    html: str = field(repr=False)  # a notebook would keep it a second time
 
     def _repr_html_(self) -> str:
         """For notebooks: in a frame, so that neither disturbs the other's style."""
