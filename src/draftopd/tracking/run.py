@@ -94,7 +94,6 @@ class Run:
         self._sender.put(left)
         for entry in left:
             self._logged[entry.key] = max(entry.step, self._logged.get(entry.key, -1))
-        self.log_tags({MLFLOW_RUN_NAME: f"{self.run_name} {self.id[:4]}"})  # no two runs are called the same
         self._sender.start()
         self._load: Load | None = None
         if self.system_metrics:
@@ -131,9 +130,10 @@ class Run:
             dead_runs.PROCESS: f"{socket.gethostname()}:{os.getpid()}",
             dead_runs.UNSENT: str(self._unsent),
         }
-        if before and self._go_on(client, before, own):
-            return client, experiment, before
-        return client, experiment, client.create_run(experiment, tags=resolve_tags(self.tags | own)).info.run_id
+        known = bool(before) and self._go_on(client, before, own)
+        run_id = before if known else client.create_run(experiment, tags=resolve_tags(self.tags | own)).info.run_id
+        client.set_tag(run_id, MLFLOW_RUN_NAME, f"{self.run_name} {run_id[:4]}")  # no two runs are called the same
+        return client, experiment, run_id
 
     def _go_on(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> bool:
         """Whether the store has the run."""

@@ -272,8 +272,12 @@ def run_stage(
             print(f"\nstopped at step {trainer.global_step}{place}")
         raise (Terminated() if isinstance(stop, Terminated | SIGTERMException) else KeyboardInterrupt()) from None
     finally:
-        for other in system.others:
-            other.close("success" if status == "FINISHED" else "failed")
-        if run:
-            run.end(status, checkpoint)
+        _end(system.others, run, status, checkpoint)
     return results
+
+
+def _end(others: Sequence[OtherLogger], run: Run | None, status: Status, checkpoint: Path) -> None:
+    for other in others:
+        other.close("success" if status == "FINISHED" else "failed")
+    if run:
+        run.end(status, checkpoint)
