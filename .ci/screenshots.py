@@ -16,14 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import rich
 from mlflow.artifacts import download_artifacts
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Error, Page, sync_playwright
+from rich.terminal_theme import MONOKAI
 
 from draftopd import chat
 
@@ -34,12 +35,12 @@ EXPERIMENT = (
     "+stages.draft_opd.grid={seed: [0, 1]}",
 )
 QUESTION = "What is 12 times 7?"
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1500, "height": 900}
 TERMINAL = """<!doctype html><meta charset="utf-8"><style>{stylesheet}
 body {{ background: #14171c; color: #d8dce2; margin: 24px; font: 15px/1.5 monospace }}
 pre {{ white-space: pre-wrap; margin: 0 }}
 </style><pre><b>$ {{command}}</b>\n{code}</pre>"""
-PATIENCE = 300_000  # milliseconds for a page: a busy machine serves some in minutes
+PATIENCE = 120_000  # milliseconds for a page: a busy machine serves some in minutes
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = """
 for (const [name, value] of [["panelOpen", "false"], ["fab.autoOpenedOnFirstLoad", "true"]])
@@ -120,7 +121,7 @@ def picture_pages(said: str, folder: Path, to: Path) -> None:
         page = re.sub(r"//[^/]+/", f"//{links['runs'].split('/')[2]}/", found(r"page: (\S+)", said))
         takes: dict[str, tuple[str, Callable[[Page], None]]] = {
             "runs": (links["runs"], lambda p: expand(p, stage)),
-            "parent": (page, lambda p: p.get_by_text("Child runs").wait_for()),
+            "parent": (page, lambda p: p.get_by_text("Child runs", exact=True).wait_for()),
             "mlflow": (links["curves"], drawn),
             "chat": (answer(folder / stage / "checkpoints" / "last.ckpt", Path("chat.html").resolve()), lambda p: None),
             "trace": (trace_of(stage_id), first_block),
@@ -135,16 +136,21 @@ def take(context: BrowserContext, address: str, ready: Callable[[Page], None], t
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     page.goto(address)
-    ready(page)
+    try:
+        ready(page)
+    except Error as error:
+        print(f"{to.name} is not as it should be: {error}")
     page.wait_for_timeout(2000)  # what moves comes to rest
-    page.screenshot(path=to)
+    height = page.evaluate("document.body.getBoundingClientRect().bottom") + 24
+    page.screenshot(path=to, clip={"x": 0, "y": 0, **SIZE, "height": min(SIZE["height"], height)})  # type: ignore[arg-type]
     page.close()
     print(f"{to}: {to.stat().st_size / 1000:.0f} kB, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def expand(page: Page, stage: str) -> None:
     """The rows of a run's stages, in the table of runs."""
-    page.get_by_text("Expand rows").click()
+    parent = page.get_by_role("link", name=re.compile(r"^\S+ \w{4}$")).first
+    parent.locator("xpath=preceding::*[name()='svg'][1]").click()  # the + before its name
     page.get_by_text(re.compile(rf"^{stage} \w+$")).first.wait_for()
 
 
@@ -168,8 +174,10 @@ def answer(checkpoint: Path, to: Path) -> str:
     """Address of a page with what `draftopd.chat` shows."""
     rich.reconfigure(record=True, width=88, force_terminal=True, color_system="truecolor", file=StringIO())
     sys.argv = ["draftopd.chat", f"checkpoint={checkpoint}", "decoding.max_new_tokens=160", "--prompt", QUESTION]
+    console = rich.get_console()
+    console.status = lambda *_: nullcontext()  # type: ignore[method-assign, assignment]  # what moves on a terminal
     chat.main()
-    said = rich.get_console().export_html(code_format=TERMINAL)
+    said = console.export_html(code_format=TERMINAL, theme=MONOKAI)
     to.write_text(
         said.replace("{command}", html.escape(f"python -m draftopd.chat checkpoint=last.ckpt --prompt '{QUESTION}'"))
     )

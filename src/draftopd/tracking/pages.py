@@ -64,7 +64,6 @@ def _view(facets: dict[str, Any]) -> dict[str, Any]:
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": COLUMNS,
-        "columnWidths": dict.fromkeys(COLUMNS, 150),
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],

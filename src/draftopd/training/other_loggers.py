@@ -1,6 +1,7 @@
 """Lightning's loggers for TensorBoard and Weights & Biases, held so that they cannot stop a run."""
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -23,7 +24,8 @@ class OtherLogger(Logger):
     def __init__(self, title: str, make: Callable[[], Logger]) -> None:
         super().__init__()
         self.title = title
-        self._make, self._logger, self._failed = make, None, False
+        self._make, self._failed = make, False
+        self._logger: Logger | None = None
 
     @property
     def name(self) -> None:
@@ -36,9 +38,8 @@ class OtherLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._try(lambda logger: logger.log_metrics(dict(metrics), step))
 
-    def log_hyperparams(self, params: Mapping[str, Any] | None = None, *_args: Any, **_kwargs: Any) -> None:
-        if params:  # Lightning calls it with none of ours
-            self._try(lambda logger: logger.log_hyperparams(params))
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_args: Any, **_kwargs: Any) -> None:
+        self._try(lambda logger: logger.log_hyperparams(params))
 
     def close(self, status: str) -> None:
         """When the run has ended, after its test: Lightning would end it before."""
