@@ -6,7 +6,7 @@ ready := $(VENV)/.ready
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart smoke test coverage slow soak mutants lint docs docs-serve ui bench-objectives bench-decode bench-train study-check serve-check
+.PHONY: help quickstart smoke test coverage slow soak mutants lint docs docs-serve ui screenshots bench-objectives bench-decode bench-train study-check serve-check
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +44,11 @@ docs: $(ready) ## the site of README.md and docs/, into site/; any broken link f
 docs-serve: $(ready) ## the same on this machine, made anew as files change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-ui: $(ready) ## MLflow's pages, at the address in mlflow.yaml
-	$(BIN)/python -m draftopd.ui
+ui: $(ready) ## MLflow's pages of the runs; ARGS="--port 5001 --store FILE"
+	$(BIN)/python -m draftopd.ui $(ARGS)
+
+screenshots: $(ready) ## docs/pictures: a new user's path, timed; needs playwright and Chromium; ARGS="FOLDER --store DB" takes a run that is there
+	$(BIN)/python .ci/screenshots.py $(ARGS)
 
 bench-objectives: $(ready) ## every objective on a drafter whose best acceptance length is known, seconds
 	$(BIN)/python benchmarks/objectives.py

@@ -20,6 +20,7 @@ class Server:
     def __init__(self, artifacts: Path) -> None:
         self.artifacts = artifacts
         self.runs: dict[str, Json] = {}
+        self.models: list[Json] = []
         self.calls: list[str] = []
         """last word of every request's path"""
         self.meet: Callable[[str, Json], int] = lambda call, body: 200
@@ -49,6 +50,8 @@ class Server:
                 self.end_headers()
                 self.wfile.write(data)
 
+            do_PATCH = do_POST  # noqa: N815
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -67,6 +70,8 @@ class Server:
         if status != 200:
             code = "INVALID_PARAMETER_VALUE" if status == 400 else "TEMPORARILY_UNAVAILABLE"
             return status, {"error_code": code, "message": "not today"}
+        if call.startswith("logged-models"):
+            return 200, self.model(call, body)
         if call.startswith("experiments"):
             return 200, {"experiment": {"experiment_id": "1", "name": "draftopd", "lifecycle_stage": "active"}}
         if call == "runs/create":
@@ -78,6 +83,8 @@ class Server:
         if call == "runs/log-batch":
             for kind in ("metrics", "params", "tags"):
                 run.setdefault(kind, []).extend(body.get(kind, []))
+        if call in ("runs/log-inputs", "runs/outputs"):
+            run.setdefault(call, []).append(body)
         if call == "runs/set-tag":
             run["tags"].append({"key": body["key"], "value": body["value"]})
         if call == "metrics/get-history":
@@ -85,6 +92,20 @@ class Server:
         if call == "runs/update":
             run["status"] = body["status"]
         return 200, {"run": self.shown(run), "run_info": self.shown(run)["info"]}
+
+    def model(self, call: str, body: Json) -> Json:
+        if call == "logged-models/search":
+            return {
+                "models": [
+                    m for m in self.models if body["filter"] == f"source_run_id = '{m['info']['source_run_id']}'"
+                ]
+            }
+        if call == "logged-models":
+            info = {"model_id": uuid4().hex, "status": 1, "creation_timestamp_ms": 0, "last_updated_timestamp_ms": 0}
+            keys = ("name", "experiment_id", "source_run_id", "model_type")
+            info |= {key: body[key] for key in keys} | {"artifact_uri": "none", "tags": body["tags"]}
+            self.models.append({"info": info, "data": {"params": body["params"]}})
+        return {"model": self.models[-1]}
 
     def shown(self, run: Json) -> Json:
         info = {

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 FIRST = "objective.rejected_slots=first"
 UNTIMED = ("logger=none", "test.speedup_prompts=0")
@@ -18,10 +19,15 @@ def texts_of(folder: Path) -> list[Path]:
     return sorted({path.parent for path in folder.rglob("*.safetensors")})
 
 
-def runs(folder: Path, **tags: str):
+def called(run: Run) -> str:
+    """A run's name without the letters that tell it from others of that name."""
+    return str(run.info.run_name).rpartition(" ")[0]
+
+
+def runs(folder: Path, name: str | None = None, **tags: str):
     if not (folder / "mlflow.db").exists():
         return []
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("draftopd")
     found = client.search_runs([experiment.experiment_id]) if experiment else []
-    return [r for r in found if all(r.data.tags.get(k) == v for k, v in tags.items())]
+    return [r for r in found if name in (None, called(r)) and all(r.data.tags.get(k) == v for k, v in tags.items())]

@@ -16,6 +16,7 @@ from draftopd.command import CONFIG_DIR, check_words, one_line_errors, take_list
 from draftopd.console import lines, quiet
 from draftopd.errors import DraftError
 from draftopd.evaluation import report, scores
+from draftopd.evaluation.headline import headline
 from draftopd.evaluation.run import Evaluation, checkpoints, run
 from draftopd.tracking.header import git_commit, write_header
 from draftopd.tracking.run import Run
@@ -50,7 +51,7 @@ def _log(evaluation: Evaluation, config: DictConfig, files: list[Path]) -> None:
     }
     write_header(tracked, OmegaConf.to_container(config, resolve=True), tags)  # type: ignore[arg-type]
     first = evaluation.results.results[1 if config.against else 0]
-    tracked.log_metrics(scores.metrics(first.scores), 0)
+    tracked.log_metrics(scores.metrics(first.scores) | headline(first, evaluation.results), 0)
     for path in files:
         tracked.log_artifact(path)
     tracked.end("FINISHED")

@@ -36,14 +36,16 @@ from draftopd.errors import DraftError
 from draftopd.evaluation.report import write
 from draftopd.evaluation.results import FILE, Result, Results, load
 from draftopd.reports import plan, summary
+from draftopd.reports.stages import best, of_all
 from draftopd.tracking.header import command, git_commit, write_header
+from draftopd.tracking.pages import STAGE
 from draftopd.tracking.run import DESCRIPTION, Run, Status
 from draftopd.tracking.store import check_store
 from draftopd.training.run import build, run_stage, write_texts
 
 RECIPE = "recipe.yaml"
 """in a stage's folder: its configuration, without the logger"""
-NO_RECIPE = {"logger", "output_dir", "texts_only", "from_scratch"}
+NO_RECIPE = {"logger", "loggers", "output_dir", "texts_only", "from_scratch"}
 """what changes no result"""
 DRY_RUN = "--dry-run"
 
@@ -102,7 +104,8 @@ def _tracked(config: DictConfig, folder: Path) -> Run | None:
         check_store(config.logger.tracking_uri, config.logger.experiment_name)  # before the target is loaded
         return None
     config.output_dir = str(folder)
-    parent: Run = instantiate(config.logger, _convert_="all").start(goes_on=True)
+    logger = instantiate(config.logger, _convert_="all", system_metrics=None)  # the stages have them
+    parent: Run = logger.start(goes_on=True)
     write_header(parent, OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
     return parent
 
@@ -190,7 +193,10 @@ def _commands(stages: Sequence[DictConfig], config: DictConfig, words: Sequence[
     store = summary.Store(uri, usual, f"http://{facts.ui.host}:{facts.ui.port}")
     own = {name: given for name, _, given in members(config.stages, words)} if config.stages else {config.name: words}
     kinds = {of.name: of.drafter.get("_target_", "").rpartition(".")[2] for of in stages if not of.drafter.get("path")}
-    return summary.Commands(store, own, kinds)
+    folder = Path(stages[0].output_dir)
+    day = folder.parents[1] if config.stages else folder.parent  # where the next run will be, too
+    compared = config.logger.experiment_name if config.logger and uri == usual else str(day)
+    return summary.Commands(store, own, kinds, summary.again(words, config.seed, compared))
 
 
 def _description(commands: summary.Commands, results: Results) -> str:
@@ -206,7 +212,8 @@ def _report(stages: Sequence[Results], folder: Path, commands: summary.Commands,
     parts = summary.summary(results, commands, (parent.run_name, parent.id) if parent else None)
     files = [*write(results, folder), summary.show(parts, folder)]
     if parent is not None:
-        parent.log_tags({DESCRIPTION: summary.markdown(parts)})
+        parent.log_metrics(of_all(results), 0)
+        parent.log_tags({DESCRIPTION: summary.markdown(parts), STAGE: f"{best(results).name}, the best"})
         for path in files:
             parent.log_artifact(path)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from draftopd.training.on_policy import OnPolicyDataModule
-from runs import UNTESTED, UNTIMED, outputs, runs
+from runs import UNTESTED, UNTIMED, called, outputs, runs
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, t
         assert command("experiment=smoke") == 130
     finally:
         signal.signal(signal.SIGINT, handler)
-    statuses = {r.info.run_name: r.info.status for r in runs(tmp_path)}
+    statuses = {called(r): r.info.status for r in runs(tmp_path)}
     assert statuses == {"smoke": "KILLED", "sft": "FINISHED", "draft_opd": "KILLED"}
     (last,) = tmp_path.rglob("draft_opd/checkpoints/last.ckpt")
     assert str(last).endswith(capsys.readouterr().out.split("last checkpoint: ")[1].split()[0])

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from draftopd import evaluate
 from draftopd.evaluation.curves import AXES
-from runs import FIRST, UNTIMED, outputs, runs
+from runs import FIRST, UNTIMED, called, outputs, runs
 
 
 def said_and_kept(printed: str, folder: Path) -> None:
@@ -41,14 +41,16 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     assert planned is not None
     assert float(planned[1]) == pytest.approx(results["results"][0]["training"]["flops"] / 1e6, rel=0.2)
 
-    (parent,) = runs(tmp_path, **{"mlflow.runName": "smoke"})
+    (parent,) = runs(tmp_path, "smoke")
     assert {"git_commit", "target_fingerprint", "command", "machine"} <= parent.data.tags.keys()
     assert parent.data.tags["mlflow.note.content"] == text
     assert all(f"{result['name']} {result['run_id']}" in text for result in results["results"])
-    assert f"http://127.0.0.1:5000/#/runs/{parent.info.run_id} (after: python -m draftopd.ui)" in text
+    page = f"http://127.0.0.1:5000/#/runs/{parent.info.run_id}?workflowType=machine_learning"
+    assert f"{page} (after: python -m draftopd.ui)" in text
+    assert {"acceptance/tau", "acceptance/tau_delta", "cost/pflops"} <= parent.data.metrics.keys()
     children = runs(tmp_path, **{"mlflow.parentRunId": parent.info.run_id})
-    assert all("| draft_opd " in c.data.tags["mlflow.note.content"] for c in children if c.info.run_name != "sft")
-    assert {c.info.run_name for c in children} == {"sft", "draft_opd"}
+    assert all("| draft_opd " in c.data.tags["mlflow.note.content"] for c in children if called(c) != "sft")
+    assert {called(c) for c in children} == {"sft", "draft_opd"}
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for child in children:
         assert child.info.status == "FINISHED"
@@ -56,11 +58,20 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
         names = child.data.metrics.keys()
         wanted = {"val/acceptance_length", "test/speedup", "val/loss", "train/loss", "test/acceptance_length"}
         assert wanted | {"val/tiny/accept_at/1", "test/acceptance_length_low"} <= names
+        assert {"acceptance/tau", "acceptance/tau_val", "cost/pflops", "cost/speedup"} <= names
+        assert child.data.tags["stage"] == called(child)
+        uses = {data.tags[0].value: data.dataset.name for data in child.inputs.dataset_inputs}
+        assert uses == {
+            use: f"TinyPrompts {s}" for use, s in (("training", "train"), ("validation", "val"), ("test", "test"))
+        }
+        (model,) = (client.get_logged_model(out.model_id) for out in child.outputs.model_outputs)
+        assert model.params["checkpoint"] == child.data.tags["checkpoint"]
+        assert any(name.startswith("system/") for name in names)
         artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
         assert {"config.yaml", "versions.json", "traces"} <= artifacts
         history = client.get_metric_history(child.info.run_id, "ledger/flops/train")
         assert len({point.step for point in history}) > 1  # as training goes
-    (opd,) = [c for c in children if c.info.run_name == "draft_opd"]
+    (opd,) = [c for c in children if called(c) == "draft_opd"]
     assert {"train/accepted", "train/rejected", "train/staleness"} <= opd.data.metrics.keys()
     for phase in ("prefill", "draft", "verify", "decode"):
         assert opd.data.metrics[f"ledger/tokens_per_second/{phase}"] > 0
@@ -96,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(command, tmp_
 @pytest.mark.slow
 def test_an_mlflow_run_id_names_its_checkpoint(command, tmp_path):
     assert command("experiment=smoke/sft", "budget.epochs=1", "name=first") == 0
-    (run,) = runs(tmp_path, **{"mlflow.runName": "first"})
+    (run,) = runs(tmp_path, "first")
     words = ("experiment=smoke/draft_opd", "budget.epochs=1", f"init_from={run.info.run_id}")
     assert command(*words) == 0
 

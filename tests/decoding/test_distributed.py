@@ -28,6 +28,7 @@ from draftopd.target.model import Target
 from draftopd.trace import no_blocks
 from draftopd.training.datamodule import Batching, DraftDataModule
 from pair import EAGLE_LAYERS, PROMPTS
+from runs import called
 
 STRATEGIES = {  # name -> (trainer's precision, largest difference of a weight)
     "ddp": ("64-true", 1e-8),
@@ -66,12 +67,12 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
     assert run.stdout.count("numbers: ") == 1  # only the first process reports
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     runs = client.search_runs([client.get_experiment_by_name("draftopd").experiment_id])
-    assert sorted(r.info.run_name for r in runs) == sorted(["smoke", "sft", "draft_opd"] * 2)
+    assert sorted(called(r) for r in runs) == sorted(["smoke", "sft", "draft_opd"] * 2)
     assert {r.info.status for r in runs} == {"FINISHED"}
     held_out: dict[str, list[dict[str, float]]] = {}
     for logged in runs:  # every process must log the same metric under the same name
         accepted = {k: v for k, v in logged.data.metrics.items() if k.startswith("val/") and "accept" in k}
-        held_out.setdefault(logged.info.run_name, []).append(accepted)
+        held_out.setdefault(called(logged), []).append(accepted)
     for name in ("sft", "draft_opd"):
         one, two = held_out[name]
         assert one["val/acceptance_length"] >= 1

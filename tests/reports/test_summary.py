@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from draftopd import evaluate, export, fit
+from draftopd import compare, evaluate, export, fit
 from draftopd.decoding.settings import Decoding
 from draftopd.evaluation.results import FILE, earlier_answers, load
 from draftopd.reports.summary import FILE as SUMMARY
@@ -42,6 +42,8 @@ def test_a_run_from_a_checkpoint_is_compared_with_it(command, tested: Path, tmp_
         f"python -m draftopd.evaluate checkpoint={own['checkpoint']}",
         f"python -m draftopd.export run={own['checkpoint']} layout=zlab",
         f"python -m draftopd.fit {' '.join(('cache_dir=cache', *ONE_STEP, *UNTIMED))} init_from={own['checkpoint']}",
+        f"python -m draftopd.fit {' '.join(('cache_dir=cache', *ONE_STEP, f'init_from={alone}', *UNTIMED))} seed=1",
+        f"python -m draftopd.compare {outputs(tmp_path).parent}",
     ]
     printed = capsys.readouterr().out.splitlines()
     assert all(f"    {line}" in printed for line in commands)
@@ -52,19 +54,19 @@ def test_the_next_commands_work_word_for_word(command, tmp_path, monkeypatch, ca
     assert command("experiment=smoke", "test.speedup_prompts=0", "drafter.draft_vocab_size=null") == 0
     said = capsys.readouterr().out
     next_ones = [line.strip() for line in said.splitlines() if line.startswith("    python -m ")]
-    for line, main in zip(next_ones, (evaluate.main, export.main, fit.main), strict=True):
+    for line, main in zip(next_ones, (evaluate.main, export.main, fit.main, fit.main, compare.main), strict=True):
         monkeypatch.setattr(sys, "argv", shlex.split(line)[2:])
         main()
     assert "draftopd/" not in said
     assert (outputs(tmp_path) / SUMMARY).exists()
-    assert len(runs(tmp_path)) == 5
+    assert len(runs(tmp_path)) == 8
 
 
 def test_pages_and_commands_name_a_store_that_is_not_the_usual_one():
     usual, other = (Store(uri, "sqlite:///a.db", "http://here:1") for uri in ("sqlite:///a.db", "sqlite:///b.db"))
-    assert usual.page("7") == "http://here:1/#/runs/7 (after: python -m draftopd.ui)"
+    assert usual.page("7") == "http://here:1/#/runs/7?workflowType=machine_learning (after: python -m draftopd.ui)"
     assert "MLFLOW_TRACKING_URI=sqlite:///b.db python -m" in other.page("7")
-    assert Store("http://me:secret@host:5/", "", "").page("7") == "http://host:5/#/runs/7"
+    assert Store("http://me:secret@host:5/", "", "").page("7") == "http://host:5/#/runs/7?workflowType=machine_learning"
 
 
 def test_an_interrupted_run_names_what_is_finished_and_the_command(tested: Path):

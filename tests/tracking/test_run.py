@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from draftopd.errors import DraftError
-from draftopd.tracking import dead_runs, run, sender, store
+from draftopd.tracking import dead_runs, load, run, sender, store
 from draftopd.tracking.run import Run
 from mlflow_server import Server, running, wait_for
 from pair import full_disk
@@ -49,7 +49,8 @@ def test_a_run_logs_everything_and_leaves_no_file(server, tmp_path, capsys):
     assert server.values(tracked.id, "val/humaneval/tau") == {3: 2.0}
     assert server.runs[tracked.id]["params"] == [{"key": "seed", "value": "0"}]
     tags = server.tags(tracked.id)
-    assert {"mlflow.runName": "first", "mlflow.parentRunId": "p", "command": "x"}.items() <= tags.items()
+    assert tags["mlflow.runName"] == f"first {tracked.id[:4]}"
+    assert {"mlflow.parentRunId": "p", "command": "x"}.items() <= tags.items()
     assert tags["process"].endswith(f":{os.getpid()}")
     assert server.files(tracked.id) == {"traces/examples.html", "own.png", "results.json"}
     assert not left(tmp_path / "out")
@@ -240,3 +241,46 @@ def test_in_another_store_a_new_run_begins(server, tmp_path):
         again = Run(other.uri, "draftopd", "first", str(tmp_path)).start(goes_on=True)
         again.end("FINISHED")
     assert again.id != first.id
+
+
+def test_data_sets_and_models_wait_like_all_else_and_come_once(server, tmp_path, capsys):
+    tracked = started(server, tmp_path)
+    for name in ("runs/log-inputs", "logged-models", "runs/outputs"):  # each fails once
+        failing = [name]
+
+        def meet(call: str, body: object, failing: list[str] = failing) -> int:
+            return 503 if call in failing and not failing.clear() else 200
+
+        server.meet = meet
+        if name == "runs/log-inputs":
+            tracked.log_dataset("training", "mine train", "7a", {"path": "mine.jsonl"}, 16)
+        else:
+            tracked.log_model("a/b", {"checkpoint": "last.ckpt"}, 3)
+        wait_for(lambda: not tracked._sender.waiting)
+    tracked.end("FINISHED")
+    logged = server.runs[tracked.id]
+    (data,) = logged["runs/log-inputs"][0]["datasets"]
+    assert data["dataset"]["source"] == '{"path": "mine.jsonl"}'
+    assert data["tags"] == [{"key": "mlflow.data.context", "value": "training"}]
+    (model,) = server.models
+    assert (model["info"]["name"], model["data"]["params"]) == ("a_b", [{"key": "checkpoint", "value": "last.ckpt"}])
+    assert {out["models"][0]["model_id"] for out in logged["runs/outputs"]} == {model["info"]["model_id"]}
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_the_machines_load_is_logged_until_the_end_and_goes_on_from_its_last_step(server, tmp_path):
+    for goes_on in (False, True):
+        tracked = Run(server.uri, "draftopd", "first", str(tmp_path), system_metrics=0.01).start(goes_on)
+        wait_for(lambda: len(server.values(tracked.id, "system/cpu_utilization_percentage")) > 2 + 2 * goes_on)  # noqa: B023
+        tracked.end("FINISHED")
+    steps = server.values(tracked.id, "system/cpu_utilization_percentage")
+    assert sorted(steps) == list(range(len(steps)))
+    assert len(server.runs) == 1
+
+
+def test_a_driver_that_fails_ends_the_machines_load_alone(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(load.CPUMonitor, "collect_metrics", lambda self: 1 / 0)
+    tracked = Run(server.uri, "draftopd", "first", str(tmp_path), system_metrics=0.01).start()
+    wait_for(lambda: "the machine's load is not logged any more: division by zero" in caplog.text)
+    tracked.end("FINISHED")
+    assert server.runs[tracked.id]["status"] == "FINISHED"

@@ -106,7 +106,7 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
 def same(one: DictConfig, other: DictConfig) -> bool:
     """Two configs are of one run: they differ at most in its place, its log, its parts, and how it goes on."""
     contents: list[Any] = [OmegaConf.to_container(config) for config in (one, other)]
-    free = ("resume", "output_dir", "logger", "only", "texts_only", "from_scratch")
+    free = ("resume", "output_dir", "logger", "loggers", "only", "texts_only", "from_scratch")
     known, asked = ({key: value for key, value in content.items() if key not in free} for content in contents)
     return bool(known == asked)
 

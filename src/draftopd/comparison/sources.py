@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from draftopd.comparison.runs import Run, named_apart
 from draftopd.errors import DraftError
 from draftopd.evaluation.results import FILE, SCHEMA, Results, load
+from draftopd.tracking.pages import STAGE
 from draftopd.tracking.store import open_store, public
 
 RUN_ID = 32  # letters
@@ -136,7 +137,7 @@ class _Store:
         start = run.data.tags.get("init_from", "")
         for found in _runs(results, run.info.run_id, run.data.params, start) if results else ():
             if found.result.run_id == run.info.run_id:
-                yield replace(found, name=run.info.run_name)
+                yield replace(found, name=run.data.tags.get(STAGE, run.info.run_name))
             elif found.result.training is None or all_stages:
                 yield found
 

@@ -63,7 +63,7 @@ def check_values(command: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_group(name: str, group: Mapping[str, Any]) -> None:
-    if name == "callbacks":
+    if name in ("callbacks", "loggers"):
         for key, callback in group.items():
             _check_made(f"{name}.{key}", _section(f"{name}.{key}", callback))
     elif name == "drafter" and group.get("path") is not None:

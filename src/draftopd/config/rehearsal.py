@@ -28,6 +28,7 @@ from draftopd.evaluation.run import device
 from draftopd.publishing.hub import check_repo
 from draftopd.target import load
 from draftopd.training.callbacks import Observed
+from draftopd.training.other_loggers import require_installed
 from draftopd.training.run import make_data, make_trainer, require_start
 from draftopd.values.words import nearest
 
@@ -44,6 +45,8 @@ def rehearse(command: str, config: DictConfig) -> None:
             if given and len(given) != RUN_ID and (name, given) != ("resume", AUTO):
                 _made(name, partial(find_checkpoint, given, None))
     _target(config.get("target"))
+    if command == "fit":
+        require_installed(list(config.get("loggers") or ()))
     if command == "fit" and not config.stages:
         _fit(config)
     if command == "export":
@@ -94,7 +97,7 @@ def _fit(config: DictConfig) -> None:
     _made("module.optimizer", partial(optimizer, [nn.Parameter(torch.zeros(1, 1))]))
     made = _made("callbacks", partial(instantiate, config.callbacks, _convert_="all")).values()
     callbacks = [part(Observed()) if isinstance(part, partial) else part for part in made]
-    _made("trainer", partial(make_trainer, config, callbacks, None))
+    _made("trainer", partial(make_trainer, config, callbacks))
 
 
 def _require_files(prompts: Prompts | None) -> None:

@@ -126,17 +126,22 @@ SCHEMAS = {
     "fit": Schema(
         Fit,
         ["target", "drafter", "objective", "traces", "data", "prompts", "texts", "module", "trainer", "callbacks"],
-        optional_groups=("random_objective", "logger"),
+        optional_groups=("random_objective", "logger", "loggers"),
         sections={"budget": Budget, "test": Test},
     ),
     "evaluate": Schema(
         Evaluate,
-        optional_groups=("target", "prompts", "logger"),
+        optional_groups=("target", "prompts", "logger", "loggers"),
         sections={"decoding": Decoding, "speed": Speed},
         nullable=("decoding",),
     ),
-    "compare": Schema(Compare, optional_groups=("logger",)),
-    "chat": Schema(Chat, optional_groups=("target", "logger"), sections={"decoding": Decoding}, nullable=("decoding",)),
-    "export": Schema(Export, optional_groups=("target", "logger")),
+    "compare": Schema(Compare, optional_groups=("logger", "loggers")),
+    "chat": Schema(
+        Chat,
+        optional_groups=("target", "logger", "loggers"),
+        sections={"decoding": Decoding},
+        nullable=("decoding",),
+    ),
+    "export": Schema(Export, optional_groups=("target", "logger", "loggers")),
     "check": Schema(Check, optional_groups=("target",)),
 }

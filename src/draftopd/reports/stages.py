@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from rich import box
 from rich.table import Table
 
+from draftopd.evaluation.headline import flops, gain, headline
 from draftopd.evaluation.results import Result, Results
-from draftopd.evaluation.scores import compare, same_prompts
+from draftopd.evaluation.scores import compare
+from draftopd.tracking.pages import TAU_DELTA
 
 UNITS = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
@@ -84,17 +86,12 @@ def best(results: Results) -> Result:
     return max(tested, key=lambda r: r.scores["mean"]["acceptance_length"].value) if tested else trained[-1]
 
 
-def flops(result: Result, results: Results) -> float | None:
-    """Of a result's training and of all that it started from; None = not known."""
-    training = result.training
-    if training is None:  # the start of others
-        starts = [r.training for r in results.results if r.training and r.training.start == result.name]
-        return starts[0].before if starts else None
-    if training.before is not None or training.start is None:
-        return training.flops + (training.before or 0.0)
-    start = next((r for r in results.results if r.name == training.start), None)  # of an older version
-    before = None if start is None or start.training is None else flops(start, results)
-    return None if before is None else training.flops + before
+def of_all(results: Results) -> dict[str, float]:
+    """Metrics of a run with stages: those of its best one; where that has no start, the greatest gain of another."""
+    chosen = best(results)
+    gains = [gain(result, results) for result in results.results if result.answers]
+    known = [found.value for found in gains if found is not None]
+    return ({TAU_DELTA: max(known)} if known else {}) | headline(chosen, results)
 
 
 def _tested(results: Results, tested: Sequence[Result]) -> Cells:
@@ -107,16 +104,10 @@ def _tested(results: Results, tested: Sequence[Result]) -> Cells:
         means = result.scores["mean"]
         speedup = f"{means['speedup'].value:.2f}x" if "speedup" in means else "-"
         tau = str(means["acceptance_length"].estimate())
-        cells.rows.append([result.name, tau, _gain(result, tested), speedup, *_costs(result, results)])
+        delta = gain(result, results)
+        less = "-" if delta is None else delta.estimate().text("+.2f")
+        cells.rows.append([result.name, tau, less, speedup, *_costs(result, results)])
     return cells
-
-
-def _gain(result: Result, tested: Sequence[Result]) -> str:
-    """τ less the start's, paired over prompts; a dash where there is no start, or it was tested on other prompts."""
-    start = next((r for r in tested if r.name == result.start), None)
-    if start is None or not same_prompts(result.answers, start.answers):
-        return "-"
-    return compare(result.scores, start.scores)["mean"]["acceptance_length"].estimate().text("+.2f")
 
 
 def _validated(results: Results) -> Cells:

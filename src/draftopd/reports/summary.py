@@ -11,9 +11,12 @@ from draftopd.checkpoints.checks import LAYOUTS
 from draftopd.data.storage import replacing
 from draftopd.evaluation.results import Result, Results
 from draftopd.reports.stages import Cells, best, differences, tables
+from draftopd.tracking.pages import PAGES
 from draftopd.tracking.store import public
 
 FILE = "summary.md"
+OWN_PLACE = ("hydra.run.dir=", "resume=", "seed=")
+"""words of a command that the same with another seed does not repeat"""
 NOT_AGAIN = ("init_from=", "init_optimizer=", "from_scratch=", "resume=")
 """words of a command that one which goes on from its result does not repeat"""
 
@@ -36,9 +39,9 @@ class Store:
         """A run's page, and what serves it."""
         uri = self.uri or ""
         if uri.startswith("http"):
-            return f"{public(uri).rstrip('/')}/#/runs/{run_id}"
+            return f"{public(uri).rstrip('/')}/#/runs/{run_id}?{PAGES}"
         store = "" if uri == self.usual else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
-        return f"{self.pages}/#/runs/{run_id} (after: {store}python -m draftopd.ui)"
+        return f"{self.pages}/#/runs/{run_id}?{PAGES} (after: {store}python -m draftopd.ui)"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class Commands:
     Args:
         words: of each stage, those that compose it alone.
         drafters: of each stage, the name of its drafter's class.
+        again: what runs all of it with another number, and what then puts the runs side by side.
     """
 
     store: Store
     words: Mapping[str, Sequence[str]]
     drafters: Mapping[str, str] = field(default_factory=dict)
+    again: Sequence[str] = ()
 
     def after(self, result: Result) -> list[str]:
         usual = result.run_id is not None and self.store.uri == self.store.usual
@@ -86,7 +91,22 @@ def summary(results: Results, commands: Commands, parent: tuple[str, str] | None
     parts.append("\n".join(f"- {line}" for line in lines))
     why = "" if len(trained) == 1 else f" with {chosen.name}" + (", the longest τ" if chosen.answers else "")
     parts.append("\n".join([f"Next{why}: test, export, train on", "", *(f"    {c}" for c in commands.after(chosen))]))
+    if commands.again:
+        parts.append("\n".join(["Or change a number, and compare", "", *(f"    {c}" for c in commands.again)]))
     return parts
+
+
+def again(words: Sequence[str], seed: int, compared: str) -> list[str]:
+    """
+    Args:
+        words: of this run.
+        compared: what names its runs and the next ones for `draftopd.compare`.
+    """
+    same = [word for word in words if not word.startswith(OWN_PLACE)]
+    return [
+        f"python -m draftopd.fit {shlex.join([*same, f'seed={seed + 1}'])}",
+        f"python -m draftopd.compare {shlex.quote(compared)}",
+    ]
 
 
 def markdown(parts: Sequence[Cells | str]) -> str:

@@ -13,10 +13,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from draftopd.tracking.pages import DRAFTER, OBJECTIVE, STAGE
 from draftopd.tracking.run import Run
 
 PACKAGES = ("draftopd", "torch", "lightning", "transformers", "torchmetrics", "hydra-core", "mlflow")
 COMMANDS = ("fit", "evaluate", "compare", "chat", "export", "check")
+KINDS = (DRAFTER, OBJECTIVE)
+"""sections whose kinds are tags"""
 PARAMS = (
     "target",
     "drafter",
@@ -48,8 +51,17 @@ def write_header(run: Run, config: Mapping[str, Any], fingerprints: Mapping[str,
     run.log_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), "config.yaml")
     run.log_text(json.dumps(versions(), indent=2), "versions.json")
     run.log_tags(header() | dict(fingerprints))
-    if not config.get("stages"):  # each stage has parameters of its own
+    if not config.get("stages"):  # each stage has tags and parameters of its own
+        run.log_tags(
+            {STAGE: str(config["name"])} | {name: in_short(config[name]) for name in KINDS if config.get(name)}
+        )
         run.log_params({key: str(value)[:500] for name in PARAMS for key, value in _flat(name, config.get(name))})
+
+
+def in_short(section: Mapping[str, Any]) -> str:
+    """What a section makes, in short: its class, and the divergence that it has."""
+    words = [str(part["_target_"]).rpartition(".")[2] for part in (section, section.get("divergence")) if part]
+    return " ".join(words)
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

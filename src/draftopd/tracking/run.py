@@ -1,5 +1,6 @@
 """One MLflow run: started with a clear error or not at all; from then on nothing that MLflow does reaches the work."""
 
+import json
 import os
 import re
 import shutil
@@ -20,12 +21,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from draftopd.tracking import dead_runs
 from draftopd.tracking.entries import Entry, count, load, now, send
+from draftopd.tracking.load import PREFIX, Load
 from draftopd.tracking.sender import PATIENCE, Sender
 from draftopd.tracking.store import connect, experiment_id, public
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 DESCRIPTION = "mlflow.note.content"
 """tag that MLflow's pages show as the run's description, in Markdown"""
+IS_EXTERNAL = "mlflow.model.isExternal"
+"""tag of a logged model: MLflow has no files of it"""
 KNOWN = "mlflow_run"
 """file in the folder: the store and the run's id there"""
 
@@ -39,6 +43,7 @@ class Run:
             None where no run is started, as in an export.
         artifact_location: of a new experiment; None = MLflow's default.
         tags: beside MLflow's own, the name, and those by which `dead_runs` finds the run.
+        system_metrics: seconds from one sample of the machine's load to the next; None = none.
     """
 
     def __init__(
@@ -49,9 +54,11 @@ class Run:
         folder: str | None,
         artifact_location: str | None = None,
         tags: Mapping[str, str] | None = None,
+        system_metrics: float | None = None,
     ) -> None:
         self.tracking_uri, self.experiment_name, self.run_name = tracking_uri, experiment_name, run_name
         self.folder, self.artifact_location, self.tags = folder, artifact_location, dict(tags or {})
+        self.system_metrics = system_metrics
         self.id = ""
         """of MLflow; empty before the start"""
         self._logged: dict[str, int] = {}  # last step of each metric, where the run goes on
@@ -88,6 +95,10 @@ class Run:
         for entry in left:
             self._logged[entry.key] = max(entry.step, self._logged.get(entry.key, -1))
         self._sender.start()
+        self._load: Load | None = None
+        if self.system_metrics:
+            first = max((step for key, step in self._logged.items() if key.startswith(PREFIX)), default=-1) + 1
+            self._load = Load(self.log_metrics, self.system_metrics, first)
         self._dead_runs = Thread(target=dead_runs.end, args=(client, experiment, store), daemon=True)
         self._dead_runs.start()
         return self
@@ -119,9 +130,10 @@ class Run:
             dead_runs.PROCESS: f"{socket.gethostname()}:{os.getpid()}",
             dead_runs.UNSENT: str(self._unsent),
         }
-        if before and self._go_on(client, before, own):
-            return client, experiment, before
-        return client, experiment, client.create_run(experiment, tags=resolve_tags(self.tags | own)).info.run_id
+        known = bool(before) and self._go_on(client, before, own)
+        run_id = before if known else client.create_run(experiment, tags=resolve_tags(self.tags | own)).info.run_id
+        client.set_tag(run_id, MLFLOW_RUN_NAME, f"{self.run_name} {run_id[:4]}")  # no two runs are called the same
+        return client, experiment, run_id
 
     def _go_on(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> bool:
         """Whether the store has the run."""
@@ -152,6 +164,21 @@ class Run:
     def log_tags(self, values: Mapping[str, str]) -> None:
         self._sender.put([Entry("tag", name, value) for name, value in values.items()])
 
+    def log_dataset(self, context: str, name: str, digest: str, source: Mapping[str, Any], size: int) -> None:
+        """
+        Args:
+            context: what the run does with it: training, validation, test.
+            source: the settings that make it.
+        """
+        profile = json.dumps({"prompts": size})
+        about = {"name": name, "digest": digest, "source_type": "config", "source": json.dumps(source)}
+        self._sender.put([Entry("dataset", context, json.dumps(about | {"profile": profile}))])
+
+    def log_model(self, name: str, params: Mapping[str, str], step: int) -> None:
+        """A model whose weights stay where they are."""
+        about = {"tags": {IS_EXTERNAL: "true"}, "params": dict(params), "model_type": "drafter"}
+        self._sender.put([Entry("model", re.sub(r"[/:.%\"']", "_", name), json.dumps(about), step=step)])
+
     def log_text(self, text: str, path: str) -> None:
         """As the file `path` of the run's artifacts."""
         self._log_file(path, lambda file: file.write_text(text, encoding="utf-8"))
@@ -181,6 +208,8 @@ class Run:
         Args:
             checkpoint: named then, to show that the work is not lost.
         """
+        if self._load is not None:
+            self._load.stop()
         self._sender.put([Entry("end", status, milliseconds=now())])
         try:
             self._sender.close()

@@ -17,6 +17,7 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from mlflow.exceptions import MlflowException
 
 from draftopd.errors import DraftError
+from draftopd.tracking import pages
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ def experiment_id(client: MlflowClient, name: str, artifact_location: str | None
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location)
+            return client.create_experiment(name, artifact_location, tags=pages.TAGS)
         except MlflowException:
             found = client.get_experiment_by_name(name)  # made by another run in the meantime
             if found is None:

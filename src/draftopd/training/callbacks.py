@@ -18,6 +18,7 @@ from draftopd.evaluation.curves import Point
 from draftopd.evaluation.scores import Answer
 from draftopd.evaluation.trace_page import trace_page
 from draftopd.trace import Rollout, Trace
+from draftopd.tracking.pages import PFLOPS, TAU_VAL
 from draftopd.tracking.run import Run
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.module import DraftModule
@@ -46,6 +47,8 @@ class Observed:
     """to the test prompts"""
     start: Start | None = None
     """None where the test leaves it out"""
+    before: float | None = 0.0
+    """training FLOPs of what the run starts from; None = not known"""
 
 
 class RunLogger(Logger):
@@ -147,10 +150,11 @@ class AcceptanceLength(L.Callback):
             prefix = f"val/{name}/" if name else "val/"
             # every process has all traces, so there is nothing to reduce
             pl_module.log_dict({prefix + key: value for key, value in values.items()}, batch_size=1)
-        pl_module.log("val/training_flops", pl_module.ledger.training_flops, batch_size=1)
-        pl_module.log("tau", values["acceptance_length"], prog_bar=True, logger=False, batch_size=1)
+        flops, tau = pl_module.ledger.training_flops, values["acceptance_length"]
+        pl_module.log("val/training_flops", flops, batch_size=1)
+        pl_module.log_dict({TAU_VAL: tau, PFLOPS: (flops + (self.observed.before or 0.0)) / 1e15}, batch_size=1)
+        pl_module.log("tau", tau, prog_bar=True, logger=False, batch_size=1)
         costs = pl_module.budget.costs(pl_module.ledger)
-        tau = values["acceptance_length"]
         self.observed.history.append(Point(**costs, acceptance_length=tau))
         spent = f"{costs['flops']:.3g} FLOPs, {costs['minutes']:.1f} min"
         say(", ".join(filter(None, (status.where, f"τ {tau:.3f} on validation prompts", spent, status.time_left))))

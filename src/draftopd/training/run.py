@@ -1,7 +1,7 @@
 """One stage of a run: everything that it trains with, its training and its test."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -23,13 +24,15 @@ from draftopd.console import Terminated
 from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.evaluation.headline import headline
 from draftopd.evaluation.results import Result, Results, Training, earlier_answers
 from draftopd.target.model import Target
 from draftopd.tracking.run import DESCRIPTION, Run, Status
-from draftopd.training.callbacks import Observed, RunLogger, Start
+from draftopd.training.callbacks import Observed, RunLogger, Start, log
 from draftopd.training.datamodule import DraftDataModule
 from draftopd.training.mixture import MixedDataModule
 from draftopd.training.module import DraftModule
+from draftopd.training.other_loggers import OtherLogger
 from draftopd.training.run_record import RunRecord, fingerprints
 
 
@@ -42,6 +45,7 @@ class System:
     data: DraftDataModule
     trainer: L.Trainer
     logger: RunLogger | None
+    others: list[OtherLogger]
     observed: Observed
     before: float | None
     """training FLOPs of what it starts from; None = not known"""
@@ -76,13 +80,14 @@ def build(config: DictConfig) -> System:
         module.init_optimizer = optimizer_state(find_checkpoint(config.init_from, config.logger))
     before = spent(find_checkpoint(config.init_from, config.logger)) if config.init_from else 0.0
     record = RunRecord(OmegaConf.to_container(config), before)  # type: ignore[arg-type]
-    observed = Observed()
+    observed = Observed(before=before)
     made = instantiate(config.callbacks, _convert_="all").values()
     callbacks = [*(c(observed) if isinstance(c, partial) else c for c in made), record]
     logger = RunLogger() if config.logger else None
-    trainer = make_trainer(config, callbacks, logger)
+    others = [OtherLogger(name, instantiate(of)) for name, of in (config.get("loggers") or {}).items()]
+    trainer = make_trainer(config, callbacks, [*([logger] if logger else []), *others])
     get_console().quiet = not trainer.is_global_zero
-    return System(config, module, data, trainer, logger, observed, before)
+    return System(config, module, data, trainer, logger, others, observed, before)
 
 
 def _new_drafter(config: DictConfig, target: Target) -> Drafter:
@@ -119,13 +124,13 @@ def make_data(config: DictConfig) -> DraftDataModule:
     return data
 
 
-def make_trainer(config: DictConfig, callbacks: list[L.Callback], logger: RunLogger | None) -> L.Trainer:
+def make_trainer(config: DictConfig, callbacks: list[L.Callback], loggers: Sequence[Logger] = ()) -> L.Trainer:
     """Lightning's trainer.
 
     Raises:
         DraftError: this machine, or the training step, does not work with its settings.
     """
-    trainer: L.Trainer = instantiate(config.trainer)(callbacks=callbacks, logger=logger or False)
+    trainer: L.Trainer = instantiate(config.trainer)(callbacks=callbacks, logger=list(loggers) or False)
     if trainer.world_size > 1 and "strategy" not in config.trainer:
         raise DraftError("more than one process needs a strategy: take trainer=ddp or trainer=fsdp2")
     if trainer.precision == "16-mixed":
@@ -250,11 +255,12 @@ def run_stage(
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
         result = Result(config.name, system.observed.answers, place, run.id if run else None, training)
         results = Results(module.target.fingerprint, system.data.decoding, [*others, result])
+        beside = replace(results, results=[*([start] if start else others), result])
+        log(trainer, headline(result, beside))
         if trainer.is_global_zero:
             file = results.save(Path(config.output_dir))
             if run:
                 run.log_artifact(file)
-                beside = replace(results, results=[*([start] if start else others), result])
                 run.log_tags({DESCRIPTION: describe(beside)})
         if parent is not None:
             parent.log_tags(fingerprints(trainer))
@@ -266,6 +272,12 @@ def run_stage(
             print(f"\nstopped at step {trainer.global_step}{place}")
         raise (Terminated() if isinstance(stop, Terminated | SIGTERMException) else KeyboardInterrupt()) from None
     finally:
-        if run:
-            run.end(status, checkpoint)
+        _end(system.others, run, status, checkpoint)
     return results
+
+
+def _end(others: Sequence[OtherLogger], run: Run | None, status: Status, checkpoint: Path) -> None:
+    for other in others:
+        other.close("success" if status == "FINISHED" else "failed")
+    if run:
+        run.end(status, checkpoint)

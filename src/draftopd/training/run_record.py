@@ -10,10 +10,14 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from draftopd.console import signals, status
-from draftopd.tracking.header import write_header
+from draftopd.data.prompts import fingerprint
+from draftopd.tracking.header import KINDS, in_short, write_header
 from draftopd.training.budget import Budget
 from draftopd.training.callbacks import data_of, log, run_of
 from draftopd.training.module import DraftModule
+
+USES = {"training": "train", "validation": "val", "test": "test"}
+"""what MLflow calls them -> split"""
 
 
 class RunRecord(L.Callback):
@@ -37,10 +41,16 @@ class RunRecord(L.Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         status.place = partial(_place, trainer, pl_module.budget)  # type: ignore[arg-type]
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config)
         run = run_of(trainer)
         if run is not None:
             extra = {"checkpoint": str(self.last.resolve()), "init_from": _resolved(self.config["init_from"])}
             write_header(run, self.config, fingerprints(trainer) | extra)
+            for context, split in USES.items():
+                if prompts := data_of(trainer).prompts.split(split):
+                    name = f"{in_short(self.config['prompts'])} {split}"
+                    run.log_dataset(context, name, fingerprint(prompts), self.config["prompts"], len(prompts))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each phase has cost so far."""
@@ -54,6 +64,10 @@ class RunRecord(L.Callback):
         assert isinstance(pl_module, DraftModule)
         trainer.save_checkpoint(self.last)
         log(trainer, pl_module.ledger.metrics())
+        run = run_of(trainer)
+        if run is not None:
+            kinds = {name: in_short(self.config[name]) for name in ("target", *KINDS)}
+            run.log_model(self.config["name"], {"checkpoint": str(self.last.resolve())} | kinds, trainer.global_step)
         self.training = False  # a test that is stopped has nothing to save
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
