@@ -365,7 +365,7 @@ decoding.max_new_tokens=0 | decoding.max_new_tokens=0 must be a whole number of 
 decoding.temperature=hot | decoding.temperature=hot must be
 """,
     "export": """
-layout=zlb | layout=zlb must be zlab, safeai, speculators, or null: did you mean zlab?
+layout=zlb | layout=zlb must be deepspec, zlab, safeai, speculators, or null: did you mean zlab?
 run=none.ckpt | 'none.ckpt' is neither a checkpoint file
 run=3 | run=3 must be text
 to=3 | to=3 must be text
