@@ -121,7 +121,7 @@ def picture_pages(said: str, folder: Path, to: Path) -> None:
         page = re.sub(r"//[^/]+/", f"//{links['runs'].split('/')[2]}/", found(r"page: (\S+)", said))
         takes: dict[str, tuple[str, Callable[[Page], None]]] = {
             "runs": (links["runs"], lambda p: expand(p, stage)),
-            "parent": (page, lambda p: p.get_by_text("Child runs", exact=True).wait_for()),
+            "parent": (page, of_a_run),
             "mlflow": (links["curves"], drawn),
             "chat": (answer(folder / stage / "checkpoints" / "last.ckpt", Path("chat.html").resolve()), lambda p: None),
             "trace": (trace_of(stage_id), first_block),
@@ -152,6 +152,12 @@ def expand(page: Page, stage: str) -> None:
     parent = page.get_by_role("link", name=re.compile(r"^\S+ \w{4}$")).first
     parent.locator("xpath=preceding::*[name()='svg'][1]").click()  # the + before its name
     page.get_by_text(re.compile(rf"^{stage} \w+$")).first.wait_for()
+
+
+def of_a_run(page: Page) -> None:
+    """Down to its tags, which name this machine."""
+    page.get_by_text("Child runs", exact=True).wait_for()
+    page.evaluate("document.body.style.height = '565px'")
 
 
 def drawn(page: Page) -> None:

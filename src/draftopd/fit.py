@@ -68,7 +68,7 @@ def _fit(config: DictConfig) -> None:
                     with stage(of.name):
                         write_texts(of)
                 return
-            commands = _commands(stages, config, words)
+            commands = _commands(stages, config, words, parent)
             found = {of.name: _finished(of, config) for of in stages}
             left = {of.name: of for of in stages if found[of.name] is None and _wanted(of, config)}
             for number, of in enumerate(stages, 1):
@@ -185,12 +185,15 @@ def _announce(left: Sequence[DictConfig], system: plan.System) -> None:
         status.left = made.left
 
 
-def _commands(stages: Sequence[DictConfig], config: DictConfig, words: Sequence[str]) -> summary.Commands:
+def _commands(
+    stages: Sequence[DictConfig], config: DictConfig, words: Sequence[str], parent: Run | None
+) -> summary.Commands:
     """What may be typed after the run."""
     facts = OmegaConf.load(HOME / "mlflow.yaml")
     usual = os.environ.get("MLFLOW_TRACKING_URI", facts.tracking_uri)
     uri = config.logger.tracking_uri if config.logger else None
-    store = summary.Store(uri, usual, f"http://{facts.ui.host}:{facts.ui.port}")
+    address, experiment = f"http://{facts.ui.host}:{facts.ui.port}", parent.experiment_id if parent else ""
+    store = summary.Store(uri, usual, address, experiment)
     own = {name: given for name, _, given in members(config.stages, words)} if config.stages else {config.name: words}
     kinds = {of.name: of.drafter.get("_target_", "").rpartition(".")[2] for of in stages if not of.drafter.get("path")}
     folder = Path(stages[0].output_dir)

@@ -45,7 +45,7 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     assert {"git_commit", "target_fingerprint", "command", "machine"} <= parent.data.tags.keys()
     assert parent.data.tags["mlflow.note.content"] == text
     assert all(f"{result['name']} {result['run_id']}" in text for result in results["results"])
-    page = f"http://127.0.0.1:5000/#/runs/{parent.info.run_id}?workflowType=machine_learning"
+    page = f"http://127.0.0.1:5000/#/experiments/1/runs/{parent.info.run_id}?workflowType=machine_learning"
     assert f"{page} (after: python -m draftopd.ui)" in text
     assert {"acceptance/tau", "acceptance/tau_delta", "cost/pflops"} <= parent.data.metrics.keys()
     children = runs(tmp_path, **{"mlflow.parentRunId": parent.info.run_id})

@@ -64,9 +64,11 @@ def test_the_next_commands_work_word_for_word(command, tmp_path, monkeypatch, ca
 
 def test_pages_and_commands_name_a_store_that_is_not_the_usual_one():
     usual, other = (Store(uri, "sqlite:///a.db", "http://here:1") for uri in ("sqlite:///a.db", "sqlite:///b.db"))
-    assert usual.page("7") == "http://here:1/#/runs/7?workflowType=machine_learning (after: python -m draftopd.ui)"
+    assert usual.page("7") == "http://here:1/#/runs/7 (after: python -m draftopd.ui)"
     assert "MLFLOW_TRACKING_URI=sqlite:///b.db python -m" in other.page("7")
-    assert Store("http://me:secret@host:5/", "", "").page("7") == "http://host:5/#/runs/7?workflowType=machine_learning"
+    known = Store("http://host:5", "", "", "3")
+    assert known.page("7") == "http://host:5/#/experiments/3/runs/7?workflowType=machine_learning"
+    assert Store("http://me:secret@host:5/", "", "").page("7") == "http://host:5/#/runs/7"
 
 
 def test_an_interrupted_run_names_what_is_finished_and_the_command(tested: Path):

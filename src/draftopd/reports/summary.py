@@ -29,19 +29,22 @@ class Store:
         uri: of this run; None = it has none.
         usual: that commands take by themselves.
         pages: address at which `python -m draftopd.ui` serves them.
+        experiment: id of the runs' experiment where it is known: with it, MLflow does not show its sidebar for GenAI.
     """
 
     uri: str | None
     usual: str
     pages: str
+    experiment: str = ""
 
     def page(self, run_id: str) -> str:
         """A run's page, and what serves it."""
         uri = self.uri or ""
+        page = f"experiments/{self.experiment}/runs/{run_id}?{PAGES}" if self.experiment else f"runs/{run_id}"
         if uri.startswith("http"):
-            return f"{public(uri).rstrip('/')}/#/runs/{run_id}?{PAGES}"
+            return f"{public(uri).rstrip('/')}/#/{page}"
         store = "" if uri == self.usual else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
-        return f"{self.pages}/#/runs/{run_id}?{PAGES} (after: {store}python -m draftopd.ui)"
+        return f"{self.pages}/#/{page} (after: {store}python -m draftopd.ui)"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class Run:
         self.folder, self.artifact_location, self.tags = folder, artifact_location, dict(tags or {})
         self.system_metrics = system_metrics
         self.id = ""
-        """of MLflow; empty before the start"""
+        self.experiment_id = ""
+        """both of MLflow; empty before the start"""
         self._logged: dict[str, int] = {}  # last step of each metric, where the run goes on
 
     def start(self, goes_on: bool = False) -> Self:
@@ -83,7 +84,7 @@ class Run:
             self._lock.acquire()  # the system lets go of it when the process ends, however it ends
         left = [entry for entry in load(self._unsent / dead_runs.FILE) if entry.kind != "end"]
         try:
-            client, experiment, self.id = connect(self.tracking_uri, partial(self._create, before))
+            client, self.experiment_id, self.id = connect(self.tracking_uri, partial(self._create, before))
             (folder / KNOWN).write_text(f"{public(self.tracking_uri)}\n{self.id}\n")
         except BaseException:
             if not left:
@@ -99,7 +100,7 @@ class Run:
         if self.system_metrics:
             first = max((step for key, step in self._logged.items() if key.startswith(PREFIX)), default=-1) + 1
             self._load = Load(self.log_metrics, self.system_metrics, first)
-        self._dead_runs = Thread(target=dead_runs.end, args=(client, experiment, store), daemon=True)
+        self._dead_runs = Thread(target=dead_runs.end, args=(client, self.experiment_id, store), daemon=True)
         self._dead_runs.start()
         return self
 
