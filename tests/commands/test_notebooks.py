@@ -51,7 +51,7 @@ def test_the_ablations_notebook_compares_runs(command, tmp_path):
 def test_the_plateau_notebook_compares_the_stages_of_a_run(command, tmp_path):
     assert command("experiment=smoke", "logger=none", f"hydra.run.dir={tmp_path}/run") == 0
     parameters = f'RUNS, TRACKING_URI = ["{tmp_path}/run"], None\nSTART = REFERENCE = "sft"'
-    outputs = outputs_of(execute("plateau.ipynb", tmp_path, parameters))
+    outputs = outputs_of(execute("plateau.ipynb", NOTEBOOKS, parameters))  # it shows a picture of docs/
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 5  # the map of when to switch too
     assert any("for every tenth of the compute" in o.get("text", "") for o in outputs)
 
