@@ -38,7 +38,7 @@ TESTS = {
     **{f"objectives/{name}.py": LOSSES for name in ("base", "draft_opd", "block", "divergences")},
     "objectives/rounds.py": ("objectives/test_rounds.py", *LOSSES),
     "objectives/rows.py": (*LOSSES, "objectives/test_rows.py"),
-    "objectives/chunked.py": ("objectives/test_objectives.py", "objectives/test_rows.py"),
+    "objectives/chunked.py": ("objectives/test_objectives.py", "objectives/test_rows.py", "drafters/test_dspark.py"),
     "decoding/rollout.py": ROLLOUTS,
     "decoding/batch.py": ROLLOUTS,
 }
