@@ -43,6 +43,9 @@ class Touch:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.marker,)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> "Touch":
+        return self  # by default a copy is made as a file is read, which would touch the marker here
+
 
 def spoil_bytes(dice: random.Random, data: bytes) -> bytes:
     for _ in range(dice.choice([1, 1, 1, 2, 8])):
