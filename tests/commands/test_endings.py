@@ -82,7 +82,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_ends_the_runs_as_killed(command, t
     monkeypatch.setattr(OnPolicyDataModule, "train_dataloader", interrupt)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start deaf to it
     try:
-        assert command("experiment=smoke") == 130
+        assert command("experiment=smoke", "budget.epochs=2") == 130
     finally:
         signal.signal(signal.SIGINT, handler)
     statuses = {called(r): r.info.status for r in runs(tmp_path)}

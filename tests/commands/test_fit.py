@@ -16,11 +16,11 @@ from runs import FIRST, UNTIMED, called, outputs, runs
 
 def said_and_kept(printed: str, folder: Path) -> None:
     """Before, while and after it runs: a plan, lines in the output and in the log, a summary."""
-    sft, first, last = (printed.index(words) for words in ("Plan: ", "sft (1 of 2), epoch 1 of 6", "Next with "))
+    sft, first, last = (printed.index(words) for words in ("Plan: ", "sft (1 of 2), epoch 5 of 40", "Next with "))
     assert sft < first < last
     lines = re.findall(r"^\d\d:\d\d:\d\d (.*)$", printed, re.MULTILINE)
     assert lines[0].startswith("smoke: python -m draftopd.fit ")
-    assert sum("τ " in line for line in lines) == 8  # a line for every validation
+    assert sum("τ " in line for line in lines) == 10  # a line for every validation
     assert sum("draft_opd (2 of 2), epoch 2 of 2, step 2, rollouts: 16" in line for line in lines) == 1
     logged = (folder / "fit.log").read_text()
     assert all(line in logged for line in lines)
@@ -37,7 +37,7 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     assert "draft_opd - sft" in printed
     said_and_kept(printed, folder)
     text = (folder / "summary.md").read_text()
-    planned = re.search(r"^sft +20 +12 +([\d.]+) M ", printed, re.MULTILINE)
+    planned = re.search(r"^sft +20 +80 +([\d.]+) M ", printed, re.MULTILINE)
     assert planned is not None
     assert float(planned[1]) == pytest.approx(results["results"][0]["training"]["flops"] / 1e6, rel=0.2)
 
@@ -60,6 +60,7 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
         assert wanted | {"val/tiny/accept_at/1", "test/acceptance_length_low"} <= names
         assert {"acceptance/tau", "acceptance/tau_val", "cost/pflops", "cost/speedup"} <= names
         assert child.data.tags["stage"] == called(child)
+        assert child.data.metrics["acceptance/tau"] > 1.5  # readers see drafts accepted
         uses = {data.tags[0].value: data.dataset.name for data in child.inputs.dataset_inputs}
         assert uses == {
             use: f"TinyPrompts {s}" for use, s in (("training", "train"), ("validation", "val"), ("test", "test"))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from draftopd.errors import DraftError
@@ -14,8 +14,9 @@ from draftopd.target.files import check_weights, warn_of_processors
 from draftopd.target.model import Target
 from draftopd.target.smollm2 import smollm2_folder
 from draftopd.values.checked import checked
-from draftopd.values.types import FloatType, Name, Natural, Positive, Seed, SpecialToken
+from draftopd.values.types import FloatType, Name, Natural, NonNegative, Positive, Seed, SpecialToken
 
+ORDER = "drafting "  # characters, each asks for the next, the last one for the first
 # files of strangers may ask for a tiny target, and must not fill the memory
 TINY_SIZE, TINY_WEIGHTS = 1024, 2**25
 
@@ -84,12 +85,20 @@ def smollm2(
 
 
 @checked
-def tiny(architecture: dict[str, Any], seed: Seed = 0, scale: Positive = 0.3, cpu_layers: bool | None = None) -> Target:
+def tiny(
+    architecture: dict[str, Any],
+    seed: Seed = 0,
+    scale: Positive = 0.3,
+    order: NonNegative = 0.0,
+    cpu_layers: bool | None = None,
+) -> Target:
     """A small random model over single characters, for tests and the smoke experiment.
 
     Args:
         architecture: `model_type` and sizes as in transformers' configs.
         scale: standard deviation of the weights; large ones make its text less monotonous.
+        order: how much the last token decides on the next one. With 3 the text says one word over and over, with few
+            slips, and a drafter learns it in seconds; with 0 the text is noise.
 
     Raises:
         DraftError: transformers makes no model of the architecture, or a large one.
@@ -120,7 +129,20 @@ def tiny(architecture: dict[str, Any], seed: Seed = 0, scale: Positive = 0.3, cp
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=scale)
+        if order:
+            _put_in_order(model, tokenizer(ORDER).input_ids, order)
     return Target(model, tokenizer, cpu_layers=cpu_layers)
+
+
+@torch.no_grad()
+def _put_in_order(model: PreTrainedModel, characters: list[int], order: float) -> None:
+    """Makes what layers add weigh less than the last token, and each of these characters ask for the next one."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and parameter is not embedding and parameter is not head:
+            parameter.div_(order)
+    circle = torch.tensor(characters)
+    head[circle.roll(-1)] += order * embedding[circle]
 
 
 def _refuse_large(architecture: dict[str, Any]) -> None:
