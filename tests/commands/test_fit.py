@@ -37,9 +37,9 @@ def test_smoke_leaves_a_table_a_picture_and_comparable_runs(command, tmp_path, c
     assert "draft_opd - sft" in printed
     said_and_kept(printed, folder)
     text = (folder / "summary.md").read_text()
-    planned = re.search(r"^sft +20 +80 +([\d.]+) M ", printed, re.MULTILINE)
+    planned = re.search(r"^sft +20 +80 +([\d.]+) G ", printed, re.MULTILINE)
     assert planned is not None
-    assert float(planned[1]) == pytest.approx(results["results"][0]["training"]["flops"] / 1e6, rel=0.2)
+    assert float(planned[1]) == pytest.approx(results["results"][0]["training"]["flops"] / 1e9, rel=0.2)
 
     (parent,) = runs(tmp_path, "smoke")
     assert {"git_commit", "target_fingerprint", "command", "machine"} <= parent.data.tags.keys()

@@ -20,7 +20,7 @@ def test_a_dry_run_prints_the_plan_of_every_stage_and_writes_nothing(command, tm
     assert command(*SMOKE, "--dry-run") == 0
     printed = capsys.readouterr().out
     stages = planned(printed)
-    assert [stages[name][:2] for name in ("sft", "draft_opd")] == [["20", "12"], ["4", "4"]]  # texts and steps
+    assert [stages[name][:2] for name in ("sft", "draft_opd")] == [["20", "80"], ["4", "4"]]  # texts and steps
     assert "All stages: about" in printed
     assert "responses of 24 tokens" in " ".join(printed.split())
     assert list(tmp_path.iterdir()) == []
