@@ -19,7 +19,7 @@ from benchmarks.decode import differing, timing
 from benchmarks.decode_systems import System, greedy, ours, theirs
 from benchmarks.memory import largest
 
-from benchmarks import redraft, train_step
+from benchmarks import launches, redraft, train_step
 from draftopd.checkpoints.native import restore
 from draftopd.command import one_line_errors
 from draftopd.console import quiet
@@ -134,9 +134,8 @@ class Outcomes:
 def decoding(setting: Setting) -> None:
     """Tokens per second: plain, speculative in batches of 1, 8 and 64, and transformers' generate."""
     target, drafter, what = setting.pair()
-    prompts, sizes = setting.prompts(target), setting.sizes
-    drafter = drafter.to(target.model.dtype)
-    ways: dict[str, tuple[System, int]] = {
+    sizes, drafter = setting.sizes, drafter.to(target.model.dtype)
+    ways = {
         "plain_batch64": (ours(target, None, sizes.tokens, 64), sizes.prompts),
         "plain": (ours(target, None, sizes.tokens), sizes.few),
         "batch1": (ours(target, drafter, sizes.tokens), sizes.few),
@@ -144,17 +143,43 @@ def decoding(setting: Setting) -> None:
         "batch64": (ours(target, drafter, sizes.tokens, 64), sizes.prompts),
         "transformers": (theirs(as_it_comes(target), greedy(target, sizes.tokens)), sizes.few),
     }
-    found: dict[str, Any] = {"pair": what, "dtype": str(target.model.dtype), "systems": {}}
-    plain: list[list[int]] = []
+    time_all(setting, ways, setting.prompts(target), {"pair": what, "dtype": str(target.model.dtype)})
+
+
+def compiled(setting: Setting) -> None:
+    """The same with `decoding.compile`, and the launches of a step, eager and compiled."""
+    target, drafter, what = setting.pair()
+    sizes, drafter, prompts = setting.sizes, drafter.to(target.model.dtype), setting.prompts(target)
+    compile = "eager" if setting.rehearse else True
+    found: dict[str, Any] = {"pair": what, "compile": compile}
+    found["launches"] = {
+        name: {how: launches.of_a_step(target, one, prompts[0], how) for how in (False, compile)}
+        for name, one in {"plain": None, "batch1": drafter}.items()
+    }
+    ways = {
+        "plain": (ours(target, None, sizes.tokens), sizes.few),
+        "plain_compiled": (ours(target, None, sizes.tokens, 1, compile), sizes.few),
+        "batch1_compiled": (ours(target, drafter, sizes.tokens, 1, compile), sizes.few),
+        "batch8_compiled": (ours(target, drafter, sizes.tokens, 8, compile), 8),
+    }
+    time_all(setting, ways, prompts, found)
+
+
+def time_all(
+    setting: Setting, ways: dict[str, tuple[System, int]], prompts: list[list[int]], found: dict[str, Any]
+) -> None:
+    """Every system on so many prompts, once to load kernels and once for its time."""
+    found["systems"], plain = {}, {}
     for name, (way, count) in ways.items():
-        way(prompts[:2])  # loads kernels
+        way(prompts[:count])
         setting.settle()
         start = time.perf_counter()
         done = way(prompts[:count])
         setting.settle()
         took = timing(done, prompts[:count], time.perf_counter() - start)
-        plain = plain or done.texts
-        took["differing_texts"] = len(differing(done.texts, plain[:count]))
+        for prompt, text in enumerate(done.texts):
+            plain.setdefault(prompt, text)
+        took["differing_texts"] = len(differing(done.texts, [plain[prompt] for prompt in range(count)]))
         found["systems"][name] = took
         setting.save(found)
     refuse_differing(setting, {name: took["differing_texts"] for name, took in found["systems"].items()})
@@ -241,6 +266,7 @@ def steps(
 PARTS: dict[str, Callable[[Setting], None]] = {
     "tests": tests,
     "decoding": decoding,
+    "compiled": compiled,
     "redraft": redrafting,
     "training": training,
 }
