@@ -3,8 +3,8 @@
     python -m benchmarks.launches              # SmolLM2, plain and with a DFlash drafter of random weights
     python -m benchmarks.launches --tiny
 
-On a GPU: launches of kernels and of CUDA graphs. On a CPU: operators that call no other, of which nearly each would be
-a launch, and with --compile inductor the loops that it has made of them.
+On a GPU: launches of kernels and of CUDA graphs. On a CPU: operators that call no other and compute something, each of
+which would be a launch, and the loops that inductor has made of them.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile
 
 from draftopd.command import one_line_errors
@@ -25,6 +26,23 @@ from draftopd.target import load
 from draftopd.target.model import Target
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+NOTHING = {  # operators that give a view or room, or look at numbers
+    f"aten::{name}"
+    for name in (
+        *("alias", "as_strided", "detach", "empty", "empty_strided", "expand", "item", "lift_fresh", "permute"),
+        *("resolve_conj", "resolve_neg", "result_type", "select", "slice", "squeeze", "t", "to", "transpose", "unbind"),
+        *(
+            "unflatten",
+            "unsqueeze",
+            "view",
+            "_local_scalar_dense",
+            "_unsafe_view",
+            "_reshape_alias",
+            "reshape",
+            "is_nonzero",
+        ),
+    )
+}
 WATCHED = 4  # the step of a rollout that is counted: CUDA graphs are recorded in those before
 PROMPT = [5 + i % 60 for i in range(20)]
 TINY = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
@@ -54,7 +72,8 @@ def counted(profiler: Any, device: torch.device) -> int:
     events = profiler.events()
     if device.type == "cuda":
         return sum(event.name in LAUNCHES for event in events)
-    return sum(not event.cpu_children for event in events)
+    leaves = [event.name for event in events if not event.cpu_children and event.name not in NOTHING]
+    return sum(name.startswith("aten::") or "cpp_fused" in name for name in leaves)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -68,6 +87,7 @@ def main(words: Sequence[str] | None = None) -> None:
     target = made.to(args.device)
     drafter = DFlash(target.shape, num_layers=2, block_size=8, num_taps=1 if args.tiny else 5).to(args.device)
     compile = True if args.compile == "true" else args.compile
+    torch._inductor.config.cpp.enable_kernel_profile = True
     for name, one in {"plain": None, "dflash": drafter}.items():
         found = {how: of_a_step(target, one, PROMPT, how) for how in (False, compile)}
         print(

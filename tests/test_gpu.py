@@ -11,6 +11,7 @@ import torch
 from benchmarks.objectives import shipped
 from torch import Tensor
 
+from draftopd.decoding.memory import arriving
 from draftopd.decoding.redraft import redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
@@ -73,6 +74,29 @@ def test_rollouts_and_redrafts_are_those_of_the_cpu(cpu: Target, there: Target, 
         plain = rollout(there, None, PROMPTS, decoding)
         assert [r.trace.tokens.tolist() for r in plain] == [tokens for tokens, *_ in expected]
         assert [fields(r.trace) for r in redraft(there, same, rolled, decoding)] == expected
+
+
+def test_batches_arrive_as_they_were_sent(cpu: Target):
+    rolled = [r.trace for r in rollout(cpu, made("dflash", cpu), PROMPTS, Decoding(24))]
+    batch = cpu.replay(collate(rolled), LAYERS)
+    parts = batch.parts(1)
+    came = list(arriving(parts, torch.device(DEVICE)))
+    assert {part.tokens.device.type for part in came} == {DEVICE}
+    for sent, part in zip(parts, came, strict=True):
+        for name, value in vars(sent).items():
+            if value is not None:
+                assert torch.equal(getattr(part, name).cpu(), value), name
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "dflash", "eagle3"])
+def test_compiled_steps_write_the_same_texts(cpu: Target, there: Target, kind: str, batch_size: int):
+    """On a GPU through CUDA graphs, in the second rollout with graphs that are there."""
+    drafter = None if kind == "plain" else made(kind, cpu).to(DEVICE)
+    eager, compiled = (Decoding(24, batch_size, compile=how) for how in (False, True if CUDA else COMPILER))
+    expected = [fields(r.trace) for r in rollout(there, drafter, PROMPTS, eager, keep_states=True)]
+    for _ in range(2):
+        assert [fields(r.trace) for r in rollout(there, drafter, PROMPTS, compiled, keep_states=True)] == expected
 
 
 def losses(target: Target, kind: str, batch: ReplayBatch, **options: Any) -> tuple[float, Tensor]:

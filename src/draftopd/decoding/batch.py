@@ -83,7 +83,7 @@ class DecodingBatch:
         self.state = None if drafter is None else drafter.start(rows, self.capacity, device, fixed=fixed)
         if self.state is not None:  # the same tensor in every step: a compiled one would note the difference
             self.state.lengths = self.cache.lengths
-        self.compute = compiled(type(self), decoding.compile) if fixed else type(self)._compute
+        self.compute = compiled(type(self)._compute, decoding.compile) if fixed else type(self)._compute
         self.opening: tuple[RaggedCache, Tensor, Tensor] | None = None  # the prefix, read
         self.features: Tensor | None = None  # [rows, capacity, F]
         self.keys = torch.zeros(rows, dtype=torch.long, device=device)  # of the responses' random numbers

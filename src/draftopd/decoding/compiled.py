@@ -30,10 +30,10 @@ def untimed(_phase: str) -> AbstractContextManager[None]:
 
 
 @cache
-def compiled(batch: Any, backend: bool | str) -> Callable[..., tuple[Tensor, ...]]:
-    """`_compute` of this kind of batch. Every shape and kind of target and drafter is compiled at its first step."""
-    how = {"mode": "reduce-overhead"} if backend is True else {"backend": backend}
-    step = torch.compile(batch._compute, dynamic=False, **how)
+def compiled(compute: Callable[..., tuple[Tensor, ...]], backend: bool | str) -> Callable[..., tuple[Tensor, ...]]:
+    """What a step computes. Every shape and kind of target and drafter is compiled at its first step."""
+    how: dict[str, Any] = {"mode": "reduce-overhead"} if backend is True else {"backend": backend}
+    step: Callable[..., tuple[Tensor, ...]] = torch.compile(compute, dynamic=False, **how)
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
         with torch._dynamo.config.patch(recompile_limit=KINDS):
