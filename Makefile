@@ -6,7 +6,7 @@ ready := $(VENV)/.ready
 CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart smoke test coverage slow soak mutants lint docs docs-serve ui screenshots bench-objectives bench-decode bench-train study-check serve-check
+.PHONY: help quickstart smoke test coverage slow soak mutants lint docs docs-serve ui screenshots bench-objectives bench-decode bench-train study-check serve-check gpu-check gpu-bundle
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ study-check: $(ready) ## the tables of docs/results.md made anew from benchmarks
 
 serve-check: $(ready) $(CHECKPOINT) ## vLLM and transformers beside ours; CHECKPOINT=... PROMPTS=<JSON Lines file>
 	$(BIN)/python -m benchmarks.serve_check $(CHECKPOINT) $(if $(PROMPTS),--prompts $(PROMPTS))
+
+gpu-check: $(ready) ## does all run on this GPU, and how fast: six minutes at most, a JSON a part; without a GPU a rehearsal; ARGS=...
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+
+gpu-bundle: $(ready) ## what a GPU machine without a network lacks for it, in parts of 60 MB: outputs/gpu-bundle; ARGS="--checkpoint FILE"
+	$(BIN)/python -m benchmarks.gpu_bundle outputs/gpu-bundle $(ARGS)
 
 outputs/bench/checkpoints/last.ckpt: | $(ready)
 	$(BIN)/python -m draftopd.fit experiment=quickstart/sft hydra.run.dir=outputs/bench

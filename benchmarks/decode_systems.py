@@ -73,9 +73,11 @@ def systems(target: Target, drafter: Drafter, max_new_tokens: int) -> dict[str, 
     }
 
 
-def ours(target: Target, drafter: Drafter | None, max_new_tokens: int, batch_size: int = 1) -> System:
+def ours(
+    target: Target, drafter: Drafter | None, max_new_tokens: int, batch_size: int = 1, compile: bool | str = False
+) -> System:
     """Our rollouts; plain decoding where there is no drafter."""
-    decoding = Decoding(max_new_tokens, batch_size)
+    decoding = Decoding(max_new_tokens, batch_size, compile=compile)
 
     def decode(prompts: Prompts) -> Pass:
         ledger = Ledger()

@@ -89,10 +89,11 @@ def fit_config(*words: str) -> DictConfig:
         return compose("fit", overrides=list(words))
 
 
-def module(target: Target, drafter: Drafter, objective: str) -> DraftModule:
-    """As `conf/` builds it with this objective."""
+def module(target: Target, drafter: Drafter, objective: str, **options: Any) -> DraftModule:
+    """As `conf/` builds it with this objective, and with these options of `DraftModule`."""
     config = fit_config(f"objective={objective}")
-    return instantiate(config.module)(target=target, drafter=drafter, objective=instantiate(config.objective))
+    made = instantiate(config.module)
+    return made(target=target, drafter=drafter, objective=instantiate(config.objective), **options)
 
 
 class GivenSteps(L.LightningDataModule):
@@ -117,16 +118,23 @@ class Clock(L.Callback):
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.start = time.perf_counter()
+        self.start = settled()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(settled() - self.start)
 
 
-def run_steps(module: DraftModule, steps: Sequence[ReplayBatch]) -> list[float]:
+def settled() -> float:
+    """The time when a GPU has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def run_steps(module: DraftModule, steps: Sequence[ReplayBatch], precision: Any = "32-true") -> list[float]:
     """Seconds of one optimizer step on each batch, one after the other; the drafter's weights are put back."""
     clock = Clock()
-    fit(module, GivenSteps([[batch] for batch in steps]), clock)
+    fit(module, GivenSteps([[batch] for batch in steps]), clock, precision=precision)
     return clock.seconds
 
 

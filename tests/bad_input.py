@@ -180,6 +180,8 @@ module.attention=flash | module.attention=flash must be sdpa or flex_attention
 module.attention=flex_attention | module.attention=flex_attention needs a GPU
 module.gradient_checkpointing=1 | module.gradient_checkpointing=1 must be
 module.torch_compile=2 | module.torch_compile=2 must be true or false or text
+data.decoding.compile=2 | data.decoding.compile=2 must be true or false or text
+data.decoding.compile=inductr | data.decoding.compile=inductr is no backend of torch.compile
 module.optimizer.lr=-1 | module.optimizer.lr=-1 must be a number above 0
 module.optimizer.lr=0 | module.optimizer.lr=0 must be
 module.optimizer.lr=nan | module.optimizer.lr=nan must be

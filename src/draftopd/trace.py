@@ -4,7 +4,7 @@ Shape legend of the whole package: B batch, T committed tokens, N blocks, K draf
 drafts), F features, D hidden, V vocabulary, M rows (flattened valid draft positions).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,9 +162,16 @@ class ReplayBatch:
         starts = range(0, len(self.tokens), size)
         return [replace(self, **{name: value[at : at + size] for name, value in tensors.items()}) for at in starts]
 
-    def to(self, device: torch.device | str) -> "ReplayBatch":
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ReplayBatch":
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> "ReplayBatch":
+        """In memory from which a GPU can copy by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ReplayBatch":
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 def collate(

@@ -92,7 +92,8 @@ def _fit(config: DictConfig) -> None:
             objective.factors  # noqa: B018  (raises)
     _made("budget", partial(instantiate, config.module.budget))
     _require_files(_made("data", partial(make_data, config)).prompts)
-    _require_backend(config.module.torch_compile)
+    _require_backend("module.torch_compile", config.module.torch_compile)
+    _require_backend("data.decoding.compile", config.data.decoding.compile)
     optimizer = _made("module.optimizer", partial(instantiate, config.module.optimizer))
     _made("module.optimizer", partial(optimizer, [nn.Parameter(torch.zeros(1, 1))]))
     made = _made("callbacks", partial(instantiate, config.callbacks, _convert_="all")).values()
@@ -118,11 +119,11 @@ def _made(name: str, make: Callable[[], Any]) -> Any:
         raise DraftError(f"{name} cannot be made: {error}") from error
 
 
-def _require_backend(compile_with: bool | str) -> None:
+def _require_backend(name: str, compile_with: bool | str) -> None:
     if isinstance(compile_with, str):
         known = torch.compiler.list_backends(exclude_tags=())
         if compile_with not in known:
             raise DraftError(
-                f"module.torch_compile={compile_with} is no backend of torch.compile{nearest(compile_with, known)} "
+                f"{name}={compile_with} is no backend of torch.compile{nearest(compile_with, known)} "
                 f"(choose from {', '.join(known)}, or true)"
             )

@@ -1,12 +1,14 @@
 """Responses that are decoded together: the state of a rollout, and one step of it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from draftopd.decoding.acceptance import accept, cut_at_stop
+from draftopd.decoding.compiled import compiled, untimed
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.sampling import Places, Proposal
 from draftopd.decoding.settings import Decoding
@@ -76,8 +78,12 @@ class DecodingBatch:
         self.draft_head = None if drafter is None else drafter.head(target.head)
         self.stop = target.stop_tokens.to(device)
         self.rows: list[Response | None] = [None] * rows
-        self.cache = RaggedCache(rows, self.capacity, device)
-        self.state = None if drafter is None else drafter.start(rows, self.capacity, device)
+        fixed = bool(decoding.compile)
+        self.cache = RaggedCache(rows, self.capacity, device, fixed=fixed)
+        self.state = None if drafter is None else drafter.start(rows, self.capacity, device, fixed=fixed)
+        if self.state is not None:  # the same tensor in every step: a compiled one would note the difference
+            self.state.lengths = self.cache.lengths
+        self.compute = compiled(type(self)._compute, decoding.compile) if fixed else type(self)._compute
         self.opening: tuple[RaggedCache, Tensor, Tensor] | None = None  # the prefix, read
         self.features: Tensor | None = None  # [rows, capacity, F]
         self.keys = torch.zeros(rows, dtype=torch.long, device=device)  # of the responses' random numbers
@@ -142,24 +148,12 @@ class DecodingBatch:
     def step(self) -> None:
         """One block for every row, complete ones included: draft, verify, accept, commit."""
         mean_length = float(self.cache.lengths.double().mean())
-        places = Places(self.decoding, self.keys, self.cache.lengths)
-        proposal = Proposal(places)
-        drafts = self.tokens[:, None][:, :0]
-        if self.drafter is not None:
-            assert self.state is not None
-            assert self.draft_head is not None
-            with self.ledger.timed("draft"):
-                drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
-        block = torch.cat([self.tokens[:, None], drafts], 1)
-        with self.ledger.timed("verify"):
-            hidden, features = self.target.step(block, self.cache, self.options.layer_ids)
-            accepted, bonus = self._accept(drafts, hidden, places, proposal)
-        self.ledger.verify(self.target, self.drafter, len(block), block.shape[1], mean_length)
+        timed = untimed if self.cache.fixed else self.ledger.timed
+        drafts, accepted, bonus, committed, hidden, features = self.compute(self, timed)
+        self.ledger.verify(self.target, self.drafter, len(drafts), drafts.shape[1] + 1, mean_length)
+        self.ledger.verify_head(self.target, self.verified(hidden))
         if self.features is not None:
             self.features[self.cache.where] = features
-        committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, accepted[:, None], bonus[:, None])
-        if self.drafter is not None and self.state is not None:
-            self.drafter.extend(self.state, features, committed, self.target.embed)
         counts, ended = cut_at_stop(committed, accepted + 1, self.stop, self.room)
         self._record(drafts, torch.minimum(accepted, counts), committed, counts, hidden[:, :-1])
         self.room = self.room - counts
@@ -169,9 +163,33 @@ class DecodingBatch:
         if self.state is not None:
             self.state.lengths = self.cache.lengths
 
+    def _compute(self, timed: Callable[[str], AbstractContextManager[None]]) -> tuple[Tensor, ...]:
+        """What a step computes: drafts [B, K], the number accepted [B], the bonus token [B], all of them as they are
+        committed [B, W], and the verification's hidden states and features.
+        """
+        places = Places(self.decoding, self.keys, self.cache.lengths)
+        proposal = Proposal(places)
+        drafts = self.tokens[:, None][:, :0]
+        if self.drafter is not None:
+            assert self.state is not None
+            assert self.draft_head is not None
+            with timed("draft"):
+                drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
+        block = torch.cat([self.tokens[:, None], drafts], 1)
+        with timed("verify"):
+            hidden, features = self.target.step(block, self.cache, self.options.layer_ids)
+            accepted, bonus = self._accept(drafts, hidden, places, proposal)
+        committed = torch.cat([drafts, bonus[:, None]], 1).scatter(1, accepted[:, None], bonus[:, None])
+        if self.drafter is not None and self.state is not None:
+            self.drafter.extend(self.state, features, committed, self.target.embed)
+        return drafts, accepted, bonus, committed, hidden, features
+
+    def verified(self, hidden: Tensor) -> int:
+        """Rows of a verification [B, W, D] that the target's head reads."""
+        return hidden.shape[0] * hidden.shape[1]
+
     def _accept(self, drafts: Tensor, hidden: Tensor, places: Places, proposal: Proposal) -> tuple[Tensor, Tensor]:
         """The number of leading drafts to commit [B], and the token [B] to commit after them."""
-        self.ledger.verify_head(self.target, hidden.shape[0] * hidden.shape[1])
         vocabulary = None if self.draft_head is None else self.draft_head.vocabulary
         return accept(drafts, self.head(hidden), places, proposal, vocabulary)
 

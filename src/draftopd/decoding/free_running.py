@@ -22,6 +22,9 @@ class FreeRunningBatch(DecodingBatch):
     draft is recorded; its head does not run. All drafts of the traces count as accepted, and anchors are K apart.
     """
 
+    def verified(self, hidden: Tensor) -> int:
+        return 0
+
     def _accept(self, drafts: Tensor, hidden: Tensor, places: Places, proposal: Proposal) -> tuple[Tensor, Tensor]:
         return torch.full_like(self.tokens, drafts.shape[1] - 1), drafts[:, -1]
 

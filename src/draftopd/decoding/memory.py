@@ -3,9 +3,11 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
@@ -105,6 +107,40 @@ class MicroBatches:
         yield from tries
         if tries.rows < most:
             self.texts = tries.rows
+
+
+def divided(batch: Sequence[ReplayBatch], texts: int) -> list[ReplayBatch]:
+    """Micro-batches of at most so many texts."""
+    return [part for micro in batch for part in micro.parts(texts)]
+
+
+def arriving(parts: Sequence[ReplayBatch], device: torch.device) -> Iterator[ReplayBatch]:
+    """Batches on the device, one after the other: on a GPU the next one is copied while this one is computed.
+
+    A thread brings it into pinned memory, from which a stream of its own copies it. So two are on the GPU at a time.
+    """
+    if device.type != "cuda" or not parts:
+        yield from (part.to(device) for part in parts)
+        return
+    copies = torch.cuda.Stream(device)
+
+    def send(part: ReplayBatch) -> tuple[ReplayBatch, torch.cuda.Event]:
+        with torch.cuda.stream(copies):
+            moved = part.pinned().to(device, non_blocking=True)
+            return moved, copies.record_event()
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = [thread.submit(send, part) for part in parts[:1]]
+        for following in [*parts[1:], None]:
+            batch, copied = ahead.pop().result()
+            if following is not None:
+                ahead.append(thread.submit(send, following))
+            here = torch.cuda.current_stream(device)
+            here.wait_event(copied)
+            for value in vars(batch).values():
+                if isinstance(value, Tensor):
+                    value.record_stream(here)  # its memory is not given away before this stream has read it
+            yield batch
 
 
 def out_of_memory(error: BaseException) -> bool:

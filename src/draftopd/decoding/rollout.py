@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from draftopd.decoding.batch import DecodingBatch, Response, RolloutOptions
+from draftopd.decoding.compiled import capacity_of
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.memory import FEWER, Attempts, row_bytes
 from draftopd.decoding.settings import Decoding
@@ -101,7 +102,7 @@ def _run(batch: DecodingBatch, waiting: deque[Response], results: dict[int, Roll
             with batch.ledger.timed("prefill"):
                 batch.join([waiting.popleft() for _ in range(min(len(free), len(waiting)))])
         else:
-            if not waiting and len(free) >= len(batch.rows) / 4:
+            if not waiting and len(free) >= len(batch.rows) / 4 and not batch.cache.fixed:
                 batch.compact()
             with batch.ledger.timed("decode"):
                 batch.step()
@@ -130,7 +131,7 @@ def required_capacity(
     """
     room = decoding.max_new_tokens + (0 if drafter is None else drafter.num_draft_tokens) + 1
     target.check_prompts(prompts, room)
-    return max(map(len, prompts)) + room
+    return capacity_of(max(map(len, prompts)) + room, decoding)
 
 
 def affordable_rows(

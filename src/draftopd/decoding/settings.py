@@ -24,6 +24,8 @@ class Decoding:
         memory_gib: bound on the memory of a batch, in GiB: caches, stored states, and what reading prompts or a step
             takes for a while (`memory.row_bytes`); if need be, fewer prompts are decoded together. Finished results
             do not count.
+        compile: steps have fixed shapes and go through torch.compile: true for CUDA graphs, a name for that backend.
+            For GPUs, where a small model's step is mostly launches; the first step of a shape takes long.
     """
 
     max_new_tokens: Count = 128
@@ -35,6 +37,7 @@ class Decoding:
     rule: Literal["token_matching", "rejection"] = "token_matching"
     seed: Seed = 0
     memory_gib: Positive = 4.0
+    compile: bool | str = False
 
     @property
     def greedy(self) -> bool:

@@ -189,9 +189,9 @@ class Drafter(nn.Module, ABC):
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         """What `head` reads of all draft slots of all blocks, [B, N, K, D] at least, from batch.features [B, T, F]."""
 
-    def start(self, rows: int, capacity: int, device: torch.device) -> RaggedCache:
+    def start(self, rows: int, capacity: int, device: torch.device, *, fixed: bool = False) -> RaggedCache:
         """An empty decoding state for a batch."""
-        return RaggedCache(rows, capacity, device)
+        return RaggedCache(rows, capacity, device, fixed=fixed)
 
     @abstractmethod
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:

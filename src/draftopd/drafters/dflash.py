@@ -159,7 +159,7 @@ class DFlash(Drafter):
 
     def _block(self, state: RaggedCache, anchors: Tensor, embed: Embed) -> Tensor:
         """Hidden states [B, K, D] of the draft slots after the anchor tokens [B]."""
-        end = int(state.lengths.max())
+        end = state.seen
         texts = [(keys[:, :end], values[:, :end]) for keys, values in state.stores.values()]
         return self._blocks(texts, anchors[:, None], state.lengths[:, None], embed, "sdpa")[:, 0]
 

@@ -201,7 +201,7 @@ class Eagle3(Drafter):
         state.append(0, *self._pairs(fused, following, positions, embed), fused)
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
-        end = int(state.lengths.max())
+        end = state.seen
         keys, values, fused = (store[:, :end] for store in state.stores[0])
 
         def choose(_: int, hidden: Tensor) -> Tensor:

@@ -88,7 +88,9 @@ class Attention(nn.Module):
         plain = query.device.type == "cpu" or torch.compiler.is_compiling()
         run: Any = flex_attention if plain else _compiled_flex_attention()
         query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast leaves norms in float32
-        return run(query, keys, values, block_mask=mask, enable_gqa=True)
+        # for fewer than 128 rows torch would take its kernel for decoding, which has no configuration for some of them
+        options = {"FORCE_USE_FLEX_ATTENTION": True}
+        return run(query, keys, values, block_mask=mask, enable_gqa=True, kernel_options=options)
 
     @staticmethod
     def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -17,11 +17,16 @@ Where = tuple[slice | Tensor, slice | Tensor]
 
 
 class RaggedCache(Cache):
-    """States by position for each layer, usually keys and values [B, S, heads, head_dim]; a `Cache` of transformers."""
+    """States by position for each layer, usually keys and values [B, S, heads, head_dim]; a `Cache` of transformers.
 
-    def __init__(self, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
+    Args:
+        fixed: every forward sees all slots, under a mask, so that no shape depends on lengths: for compiled steps. The
+            caller sees to it that the capacity suffices.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device | str = "cpu", *, fixed: bool = False) -> None:
         super().__init__(layers=[])
-        self.capacity = capacity
+        self.capacity, self.fixed = capacity, fixed
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.end = 0  # how many slots the current forward can see
         self.where: Where = (slice(None), slice(0, 0))  # the slots that it writes
@@ -30,6 +35,10 @@ class RaggedCache(Cache):
     def begin(self, width: int) -> Tensor:
         """Starts a forward of `width` tokens a row; gives their positions [B, width]."""
         positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
+        if self.fixed:
+            self.end = self.capacity
+            self.where = (torch.arange(len(positions), device=positions.device)[:, None], positions)
+            return positions
         first, last = (int(value) for value in self.lengths.aminmax())
         self.end = last + width
         if self.end > self.capacity:
@@ -39,6 +48,11 @@ class RaggedCache(Cache):
         else:
             self.where = (torch.arange(len(positions), device=positions.device)[:, None], positions)
         return positions
+
+    @property
+    def seen(self) -> int:
+        """Slots, from the first on, that hold all that is before the lengths."""
+        return self.capacity if self.fixed else int(self.lengths.max())
 
     @property
     def even(self) -> bool:
@@ -63,6 +77,9 @@ class RaggedCache(Cache):
         if layer not in self.stores:
             rows = len(self.lengths)
             self.stores[layer] = tuple(state.new_zeros(rows, self.capacity, *state.shape[2:]) for state in like)
+            if self.fixed:  # CUDA graphs write to them where they lie
+                for store in self.stores[layer]:
+                    torch._dynamo.mark_static_address(store, guard=False)
         return self.stores[layer]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,6 +20,25 @@ from draftopd.target.family import check_forward, check_model, longest_text
 from draftopd.target.head import Head, TargetShape
 from draftopd.target.tokens import check_ids, free_row, stop_ids
 from draftopd.trace import ReplayBatch
+
+
+class Taps:
+    """Outputs of decoder layers. Its hooks stay, because a compiled forward does not see those that come later."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.wanted: tuple[int, ...] = ()
+        self._outputs: dict[int, Tensor] = {}
+        for index, layer in enumerate(layers):
+            layer.register_forward_hook(partial(self._keep, index))
+
+    def _keep(self, index: int, _layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if index in self.wanted:
+            self._outputs[index] = output[0] if isinstance(output, tuple) else output
+
+    def take(self) -> dict[int, Tensor]:
+        """Those that were wanted; from now on none is."""
+        outputs, self._outputs, self.wanted = self._outputs, {}, ()
+        return outputs
 
 
 class Target(nn.Module):
@@ -57,6 +75,7 @@ class Target(nn.Module):
         self.tokenizer = tokenizer
         check_model(model)
         self.body: Any = model.get_decoder()
+        self._taps = Taps(self.body.layers)
         self.config = model.config.get_text_config()
         self.window: int | None = getattr(self.config, "sliding_window", None)
         self.layer_types: list[str] = getattr(self.config, "layer_types", None) or []
@@ -181,26 +200,18 @@ class Target(nn.Module):
         Raises:
             DraftError: a position is beyond `longest_text`.
         """
-        taps: dict[int, Tensor] = {}
-
-        def tap(index: int, _layer: nn.Module, _inputs: Any, output: Any) -> None:
-            taps[index] = output[0] if isinstance(output, tuple) else output
-
-        if self.longest_text is not None:
+        fixed = cache is not None and cache.fixed
+        if self.longest_text is not None and not fixed:
             self._check_length(int(positions.max()) + 1)
-        last = len(self.body.layers)
-        with ExitStack() as hooks:
-            for i in layer_ids:
-                if i < last:
-                    hooks.enter_context(self.body.layers[i].register_forward_hook(partial(tap, i)))
-            hidden = self.body(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=None if visible is None else self._masks(visible, positions, key_positions),
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).last_hidden_state
-        taps[last] = hidden
+        self._taps.wanted = tuple(layer_ids)
+        hidden = self.body(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=None if visible is None else self._masks(visible, positions, key_positions),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        taps = self._taps.take() | {len(self.body.layers): hidden}
         return hidden, torch.cat([taps[i] for i in layer_ids], -1) if layer_ids else hidden[..., :0]
 
     @torch.no_grad()

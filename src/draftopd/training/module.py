@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from draftopd.decoding.ledger import Ledger
-from draftopd.decoding.memory import MicroBatches
+from draftopd.decoding.memory import MicroBatches, arriving, divided
 from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
 from draftopd.objectives.base import Objective
@@ -140,10 +140,10 @@ class DraftModule(L.LightningModule):
                     optimizer.zero_grad()  # and lets go what an attempt held whose memory ended
                     value: Tensor | None = None
                     done: list[dict[str, Tensor]] = []
-                    parts = [part for micro in batch for part in micro.parts(texts)]
-                    for part in parts:
+                    parts = divided(batch, texts)
+                    for number, part in enumerate(arriving(parts, self.target.device), start=1):
                         value, terms = chunked_loss(*self._sides(part, head, index), coefficients, self.chunk_rows)
-                        with self._gradients_meet(last=part is parts[-1]):  # as a mean over processes
+                        with self._gradients_meet(last=number == len(parts)):  # as a mean over processes
                             self.manual_backward(value * self.trainer.world_size)
                         done.append(terms)
             summed = self._sum(done)
@@ -168,7 +168,7 @@ class DraftModule(L.LightningModule):
         """Loss on a fixed grid of anchors."""
         for attempt in self.micro_batches.attempts(batch, alone=self.trainer.world_size == 1):
             with attempt as texts:
-                done = [self._parts(part)[1:] for micro in batch for part in micro.parts(texts)]
+                done = [self._parts(part)[1:] for part in arriving(divided(batch, texts), self.target.device)]
         if not torch.stack([term for numerators, _ in done for term in numerators.values()]).isfinite().all():
             why = f"in validation at step {self.global_step} the loss is not finite"
             save_and_stop(why, batch, self.trainer.default_root_dir)
