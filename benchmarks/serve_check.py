@@ -5,10 +5,12 @@
 Exports the drafter, serves the exported folder with its target in vLLM (in an environment of its own) and in
 transformers' `generate`, greedy on the same token ids. It passes where every text is the target's plain greedy text,
 each engine's mean acceptance length (tokens committed / verifications) is within 2 % of ours, and half of its responses
-have our very verifications, because errors of opposite sign leave a mean alone. A difference of texts counts as none
-only where the target's top two logits differ by less than 1e-4 in float64; each one is listed. transformers drafts from
-the whole vocabulary, so there a drafter with a reduced one is compared with ours run with the full head; it has no
-EAGLE-3, which vLLM alone judges. The last line printed is one JSON object; the exit code is 1 where it did not pass.
+have our very verifications, because errors of opposite sign leave a mean alone. `audits` names each response of vLLM
+that has others, as `callbacks.served_audit` does in training: a tie of the drafter's logits, or none. A difference of
+texts counts as none only where the target's top two logits differ by less than 1e-4 in float64; each one is listed.
+transformers drafts from the whole vocabulary, so there a drafter with a reduced one is compared with ours run with the
+full head; it has no EAGLE-3, which vLLM alone judges. The last line printed is one JSON object; the exit code is 1
+where it did not pass.
 
 `--break layer-offset` shows what the gate is for: the exported folder names every layer one too high. The checks'
 findings on it are in the result beside the acceptance that was lost; then our note of what the drafter was trained to
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 import transformers
 from benchmarks.lossless import compare, questions
-from benchmarks.serve_engines import PromptIds, Served, by_transformers, from_vllm, full_head, ours, request
+from benchmarks.serve_engines import by_transformers, full_head, ours
 from benchmarks.vllm_environment import ask_vllm
 
 from draftopd.checkpoints.checks import READS
@@ -35,6 +37,7 @@ from draftopd.checkpoints.published import check_folder, default_layout, publish
 from draftopd.command import one_line_errors
 from draftopd.data.sources import encode
 from draftopd.drafters.dflash import DFlash
+from draftopd.publishing.audit import PromptIds, Served, audit, from_accepted, request
 from draftopd.target.model import Target
 from draftopd.tracking.header import git_commit
 
@@ -82,8 +85,13 @@ def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[
         if dflash:
             engines["transformers"] = by_transformers(target, published(folder, target), prompts, tokens)
         answer = ask_vllm(args.environment, request(target, drafter, folder, prompts, tokens))
-    engines |= {name: from_vllm(prompts, answer[name]) for name in ("vllm", "vllm_mended") if name in answer}
-    return engines, {
+    served = {name: from_accepted(prompts, answer[name]) for name in ("vllm", "vllm_mended") if name in answer}
+    audits = {name: audit(target, drafter, prompts, found) for name, found in served.items()}
+    return engines | served, {
+        "audits": {
+            name: {"passed": found.passed, "same": found.same, "ties": found.ties, "wrong": found.wrong}
+            for name, found in audits.items()
+        },
         "drafter": type(drafter).__name__,
         "layout": layout,
         "broken": args.broken,

@@ -11,21 +11,17 @@ pass.
 
 import argparse
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.lossless import compare, questions
-from benchmarks.vllm_environment import SETTINGS, clean, ensure
+from benchmarks.vllm_environment import SETTINGS, ensure
 
 from draftopd.command import one_line_errors
 from draftopd.data.engine import WRITTEN_BY, Engine
@@ -33,47 +29,32 @@ from draftopd.data.sources import encode
 from draftopd.data.texts import TextCache, Texts
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
+from draftopd.publishing.asking import Process, free_port, running
 from draftopd.target.load import smollm2
 from draftopd.target.model import Target
 
 LOOK = 0.2  # seconds
 
 
-class Server:
+class Server(Process):
     """A vLLM server and all its processes."""
 
     def __init__(self, python: Path, target: Target, length: int, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         where = ["--host", "127.0.0.1", "--port", str(self.port)]
         what = ["--model", target.model.config.name_or_path, "--served-model-name", "target", "--dtype", "float32"]
         size = ["--enforce-eager", "--max-model-len", str(length), "--max-num-seqs", "4"]
-        self.command = [str(python), "-m", "vllm.entrypoints.openai.api_server", *what, *size, *where]
-        self.log = log
-
-    def start(self) -> None:
         # without the setting for one process: a server always has two
-        environment = clean() | {name: value for name, value in SETTINGS.items() if "MULTIPROCESSING" not in name}
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env=environment, cwd=self.log.parent, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        settings = {name: value for name, value in SETTINGS.items() if "MULTIPROCESSING" not in name}
+        super().__init__([str(python), "-m", "vllm.entrypoints.openai.api_server", *what, *size, *where], log, settings)
 
 
 @contextmanager
-def running(servers: Sequence[Server]) -> Iterator[None]:
-    for server in servers:
-        server.start()
-    try:
-        yield
-    finally:
+def all_running(servers: Sequence[Server]) -> Iterator[None]:
+    with ExitStack() as stack:
         for server in servers:
-            server.kill()
+            stack.enter_context(running(server))
+        yield
 
 
 def stored(texts: Texts) -> int:
@@ -111,7 +92,7 @@ def measured(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     urls = [f"http://127.0.0.1:{server.port}" for server in servers]
     writer = Engine(urls=urls, concurrency=4, patience=args.patience)
     texts = TextCache(str(scratch), None, shard_size=len(prompts), writer=writer).open(target, prompts, decoding, ())
-    with running(servers), killing(servers[1], texts, len(prompts) // 3) as kills:
+    with all_running(servers), killing(servers[1], texts, len(prompts) // 3) as kills:
         start = time.perf_counter()
         texts.write(len(prompts))
         seconds = time.perf_counter() - start
