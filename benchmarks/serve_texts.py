@@ -5,8 +5,11 @@
 `texts=engine` writes greedy texts of SmolLM2-135M-Instruct in float32 through both, with vLLM in an environment of its
 own (`.venv-vllm`, made on first use). When a third is there, the second server is killed with all its processes and
 started again. It passes where every text is the target's own: differences at ties, top two logits closer than 1e-4 in
-float64, are listed and count as none. The last line printed is one JSON object; the exit code is 1 where it did not
-pass.
+float64, are listed and count as none.
+
+Then drafters are trained on such texts (`benchmarks/serve_training.py`): by SFT, beside the same on local texts, and by
+an on-policy phase that redrafts along them, beside local rollouts. The last line printed is one JSON object; the exit
+code is 1 where it did not pass.
 """
 
 import argparse
@@ -21,6 +24,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.lossless import compare, questions
+from benchmarks.serve_training import compared
+from benchmarks.serve_training import passed as trained_alike
 from benchmarks.vllm_environment import SETTINGS, ensure
 
 from draftopd.command import one_line_errors
@@ -32,6 +37,7 @@ from draftopd.decoding.settings import Decoding
 from draftopd.publishing.asking import Process, free_port, running
 from draftopd.target.load import smollm2
 from draftopd.target.model import Target
+from draftopd.tracking.header import git_commit
 
 LOOK = 0.2  # seconds
 
@@ -96,10 +102,13 @@ def measured(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         start = time.perf_counter()
         texts.write(len(prompts))
         seconds = time.perf_counter() - start
+        training = compared(args, urls, scratch) if args.train else None
     plain = [result.trace.tokens for result in rollout(target, None, prompts, decoding)]
     found = compare([texts[i].tokens for i in range(len(texts))], plain, prompts, args.tokens, target)
     server = json.loads((texts.folder / WRITTEN_BY).read_text())
-    return {"server": server, "killed_after": kills, "seconds": seconds, "passed": not found["wrong"], **found}
+    passed = not found["wrong"] and (training is None or trained_alike(training))
+    report = {"server": server, "killed_after": kills, "seconds": seconds, "passed": passed, **found}
+    return report | {"training": training, "commit": git_commit()}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -115,6 +124,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, required=True, help="a JSON Lines file")
     parser.add_argument("--limit", type=int, default=200, help="prompts, at most")
     parser.add_argument("--tokens", type=int, default=48, help="max_new_tokens")
+    parser.add_argument("--train", type=int, default=100, help="prompts that are trained on too; 0: none")
     parser.add_argument("--patience", type=float, default=1800.0, help="seconds until a server must answer")
     parser.add_argument("--environment", type=Path, default=Path(".venv-vllm"), help="of vLLM; made if it is not there")
     parser.add_argument("--log", type=Path, default=Path("serve-texts.log").absolute(), help="what the servers print")
