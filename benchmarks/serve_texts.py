@@ -29,10 +29,10 @@ from benchmarks.serve_training import passed as trained_alike
 from benchmarks.vllm_environment import SETTINGS, ensure
 
 from draftopd.command import one_line_errors
+from draftopd.console import terminable
 from draftopd.data.engine import WRITTEN_BY, Engine
 from draftopd.data.sources import encode
 from draftopd.data.texts import TextCache, Texts
-from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.publishing.asking import Process, free_port, running
 from draftopd.target.load import smollm2
@@ -97,14 +97,16 @@ def measured(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     servers = [Server(ensure(args.environment), target, length, args.log) for _ in range(2)]
     urls = [f"http://127.0.0.1:{server.port}" for server in servers]
     writer = Engine(urls=urls, concurrency=4, patience=args.patience)
-    texts = TextCache(str(scratch), None, shard_size=len(prompts), writer=writer).open(target, prompts, decoding, ())
-    with all_running(servers), killing(servers[1], texts, len(prompts) // 3) as kills:
+    size, target_texts = len(prompts), (target, prompts, decoding, ())
+    texts = TextCache(str(scratch / "served"), None, shard_size=size, writer=writer).open(*target_texts)
+    with all_running(servers), killing(servers[1], texts, size // 3) as kills:
         start = time.perf_counter()
-        texts.write(len(prompts))
+        texts.write(size)
         seconds = time.perf_counter() - start
-        training = compared(args, urls, scratch) if args.train else None
-    plain = [result.trace.tokens for result in rollout(target, None, prompts, decoding)]
-    found = compare([texts[i].tokens for i in range(len(texts))], plain, prompts, args.tokens, target)
+    local = TextCache(str(scratch / "local"), None, shard_size=size).open(*target_texts)
+    plain = [local[i].tokens for i in range(size)]
+    found = compare([texts[i].tokens for i in range(size)], plain, prompts, args.tokens, target)
+    training = compared(args, size, scratch) if args.train else None
     server = json.loads((texts.folder / WRITTEN_BY).read_text())
     passed = not found["wrong"] and (training is None or trained_alike(training))
     report = {"server": server, "killed_after": kills, "seconds": seconds, "passed": passed, **found}
@@ -113,7 +115,7 @@ def measured(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> int:
     args = arguments(words)
-    with one_line_errors(), TemporaryDirectory(prefix="serve-texts-") as scratch:
+    with one_line_errors(), terminable(), TemporaryDirectory(prefix="serve-texts-") as scratch:
         report = measured(args, Path(scratch))
         print(json.dumps(report))
         return 0 if report["passed"] else 1

@@ -2,10 +2,11 @@
 
 SFT on the first texts, once on the servers' and once on local ones: where the texts are equal, so are the drafters, bit
 for bit. Then an on-policy phase that redrafts along the servers' texts, beside local rollouts of the same drafter: the
-traces are equal in all fields. Ids alone are stored, and the target here reads features in each step.
+traces are equal in all fields. Texts are stored as ids, so the target here reads features in each step.
 """
 
 import copy
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from benchmarks.identity import difference, unlike
 from hydra import compose, initialize_config_dir
 
 from draftopd.command import CONFIG_DIR
-from draftopd.data.texts import Texts
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.trace import Rollout
@@ -26,29 +26,35 @@ EXPERIMENT = ("experiment=dflash_sft",)
 SFT_TEXTS, SIZE = 32, 8  # texts, and those of a step
 
 
-def compared(args: Namespace, urls: Sequence[str], scratch: Path) -> dict[str, Any]:
-    """Of the servers' prompts as many are trained on as `args.train` says, and 4 validate."""
-    count, tokens = args.train, args.tokens
-    words = [*EXPERIMENT, f"cache_dir={scratch}/local", "logger=none", "test.prompts=0", "texts.features_dtype=null"]
-    words += ["prompts=jsonl", f"prompts.path={args.prompts}", f"prompts.records={args.limit}"]
-    words += [f"prompts.train={count}", "prompts.val=4", "prompts.test=4"]
-    words += [f"data.decoding.max_new_tokens={tokens}", f"data.batching.batch_size={SIZE}", "budget.epochs=1"]
-    served = ["texts=engine", "texts.features_dtype=null", f"texts.writer.urls=[{','.join(urls)}]"]
-    served += [f"cache_dir={scratch}/served", "texts.writer.concurrency=4"]
-    sft = f"budget.steps={max(1, min(count, SFT_TEXTS) // SIZE)}"
-    local = fitted([*words, sft], scratch / "sft-local")
-    there = fitted([*words, *served, sft], scratch / "sft-served")
-    texts, ours = there.data.texts("train"), local.data.texts("train")
+def compared(args: Namespace, count: int, scratch: Path) -> dict[str, Any]:
+    """
+    Args:
+        count: prompts of `args.prompts` whose texts lie in the caches `served` and `local` in `scratch`.
+    """
+    for split in ("val", "test"):  # a run has to have them; these ask nothing
+        (scratch / f"{split}.jsonl").write_text(json.dumps({"prompt": f"not asked in {split}"}))
+    source = ["prompts=jsonl", f"prompts.path={args.prompts}", f"prompts.train={count}"]
+    source += [f"prompts.{split}_path={scratch}/{split}.jsonl" for split in ("val", "test")]
+    source += ["data.batching.max_prompt_length=1000000"]
+    alone = ["+trainer.limit_val_batches=0", "test.prompts=0", "logger=none", "budget.epochs=1"]
+    stored = ["texts.features_dtype=null", f"texts.shard_size={count}", f"data.decoding.max_new_tokens={args.tokens}"]
+    words = [*EXPERIMENT, *source, *alone, f"data.batching.batch_size={SIZE}"]
+    local = [*words, "texts=cache", f"texts.folder={scratch}/local", *stored]
+    served = [*words, "texts=engine", f"texts.folder={scratch}/served", *stored, "texts.writer.urls=[http://gone]"]
+    steps = f"budget.steps={max(1, min(count, SFT_TEXTS) // SIZE)}"
+    one, two = fitted([*local, steps], scratch / "sft-local"), fitted([*served, steps], scratch / "sft-served")
+    ours, theirs = one.data.texts("train"), two.data.texts("train")
+    number = min(count, SFT_TEXTS)
     start = f"init_from={scratch}/sft-served/checkpoints/last.ckpt"
-    on_policy = ["data=on_policy", "traces=redrafts", "objective=draft_opd", f"data.prompts_per_epoch={count}", start]
-    phase = made([*words, *served, *on_policy, "budget.steps=1"], scratch / "on-policy")
+    phase = [f"data.prompts_per_epoch={min(args.train, count)}", "budget.steps=1", start]
+    on_policy = [*served, "data=on_policy", "traces=redrafts", "objective=draft_opd", *phase]
     return {
         "sft": {
-            "texts": min(count, SFT_TEXTS),
-            "texts_equal": sum(torch.equal(texts[i].tokens, ours[i].tokens) for i in range(min(count, SFT_TEXTS))),
-            "weights_equal": same_weights(local, there),
+            "texts": number,
+            "texts_equal": sum(torch.equal(theirs[i].tokens, ours[i].tokens) for i in range(number)),
+            "weights_equal": same_weights(one, two),
         },
-        "on_policy": same_traces(phase, texts, tokens),
+        "on_policy": same_traces(made(on_policy, scratch / "on-policy"), args.tokens),
     }
 
 
@@ -69,22 +75,24 @@ def same_weights(one: System, two: System) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def same_traces(system: System, texts: Texts, tokens: int) -> dict[str, Any]:
+def same_traces(system: System, tokens: int) -> dict[str, Any]:
     """Traces of a phase of this run, which is trained, beside rollouts of the drafter that it started from."""
     drafter = copy.deepcopy(system.module.drafter)
     system.trainer.fit(system.module, datamodule=system.data)
-    redrafted = {tuple(r.trace.tokens[: r.trace.prompt_length].tolist()): r for r in system.data.results}
-    rolled = rollout(system.module.target, drafter, texts.prompts, Decoding(tokens, batch_size=16))
+    count = system.config.data.prompts_per_epoch
+    prompts = [ids for _, ids in system.data.encoded("train")][:count]  # redrafts take them in order at first
+    rolled = rollout(system.module.target, drafter, prompts, Decoding(tokens, batch_size=16))
     drafted = [r for r in rolled if len(r.trace.anchors)]
-    pairs = [(redrafted[tuple(r.trace.tokens[: r.trace.prompt_length].tolist())], r) for r in drafted]
+    pairs = list(zip(system.data.results, drafted, strict=True))
     apart = [(a, b) for a, b in pairs if unlike(a.trace, b.trace)]
     found = [difference(system.module.target, drafter, a, Rollout(b.trace)) for a, b in apart]
     lengths = [r.trace.acceptance_length for r in drafted]
     return {
-        "prompts": len(rolled),
+        "prompts": count,
         "traces": len(pairs),
         "equal": len(pairs) - len(apart),
         "ties": sum(one["tie"] for one in found),
+        "verifications": sum(len(r.trace.anchors) for r in drafted),
         "acceptance_length": sum(lengths) / len(lengths),
         "differing": found,
     }

@@ -34,14 +34,15 @@ def served(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
 def test_the_check_ends_with_one_json_object(served: list[FakeEngine], tmp_path: Path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"what is {i}?"}) + "\n" for i in range(24)))
-    assert main(["--prompts", str(prompts), "--limit", "24", "--tokens", "6", "--train", "16"]) == 0
+    assert main(["--prompts", str(prompts), "--limit", "16", "--tokens", "6", "--train", "8"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (report["passed"], report["texts"], report["equal"], report["wrong"]) == (True, 24, 24, [])
+    assert (report["passed"], report["texts"], report["equal"], report["wrong"]) == (True, 16, 16, [])
     assert report["server"]["engine"] == "vllm"
     assert len(served) == 2
     assert report["training"]["sft"] == {"texts": 16, "texts_equal": 16, "weights_equal": True}
+    assert len({prompt for engine in served for prompt in engine.answered}) == 16
     phase = report["training"]["on_policy"]
-    assert (phase["prompts"], phase["equal"], phase["differing"]) == (16, phase["traces"], [])
+    assert (phase["prompts"], phase["equal"], phase["differing"]) == (8, phase["traces"], [])
     assert phase["traces"] > 0
 
 
