@@ -1,6 +1,7 @@
 """Memory and time of training on GPUs, computed and not measured: the table of docs/scale.md.
 
     python -m benchmarks.plan experiment=qwen3_8b_opd
+    python -m benchmarks.plan --costs experiment=qwen3_8b_opd    # of the whole training, part by part
 
 Target and drafter are built on the meta device from the experiment's own settings; FLOPs are the ledger's, rows of a
 rollout are those that `rollout.affordable_rows` allows. ASSUMED stands for what a measurement would tell.
@@ -21,7 +22,7 @@ from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import affordable_rows
 from draftopd.drafters.base import Drafter
 from draftopd.target.model import Target
-from draftopd.trace import ReplayBatch, no_blocks
+from draftopd.trace import ReplayBatch, Trace, no_blocks
 from draftopd.training.run import drafter_group
 
 GB = 1e9
@@ -53,9 +54,12 @@ class Assumed:
     prompt: int = 128  # tokens
     response: int = 2048  # tokens, the mean; a micro-batch of the longest decides about memory
     acceptance: float = 5.0  # tokens committed a verification
+    engine_memory: float = 50e9  # bytes for keys and values in an engine that holds the target alone
 
 
 ASSUMED = Assumed()
+PROMPTS, PASSES = 16_000, 8  # of the paper's Draft-OPD (arXiv 2605.29343)
+GPUS = (1, 8, 64)
 SETUPS = [("one process", 1, False), ("trainer=ddp", 2, False), ("trainer=ddp", 8, False), ("trainer=fsdp2", 8, True)]
 
 
@@ -144,13 +148,93 @@ def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> 
     return {"rollout": rollout, "train": train, "rows": width}
 
 
-def estimates(words: list[str]) -> Iterator[tuple[str, int, dict[str, float], dict[str, float]]]:
-    """Set-up, GPUs, bytes and seconds of an experiment, for each way to run it."""
+def text_trace(drafter: Drafter) -> Trace:
+    """Of a text with its blocks, for the ledger."""
+    batch = batch_of(1, round(ASSUMED.response / ASSUMED.acceptance), drafter)
+    return Trace(batch.tokens[0], ASSUMED.prompt, batch.anchors[0], batch.drafts[0], batch.accepted[0])
+
+
+def costs(config: DictConfig, target: Target, drafter: Drafter) -> Iterator[tuple[str, float, float]]:
+    """Part of the training, PFLOPs by the ledger, and seconds on one GPU."""
+    speed, stream = ASSUMED.flops * ASSUMED.flops_used, ASSUMED.bandwidth * ASSUMED.bandwidth_used
+    shape, trace, each = target.shape, text_trace(drafter), PROMPTS * PASSES
+    weights = 2.0 * sum(p.numel() for p in target.parameters())
+
+    ledger = Ledger()
+    ledger.write(target, trace, 0)
+    position = 2 * 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim  # bytes of keys and values
+    rows = ASSUMED.engine_memory // (position * len(trace.tokens))  # an engine's pages hold a text of any length
+    forward = (weights + rows * position * len(trace.tokens) / 2) / stream
+    prefill = 2 * target.linear_weights * ASSUMED.prompt / speed
+    yield (
+        "texts, by engines, once",
+        ledger.training_flops * PROMPTS,
+        PROMPTS * (prefill + ASSUMED.response * forward / rows),
+    )
+
+    ledger = Ledger()
+    ledger.read(target, len(trace.tokens))
+    yield "features of the texts, every pass", ledger.training_flops * each, each * ledger.training_flops / speed
+
+    ledger, width = Ledger(), config.data.decoding.batch_size
+    ledger.redraft(target, drafter, trace)
+    together = max(
+        ledger.training_flops / len(trace.anchors) * width / speed,
+        4.0 * sum(p.numel() for p in drafter.parameters()) / stream,
+        ASSUMED.overhead * config.drafter.num_layers / (shape.num_layers + config.drafter.num_layers),
+    )
+    yield "redraft, every pass", ledger.training_flops * each, each * len(trace.anchors) * together / width
+
+    ledger, batch = Ledger(), batch_of(1, len(trace.anchors), drafter)
+    batch.accepted = torch.full_like(batch.accepted, round(ASSUMED.acceptance) - 1)
+    ledger.replay(target, batch)
+    yield (
+        "replay of texts and rejected drafts, every pass",
+        (flops := ledger.training_flops) * each,
+        each * flops / speed,
+    )
+
+    ledger = Ledger()
+    ledger.train(target, drafter, batch, True)
+    yield "steps, every pass", ledger.training_flops * each, each * ledger.training_flops / speed
+
+
+def costs_table(words: list[str]) -> str:
+    """Of the whole training on traces redrafted along the texts of engines, and of rollouts in their place."""
+    config, target, drafter = parts_of(words)
+    size = config.data.batching.batch_size
+    lines = [" | ".join(["part", "PFLOPs", *(f"hours on {gpus}" for gpus in GPUS)])]
+    lines += [" | ".join(["---"] * (2 + len(GPUS)))]
+
+    def line(part: str, flops: float | None, hours: list[float]) -> None:
+        first = "" if flops is None else f"{flops / 1e15:,.0f}"
+        lines.append(" | ".join([part, first, *(f"{value:,.2f}" for value in hours)]))
+
+    whole, total = [0.0] * len(GPUS), 0.0
+    for part, flops, seconds_of_one in costs(config, target, drafter):
+        # a step's texts do not divide evenly: the processes wait for the fullest
+        uneven = [1 / gpus if "once" in part else -(-size // gpus) / size for gpus in GPUS]
+        hours = [seconds_of_one / 3600 * share for share in uneven]
+        whole, total = [a + b for a, b in zip(whole, hours, strict=True)], total + flops
+        line(part, flops, hours)
+    line("**all**", total, whole)
+    steps = PROMPTS * PASSES / size
+    rolled = [seconds(config, target, drafter, gpus)["rollout"] * steps / 3600 for gpus in GPUS]
+    line("rollouts, in place of the first four", None, rolled)
+    return "\n".join(f"| {text} |" for text in lines)
+
+
+def parts_of(words: list[str]) -> tuple[DictConfig, Target, Drafter]:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose("fit", overrides=[*words, "output_dir=none"])
     target = blank(SIZES[config.target.path], config.target.mask_token_id)
     with torch.device("meta"):
-        drafter = instantiate(drafter_group(config, target))(target=target.shape)
+        return config, target, instantiate(drafter_group(config, target))(target=target.shape)
+
+
+def estimates(words: list[str]) -> Iterator[tuple[str, int, dict[str, float], dict[str, float]]]:
+    """Set-up, GPUs, bytes and seconds of an experiment, for each way to run it."""
+    config, target, drafter = parts_of(words)
     for name, gpus, sharded in SETUPS:
         parts = memory(config, target, drafter, gpus, sharded)
         yield name, gpus, parts, seconds(config, target, drafter, gpus)
@@ -170,4 +254,5 @@ def plan(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(plan(sys.argv[1:]))
+    given = sys.argv[1:]
+    print(costs_table([word for word in given if word != "--costs"]) if "--costs" in given else plan(given))

@@ -5,10 +5,12 @@
 Exports the drafter, serves the exported folder with its target in vLLM (in an environment of its own) and in
 transformers' `generate`, greedy on the same token ids. It passes where every text is the target's plain greedy text,
 each engine's mean acceptance length (tokens committed / verifications) is within 2 % of ours, and half of its responses
-have our very verifications, because errors of opposite sign leave a mean alone. A difference of texts counts as none
-only where the target's top two logits differ by less than 1e-4 in float64; each one is listed. transformers drafts from
-the whole vocabulary, so there a drafter with a reduced one is compared with ours run with the full head; it has no
-EAGLE-3, which vLLM alone judges. The last line printed is one JSON object; the exit code is 1 where it did not pass.
+have our very verifications, because errors of opposite sign leave a mean alone. `audits` names each response of vLLM
+that has others, as `callbacks.served_audit` does in training: a tie of the drafter's logits, or none. A difference of
+texts counts as none only where the target's top two logits differ by less than 1e-4 in float64; each one is listed.
+transformers drafts from the whole vocabulary, so there a drafter with a reduced one is compared with ours run with the
+full head; it has no EAGLE-3, which vLLM alone judges. The last line printed is one JSON object; the exit code is 1
+where it did not pass.
 
 `--break layer-offset` shows what the gate is for: the exported folder names every layer one too high. The checks'
 findings on it are in the result beside the acceptance that was lost; then our note of what the drafter was trained to
@@ -26,15 +28,17 @@ from typing import Any
 import torch
 import transformers
 from benchmarks.lossless import compare, questions
-from benchmarks.serve_engines import PromptIds, Served, by_transformers, from_vllm, full_head, ours, request
+from benchmarks.serve_engines import by_transformers, full_head, ours
 from benchmarks.vllm_environment import ask_vllm
 
 from draftopd.checkpoints.checks import READS
+from draftopd.checkpoints.findings import Finding
 from draftopd.checkpoints.native import Restored, restore
 from draftopd.checkpoints.published import check_folder, default_layout, published, write
 from draftopd.command import one_line_errors
 from draftopd.data.sources import encode
 from draftopd.drafters.dflash import DFlash
+from draftopd.publishing.audit import PromptIds, Served, audit, from_accepted, request
 from draftopd.target.model import Target
 from draftopd.tracking.header import git_commit
 
@@ -50,8 +54,11 @@ def main(words: Sequence[str] | None = None) -> int:
     with one_line_errors():
         run = restore(args.checkpoint)
         prompts = chosen(run, args.prompts, args.limit)
-        engines, notes = serve(run, prompts, args)
-        report = verdict(engines, prompts, args.tokens, run.target) | notes
+        if args.audit:
+            report = audited(run, prompts, args)
+        else:
+            engines, notes = serve(run, prompts, args)
+            report = verdict(engines, prompts, args.tokens, run.target) | notes
         print(json.dumps(report))
         return 0 if report["passed"] else 1
 
@@ -71,27 +78,58 @@ def serve(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> tuple[
     engines = {"plain": ours(target, None, prompts, tokens), "ours": ours(target, drafter, prompts, tokens)}
     if dflash and drafter.d2t is not None:
         engines["ours_full_head"] = ours(target, full_head(drafter), prompts, tokens)
-    layout = args.layout or default_layout(drafter)
     with TemporaryDirectory(prefix="serve-check-") as scratch:
         folder = Path(scratch, "drafter")
-        findings = write(drafter, folder, layout, target)
-        if args.broken:
-            shift_layers(folder)
-            findings = list(check_folder(folder, target))
-            drop_note(folder)
+        findings = exported(run, args, folder)
         if dflash:
             engines["transformers"] = by_transformers(target, published(folder, target), prompts, tokens)
         answer = ask_vllm(args.environment, request(target, drafter, folder, prompts, tokens))
-    engines |= {name: from_vllm(prompts, answer[name]) for name in ("vllm", "vllm_mended") if name in answer}
-    return engines, {
+    served = from_vllm(prompts, answer)
+    return engines | served, {
+        "audits": audits(run, prompts, served),
         "drafter": type(drafter).__name__,
-        "layout": layout,
+        "layout": args.layout or default_layout(drafter),
         "broken": args.broken,
         "findings": [f"{finding.severity}: {finding}" for finding in findings],
         "vllm_counters": answer["counters"],
         "versions": {"vllm": answer["version"], "transformers": transformers.__version__, "torch": torch.__version__},
         "commit": git_commit(),
     }
+
+
+def exported(run: Restored, args: argparse.Namespace, folder: Path) -> Sequence[Finding]:
+    """The drafter as it is asked for, and what the checks find in it."""
+    findings: Sequence[Finding] = write(run.drafter, folder, args.layout or default_layout(run.drafter), run.target)
+    if args.broken:
+        shift_layers(folder)
+        findings = list(check_folder(folder, run.target))
+        drop_note(folder)
+    return findings
+
+
+def from_vllm(prompts: PromptIds, answer: dict[str, Any]) -> dict[str, Served]:
+    return {name: from_accepted(prompts, answer[name]) for name in ("vllm", "vllm_mended") if name in answer}
+
+
+def audits(run: Restored, prompts: PromptIds, served: dict[str, Served]) -> dict[str, Any]:
+    """Each pass of vLLM beside redraft's chains along the same texts."""
+    found = {name: audit(run.target, run.drafter, prompts, one) for name, one in served.items()}
+    return {
+        name: {"passed": one.passed, "summary": one.summary, "ties": one.ties, "wrong": one.wrong}
+        for name, one in found.items()
+    }
+
+
+def audited(run: Restored, prompts: PromptIds, args: argparse.Namespace) -> dict[str, Any]:
+    """What `callbacks.served_audit` does after an epoch, by the mended pass where vLLM had to be mended."""
+    with TemporaryDirectory(prefix="serve-check-") as scratch:
+        folder = Path(scratch, "drafter")
+        exported(run, args, folder)
+        answer = ask_vllm(args.environment, request(run.target, run.drafter, folder, prompts, args.tokens))
+    found = audits(run, prompts, from_vllm(prompts, answer))
+    judged = found.get("vllm_mended", found["vllm"])
+    names = {"drafter": type(run.drafter).__name__, "broken": args.broken, "vllm": answer["version"]}
+    return {"passed": judged["passed"], "audits": found, **names, "commit": git_commit()}
 
 
 def shift_layers(folder: Path) -> None:
@@ -162,6 +200,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=48, help="max_new_tokens")
     parser.add_argument("--layout", help="by default the one that vLLM and SGLang read; or speculators")
     parser.add_argument("--break", dest="broken", choices=["layer-offset"], help="spoil the exported folder")
+    parser.add_argument("--audit", action="store_true", help="only vLLM's steps and texts beside redraft's chains")
     parser.add_argument("--environment", type=Path, default=Path(".venv-vllm"), help="of vLLM; made if it is not there")
     args = parser.parse_args(words)
     if args.limit < 1 or args.tokens < 2:

@@ -9,6 +9,7 @@ from typing import Any
 
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Drafter
 from draftopd.target.model import Target
 
 Behave = Callable[[int, dict[str, Any]], str | None]
@@ -20,6 +21,7 @@ class FakeEngine:
 
     Args:
         change: edits a choice of a response before it is sent.
+        drafter: it serves the target with this one, and tells the accepted drafts of each verification.
     """
 
     def __init__(
@@ -30,8 +32,9 @@ class FakeEngine:
         *,
         version: str = "0.32.0",
         max_model_len: int = 64,
+        drafter: Drafter | None = None,
     ) -> None:
-        self.target, self.behave, self.change = target, behave, change
+        self.target, self.behave, self.change, self.drafter = target, behave, change, drafter
         self.model = {"id": "tiny", "owned_by": "vllm", "max_model_len": max_model_len}
         self.version, self.port = version, 0
         self.requests: list[dict[str, Any]] = []
@@ -87,17 +90,22 @@ class FakeEngine:
             return handler.connection.close()
         decoding = Decoding(body["max_tokens"], temperature=body["temperature"], seed=body.get("seed", 0))
         with self._lock:
-            ids = list(response(self.target, tuple(body["prompt"]), decoding))
-        choice = {"token_ids": ids, "prompt_token_ids": body["prompt"], "finish_reason": "stop"}
+            ids, accepted = response(self.target, self.drafter, tuple(body["prompt"]), decoding)
+        choice = {"token_ids": list(ids), "prompt_token_ids": body["prompt"], "finish_reason": "stop"}
         self.change(choice)
         self.answered += [] if fault else [tuple(body["prompt"])]
-        return send(handler, 200, {"choices": [choice]}, cut=fault == "cut")
+        content = {"choices": [choice], "metrics": {"speculative_decoding": {"per_step_accepted": accepted}}}
+        return send(handler, 200, content, cut=fault == "cut")
 
 
 @cache
-def response(target: Target, prompt: tuple[int, ...], decoding: Decoding) -> list[int]:
-    (result,) = rollout(target, None, [prompt], decoding)
-    return result.trace.tokens[len(prompt) :].tolist()
+def response(
+    target: Target, drafter: Drafter | None, prompt: tuple[int, ...], decoding: Decoding
+) -> tuple[list[int], list[int] | None]:
+    """Tokens, and the accepted drafts of each verification."""
+    (result,) = rollout(target, drafter, [prompt], decoding)
+    trace = result.trace
+    return trace.tokens[len(prompt) :].tolist(), None if drafter is None else trace.accepted.tolist()
 
 
 def send(handler: BaseHTTPRequestHandler, status: int, content: dict[str, Any], cut: bool = False) -> None:

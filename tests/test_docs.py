@@ -24,6 +24,7 @@ NOT_RUN = {  # how a command begins -> why no test runs or parses it
     "python3 -m venv": "the same",
     ".venv-peers/bin/pip": "fetches packages of others",
     "vllm serve": "vLLM is not installed; tests/publishing/test_engines.py holds the words equal to what we make",
+    "python -m vllm.entrypoints.openai.api_server": "the same",
     "python -m sglang.launch_server": "SGLang asks for a GPU; held by the same test",
     "eval": "completion of the shell, in tests/config/test_usage.py",
     "bash .ci/run": "runs all tests itself",

@@ -236,6 +236,8 @@ def test_the_plan_in_the_docs_is_what_the_script_prints():
     assert len(commands) == 2
     for words in commands:
         assert plan.plan(words.split()) in text, words
+    (whole,) = re.findall(r"`python -m benchmarks.plan --costs (experiment=[^`]*)`", text)
+    assert plan.costs_table(whole.split()) in text
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.serve_check import main, verdict
-from benchmarks.serve_engines import Served, by_transformers, from_vllm, ours
+from benchmarks.serve_engines import by_transformers, ours
 from benchmarks.vllm_environment import REQUIREMENTS, ask_vllm, ensure
 
 from benchmarks import serve_check
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
+from draftopd.publishing.audit import Served, from_accepted
 from draftopd.target import load
 from draftopd.target.model import Target
 from pair import PROMPTS
@@ -33,7 +34,7 @@ def test_what_vllm_accepts_behind_the_end_does_not_count():
         {"tokens": [7], "accepted": []},
         {"tokens": [7, 8], "accepted": [0, 2]},  # a verification that was under way when the response had ended
     ]
-    served = from_vllm([[1], [2], [3], [4]], answer)
+    served = from_accepted([[1], [2], [3], [4]], answer)
     assert served.texts == [[1, 7, 8, 9, 10, 11], [2, 7, 8, 9], [3, 7], [4, 7, 8]]
     assert served.committed == [[2, 2], [1, 1], [], [1]]
     assert served.tau == 7 / 5

@@ -30,7 +30,7 @@ def test_a_checkpoint_brings_its_results_and_its_recipe(command, tested: Path, c
     assert f"| training | {training.flops / 1e15:.3g} PFLOPs, {training.seconds / 60:.1f} minutes |" in card.text
     assert f"| commit | `{results.header['git_commit']}` |" in card.text
     assert "| objective | `CrossEntropy` |" in card.text
-    assert "vllm serve org/t " in card.text
+    assert "--model org/t " in card.text
     assert '"model": "out", "num_speculative_tokens": 3' in card.text
     assert not re.search(r"[ \"'`(](/|~/)\w", card.text.replace("~/.cache", ""))
 

@@ -56,7 +56,7 @@ def test_an_engine_that_cannot_serve_it_is_named_with_the_reason(target, kind, l
 def test_names_with_spaces_and_quotes_stay_one_word(target):
     vllm, sglang, _ = recipes(spec("dflash", target), "zlab", Base(None, "a b", "", "float32"), "it's mine")
     assert vllm.command is not None
-    assert "vllm serve 'a b'" in vllm.command
+    assert "--model 'a b'" in vllm.command
     assert """"model": "it'"'"'s mine\"""" in vllm.command
     assert sglang.command is not None
     assert """--speculative-draft-model-path 'it'"'"'s mine'""" in sglang.command

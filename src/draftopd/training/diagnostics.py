@@ -4,23 +4,33 @@ They look at a fixed small number of texts, draw no random numbers, and add noth
 processes the first one's rollouts are explained.
 """
 
+import logging
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from draftopd.checkpoints.published import default_layout, write
+from draftopd.console import say, status
 from draftopd.decoding import distributed
 from draftopd.decoding.free_running import free_running
+from draftopd.errors import DraftError
 from draftopd.evaluation import run_plots
 from draftopd.evaluation.diagnosis import Diagnosis, diagnose
 from draftopd.evaluation.text_quality import Quality, quality
+from draftopd.publishing.asking import ask
+from draftopd.publishing.audit import Audit, audit, from_accepted, request
 from draftopd.trace import Rollout
 from draftopd.training.callbacks import Observed, data_of, log, run_of
 from draftopd.training.module import DraftModule
 from draftopd.values.checked import checked
-from draftopd.values.types import Count
+from draftopd.values.types import Count, Natural, NonNegative, Positive
+
+log_lines = logging.getLogger(__name__)
 
 
 @checked
@@ -140,3 +150,80 @@ def _metrics(prefix: str, seen: Quality) -> dict[str, float]:
         places = zip(range(0, len(values) * seen.width, seen.width), values, seen.tokens, strict=True)
         out |= {f"{prefix}{name}_from/{place}": value for place, value, count in places if count}
     return out
+
+
+@checked
+class ServedAudit(L.Callback):
+    """Exports the drafter, serves it, and holds what the engine accepts against redraft's own chain, step by step.
+
+    Metrics `audit/...`. The target's text is greedy here, whatever the run's decoding is.
+
+    Args:
+        every: epochs (rollout phases) between audits; 0 = none.
+        prompts: validation prompts.
+        command: starts an engine; its words may hold names in braces (`publishing/asking.py`).
+        on_difference: warn, or stop the run, where no tie explains a difference, or the engine does not answer.
+        layout: of the exported folder; None = the default of this kind of drafter.
+        tie: difference of logits up to which two tokens are a tie; None = 0.001 in float32, 0.25 in bfloat16.
+        patience: seconds for the engine to start, and for each of its texts.
+
+    Raises:
+        DraftError: it is to stop the run, and has a reason.
+    """
+
+    def __init__(
+        self,
+        observed: Observed,
+        every: Natural = 0,
+        prompts: Count = 20,
+        command: list[str] | None = None,
+        on_difference: Literal["warn", "stop"] = "warn",
+        layout: str | None = None,
+        tie: NonNegative | None = None,
+        patience: Positive = 1800.0,
+    ) -> None:
+        if every and not command:
+            raise DraftError("callbacks.served_audit.every needs a command that serves the drafter: set its command")
+        self.observed, self.every, self.prompts, self.command = observed, every, prompts, command or []
+        self.on_difference, self.layout, self.tie, self.patience = on_difference, layout, tie, patience
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DraftModule)
+        if not self.every or (trainer.current_epoch + 1) % self.every:
+            return
+        fault = None
+        with pl_module.ledger.timed("audit"), distributed.whole(pl_module.drafter):
+            if trainer.is_global_zero:
+                try:
+                    fault = self._fault(trainer, self._audit(trainer, pl_module))
+                except DraftError as error:
+                    fault = f"the served audit could not be made: {error}"
+        fault = trainer.strategy.broadcast(fault)  # the others wait for it
+        if fault and self.on_difference == "stop":
+            raise DraftError(fault)
+        if fault and trainer.is_global_zero:
+            log_lines.warning(fault)
+
+    def _audit(self, trainer: L.Trainer, module: DraftModule) -> Audit:
+        data, target, drafter = data_of(trainer), module.target, module.drafter
+        prompts = [ids for _, ids in data.encoded("val", self.prompts)]
+        output = Path(trainer.default_root_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="served-audit-") as scratch:
+            folder = Path(scratch, "drafter")
+            write(drafter, folder, self.layout or default_layout(drafter), target)
+            asked = request(target, drafter, folder, prompts, data.decoding.max_new_tokens)
+            answers = ask(self.command, asked, self.patience, output / "served_audit.log")
+        return audit(target, drafter, prompts, from_accepted(prompts, answers), self.tie)
+
+    def _fault(self, trainer: L.Trainer, found: Audit) -> str | None:
+        counts = {"same": found.same, "ties": len(found.ties), "wrong": len(found.wrong)}
+        shares = {f"audit/{name}": count / found.responses for name, count in counts.items()}
+        log(trainer, shares | {"audit/tau": found.tau, "audit/tau_served": found.tau_served})
+        say(", ".join(filter(None, (status.where, f"served audit: {found.summary}"))))
+        for tie in found.ties:
+            log_lines.info(tie)
+        if found.passed:
+            return None
+        more = f"; and {len(found.wrong) - 1} more" if len(found.wrong) > 1 else ""
+        return f"the exported drafter is not served as it was trained: {found.summary}; {found.wrong[0]}{more}"
