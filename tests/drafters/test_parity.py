@@ -1,10 +1,12 @@
 """Training sees what decoding saw: for all drafters, the logits of a training forward are those of cached drafting."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from draftopd.drafters.base import Drafter
+from draftopd.drafters.base import Drafter, Propose
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
@@ -17,15 +19,15 @@ CAPACITY = 60
 ANCHORS = [[6, 7, 11, 12], [3, 6, 7, 12]]  # of two texts; after each draft the rows move on by different lengths
 
 
-class Greedy:
+class Greedy(Propose):
     """Proposes the most probable drafts, and stores the logits that they came from."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
         self.logits.append(logits)
-        return logits.argmax(-1)
+        return super().__call__(logits)
 
 
 @pytest.fixture(params=[kind + size for kind in ("dflash", "dspark", "eagle3") for size in ("", ", 10 tokens")])

@@ -18,9 +18,24 @@ from draftopd.trace import ReplayBatch
 Embed = Callable[[Tensor], Tensor]
 LendHead = Callable[[Tensor | None], Head]
 """a draft vocabulary [V'] -> the target's head restricted to it: `Target.head`"""
-Propose = Callable[[Tensor], Tensor]
-"""draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n]"""
 R = TypeVar("R")
+
+
+class Propose:
+    """Chooses drafts, slot after slot: here the most likely ones."""
+
+    @property
+    def ended(self) -> bool:
+        """No further slot of these blocks is wanted."""
+        return False
+
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
+        """Draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n].
+
+        Args:
+            confidence: what a confidence head says of these slots: logits [B, n].
+        """
+        return logits.argmax(-1)
 
 
 class Drafter(nn.Module, ABC):
@@ -204,5 +219,6 @@ class Drafter(nn.Module, ABC):
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         """Proposes [B, K] tokens after the anchor tokens [B], which are at positions `state.lengths`.
 
-        Nothing is seen of what the state holds from there on.
+        Fewer where `propose` ends and tokens are drafted one after the other. Nothing is seen of what the state holds
+        from there on.
         """

@@ -158,12 +158,21 @@ class Eagle3(Drafter):
         return [mask[:, :, k * width : (k + 1) * width, : length + (k + 1) * width] for k in range(slots)]
 
     def _unroll(
-        self, texts: Texts, anchors: Tensor, positions: Tensor, *, embed: Embed, choose: Choose, attention: str
+        self,
+        texts: Texts,
+        anchors: Tensor,
+        positions: Tensor,
+        *,
+        embed: Embed,
+        choose: Choose,
+        attention: str,
+        ended: Callable[[], bool] = lambda: False,
     ) -> tuple[Tensor, Tensor]:
         """Fills blocks slot by slot, all blocks of a text side by side.
 
         Args:
             anchors, positions: [B, N] the anchor tokens and their positions.
+            ended: asked after each slot whether it was the last.
 
         Returns:
             hidden states [B, N, K, D] for the head, and the chosen tokens [B, N, K].
@@ -179,6 +188,8 @@ class Eagle3(Drafter):
             outputs.append(self.norm(hidden))
             tokens = choose(k, outputs[-1])
             chosen.append(tokens)
+            if ended():
+                break
         return torch.stack(outputs, 2), torch.stack(chosen, 2)
 
     def _texts(self, tokens: Tensor, features: Tensor, embed: Embed) -> Texts:
@@ -208,4 +219,5 @@ class Eagle3(Drafter):
             return head.tokens(propose(head(hidden)))
 
         texts, at, positions = (fused, (keys, values)), anchors[:, None], state.lengths[:, None]
-        return self._unroll(texts, at, positions, embed=embed, choose=choose, attention="sdpa")[1][:, 0]
+        how = {"embed": embed, "choose": choose, "attention": "sdpa", "ended": lambda: propose.ended}
+        return self._unroll(texts, at, positions, **how)[1][:, 0]

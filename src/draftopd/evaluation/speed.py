@@ -15,8 +15,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from draftopd.decoding.acceptance import accept
+from draftopd.decoding.cuts import Chance, Cuts, log_odds
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.sampling import Places, Proposal
 from draftopd.decoding.settings import Decoding
@@ -26,6 +28,10 @@ from draftopd.evaluation.measure import Done, clocks, nothing
 from draftopd.evaluation.metrics import Acceptance
 from draftopd.target.cache import RaggedCache
 from draftopd.target.model import Target
+from draftopd.trace import Trace, collate
+
+Clock = Callable[[], float]
+"""seconds"""
 
 
 @dataclass(frozen=True)
@@ -57,25 +63,30 @@ def costs(
     decoding: Decoding | None = None,
     repeats: int = 15,
     on_done: Done = nothing,
+    *,
+    rows: int = 1,
+    clock: Clock = time.perf_counter,
 ) -> Costs:
-    """Times single steps at batch size 1 after a text; block sizes take turns.
+    """Times single steps of a batch after a text; block sizes take turns.
 
     A step of the same kind runs just before each that is timed, as it does in decoding: one row and several may read
     the target's weights in two layouts, and a processor's caches do not hold both.
 
     Args:
         text: token ids, e.g. a prompt with half of a response.
+        rows: of the batch, all with this text.
+        clock: on a busy machine, with one thread, time.process_time tells what a step takes without the waiting.
     """
-    bench = _Bench(target, drafter, text, decoding or Decoding(), max(block_sizes))
+    bench = _Bench(target, drafter, [list(text)] * rows, decoding or Decoding(), max(block_sizes))
     verify: dict[int, list[float]] = {size: [] for size in (1, *block_sizes)}
     draft: dict[int, list[float]] = {size: [] for size in block_sizes}
     for turn in range(repeats + 1):  # the first turn warms up
         for size in verify:
             bench.verify(size)
             if size in draft:
-                seconds = _seconds(partial(bench.draft, size), target)
+                seconds = _seconds(partial(bench.draft, size), target, clock)
                 draft[size] += [seconds] if turn else []
-            seconds = _seconds(partial(bench.verify, size), target)
+            seconds = _seconds(partial(bench.verify, size), target, clock)
             verify[size] += [seconds] if turn else []
         on_done(1 if turn else 0)
     medians = ({size: median(values) for size, values in table.items()} for table in (verify, draft))
@@ -85,20 +96,23 @@ def costs(
 class _Bench:
     """Single steps of decoding after a text, without committing anything."""
 
-    def __init__(self, target: Target, drafter: Drafter, text: Sequence[int], decoding: Decoding, longest: int) -> None:
+    def __init__(
+        self, target: Target, drafter: Drafter, texts: list[list[int]], decoding: Decoding, longest: int
+    ) -> None:
         self.target, self.drafter, self.decoding = target, drafter, decoding
-        tokens = torch.tensor([list(text)], device=target.device)
-        self.cache = RaggedCache(1, len(text) + longest, target.device)
+        tokens = torch.tensor(texts, device=target.device)
+        rows, length = tokens.shape
+        self.cache = RaggedCache(rows, length + longest, target.device)
         _, features = target.step(tokens, self.cache, drafter.layer_ids)
-        self.state = drafter.start(1, len(text) + longest, target.device)
+        self.state = drafter.start(rows, length + longest, target.device)
         drafter.extend(self.state, features, tokens.roll(-1, 1), target.embed)
-        self.cache.lengths = self.state.lengths = torch.tensor([len(text)], device=target.device)
+        self.cache.lengths = self.state.lengths = torch.full_like(tokens[:, 0], length)
         self.last, self.features = tokens[:, -1], features[:, -1:].repeat(1, longest, 1)
         self.head, self.draft_head = target.head(), drafter.head(target.head)
         self.places = Places(decoding, torch.zeros_like(self.last), self.cache.lengths)
 
     def verify(self, size: int) -> None:
-        block = self.last[:, None].expand(1, size)
+        block = self.last[:, None].expand(-1, size)
         taps = self.drafter.layer_ids if size > 1 else ()
         hidden, _ = self.target.step(block, self.cache, taps)
         accept(block[:, 1:], self.head(hidden), self.places)
@@ -107,21 +121,43 @@ class _Bench:
         with self.drafter.blocks_of(size):
             proposal = Proposal(self.places)
             self.drafter.draft(self.state, self.last, self.target.embed, self.draft_head, proposal)
-            following = self.last[:, None].expand(1, size)
+            following = self.last[:, None].expand(-1, size)
             self.drafter.extend(self.state, self.features[:, :size], following, self.target.embed)
 
 
-def _seconds(call: Callable[[], None], target: Target) -> float:
+def _seconds(call: Callable[[], None], target: Target, clock: Clock) -> float:
     _wait(target)
-    start = time.perf_counter()
+    start = clock()
     call()
     _wait(target)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait(target: Target) -> None:
     if target.device.type == "cuda":
         torch.cuda.synchronize(target.device)
+
+
+def _drafted(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Trace]:
+    traces = [result.trace for result in rollout(target, drafter, prompts, decoding)]
+    if not any(len(trace.anchors) for trace in traces):
+        raise DraftError("each of the timed answers is a single token, so nothing is drafted: set speed.prompts=0")
+    return traces
+
+
+def _typical(traces: Sequence[Trace]) -> list[int]:
+    """The prompt of medium length, with half of its response."""
+    half = [trace.tokens[: trace.prompt_length + trace.response_length // 2].tolist() for trace in traces]
+    return sorted(half, key=len)[len(half) // 2]
+
+
+def _accept_at(traces: Sequence[Trace]) -> list[float]:
+    """[K] of whole blocks; a position that no block drafted before its text ended has no share."""
+    width = traces[0].drafts.shape[1]
+    metric = Acceptance(width)
+    metric.update(traces)
+    values = metric.compute()
+    return [float(values[key]) if (key := f"accept_at/{k}") in values else 0.0 for k in range(1, width + 1)]
 
 
 def predict(costs: Costs, accept_at: Sequence[float]) -> dict[int, float]:
@@ -167,19 +203,9 @@ def table(
     Raises:
         DraftError: nothing was drafted.
     """
-    own = drafter.block_size
-    results = rollout(target, drafter, prompts, decoding)
-    if not any(len(r.trace.anchors) for r in results):
-        raise DraftError("each of the timed answers is a single token, so nothing is drafted: set speed.prompts=0")
-    metric = Acceptance(own - 1)
-    metric.update([r.trace for r in results])
-    values = metric.compute()
-    # a position that no block drafted before its text ended has no share
-    accept_at = [float(values[key]) if (key := f"accept_at/{k}") in values else 0.0 for k in range(1, own)]
-    half = [r.trace.tokens[: r.trace.prompt_length + r.trace.response_length // 2].tolist() for r in results]
-    text = sorted(half, key=len)[len(half) // 2]
-    known = costs(target, drafter, text, block_sizes, decoding)
-    predicted = predict(known, accept_at)
+    traces = _drafted(target, drafter, prompts, decoding)
+    known = costs(target, drafter, _typical(traces), block_sizes, decoding)
+    predicted = predict(known, _accept_at(traces))
     rows = []
     subjects = [*[drafter] * len(block_sizes), None]
     turns = clocks(target, subjects, prompts, decoding, on_done, [*block_sizes, None])
@@ -190,3 +216,46 @@ def table(
         model = length * known.verify[1] / known.step(size)
         rows.append(BlockSize(size, predicted.get(size, float("nan")), length, model, seconds[1] / seconds[0]))
     return known, rows
+
+
+@torch.no_grad()
+def chance(target: Target, drafter: Drafter, traces: Sequence[Trace]) -> Chance:
+    """What the drafter's confidence in its drafts was worth, in whole blocks that it has drafted."""
+    head, parts = drafter.head(target.head), list[Tensor]()
+    traces = [trace for trace in traces if len(trace.anchors)]
+    with drafter.evaluating():
+        for trace in traces:
+            rows = drafter(target.replay(collate([trace]).to(target.device), drafter.layer_ids), target.embed)[0]
+            confidence = drafter.confidence_head
+            parts.append((log_odds(head(rows)) if confidence is None else confidence(rows)).cpu())
+    accepted, drafted = (torch.cat(of)[:, None] for of in zip(*((t.accepted, t.drafted) for t in traces), strict=True))
+    slots = torch.arange(1, drafter.num_draft_tokens + 1)
+    return Chance.fit(torch.cat(parts), accepted >= slots, (accepted >= slots - 1) & (drafted >= slots))
+
+
+def fit_cuts(
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    rows: int = 1,
+    repeats: int = 15,
+    clock: Clock = time.perf_counter,
+) -> Cuts:
+    """Where blocks are to end in batches of so many rows: costs and chances, measured on prompts that test nothing.
+
+    Raises:
+        DraftError: nothing was drafted.
+    """
+    traces = _drafted(target, drafter, prompts, decoding)
+    sizes = range(2, drafter.block_size + 1)
+    known = costs(target, drafter, _typical(traces), sizes, decoding, repeats, rows=rows, clock=clock)
+    return cuts(known, chance(target, drafter, traces), _accept_at(traces))
+
+
+def cuts(costs: Costs, chance: Chance, accept_at: Sequence[float]) -> Cuts:
+    """At the pace of the fastest fixed block size: a cut changes it by a few per cent, and the choice by less."""
+    draft = [costs.draft[size] for size in sorted(costs.draft)]
+    rates = [(1 + sum(accept_at[: size - 1])) / costs.step(size) for size in costs.draft]
+    return Cuts(chance, tuple(costs.verify[size] for size in sorted(costs.verify)), (draft[0], *draft), max(rates))
