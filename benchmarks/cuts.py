@@ -4,27 +4,31 @@
 
 Costs and chances are fitted on validation prompts, then test prompts are decoded in alternating rounds, all settings
 by turns in every round, batch 1 and 8. Every text is held against plain greedy decoding. Beside the clock of the wall
-stands the processor's own (`cpu`), of one thread: on a busy machine it leaves the waiting out. `by_costs` is tokens a
-second if each step took what the table of costs says, which no noise of the rounds reaches.
+stands the processor's own (`cpu`), of one thread: on a busy machine it leaves the waiting out. `by_costs` follows more
+texts without the target, and adds up what each step takes by the table of costs.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from draftopd.checkpoints.native import Restored, restore
 from draftopd.command import one_line_errors
-from draftopd.decoding.cuts import Cuts
+from draftopd.decoding.cuts import Chance, Cuts, Cutter, log_odds
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
+from draftopd.drafters.base import Propose
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
 from draftopd.evaluation import speed
 from draftopd.evaluation.results import place
 from draftopd.trace import Trace
@@ -70,12 +74,104 @@ def drafts(traces: Sequence[Trace]) -> list[int]:
     return torch.cat(full).tolist()
 
 
-def by_costs(traces: Sequence[Trace], cuts: Cuts, sequential: bool) -> float:
-    """Tokens a second at batch 1 by the table of costs; drafting one by one, one more than is verified is drafted."""
-    whole = len(cuts.draft) - 1
-    at_most = traces[0].drafts.shape[1]
-    seconds = sum(cuts.verify[m] + cuts.draft[min(m + 1, at_most) if sequential else whole] for m in drafts(traces))
-    return sum(t.response_length - 1 for t in traces) / seconds
+class Recorder(Propose):
+    """Keeps what a cut reads, [B, n] of each call."""
+
+    def __init__(self) -> None:
+        self.evidence: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
+        self.evidence.append(log_odds(logits) if confidence is None else confidence())
+        return super().__call__(logits)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Of one text and one block size: the block that decoding would draft after each token of the response."""
+
+    held: list[int]
+    """leading drafts that are the text"""
+    chances: list[Tensor]
+    """[1, K] of each, to be accepted if those before were"""
+
+
+@torch.no_grad()
+def everywhere(run: Restored, tokens: Tensor, prompt: int, size: int, cuts: Cuts) -> Blocks:
+    """All blocks of a text [T] in one forward, each as a row whose state ends at its anchor."""
+    drafter, target = run.drafter, run.target
+    anchors = torch.arange(prompt, len(tokens) - 1)
+    _, features = target.read(tokens[None], drafter.layer_ids)
+    one = drafter.start(1, len(tokens), target.device)
+    drafter.extend(one, features, tokens[None].roll(-1, 1), target.embed)
+    state = drafter.start(len(anchors), len(tokens), target.device)
+    state.put(slice(None), one)
+    state.lengths = anchors
+    recorder = Recorder()
+    with drafter.blocks_of(size):
+        drafts = drafter.draft(state, tokens[anchors], target.embed, drafter.head(target.head), recorder)
+    after = anchors[:, None] + torch.arange(1, size)
+    held = (drafts == tokens[after.clamp(max=len(tokens) - 1)]) & (after < len(tokens))
+    chances = cuts.chance(torch.cat(recorder.evidence, 1), 0)
+    return Blocks(held.long().cumprod(1).sum(1).tolist(), list(chances.split(1)))
+
+
+def walk(blocks: Blocks, cuts: Cuts, *, cut: bool, at_once: bool) -> tuple[int, int, float]:
+    """Steps of greedy decoding at batch 1, the drafts that it verifies, and its seconds by the table of costs."""
+    at, seconds, steps, verified = 0, 0.0, 0, 0
+    while at < len(blocks.held):
+        chance = blocks.chances[at]
+        length = drafted = chance.shape[1]
+        if cut:
+            cutter = Given(cuts)
+            for part in [chance] if at_once else chance.split(1, 1):
+                cutter(part)
+                if cutter.ended:
+                    break
+            length, drafted = cutter.length, cutter.known
+        seconds += cuts.verify[length] + cuts.draft[drafted]
+        at += min(blocks.held[at], length) + 1
+        steps, verified = steps + 1, verified + length
+    return steps, verified, seconds
+
+
+class Given(Cutter):
+    """A cut of one block by chances that are known."""
+
+    def __init__(self, cuts: Cuts) -> None:
+        super().__init__(replace(cuts, chance=Known(*vars(cuts.chance).values())), torch.ones(1, dtype=torch.bool))
+
+    @property
+    def known(self) -> int:
+        return len(self._reach)
+
+
+class Known(Chance):
+    def __call__(self, evidence: Tensor, first: int) -> Tensor:
+        return evidence
+
+
+def by_costs(run: Restored, texts: Sequence[Trace], sizes: Sequence[int], cuts: Cuts) -> dict[str, Any]:
+    """Every setting along the texts, which greedy decoding writes whatever the blocks are."""
+    out, own = dict[str, Any](), run.drafter.block_size
+    at_once = isinstance(run.drafter, DFlash) and not isinstance(run.drafter, DSpark)
+    for size in sizes:
+        walks: dict[str, list[tuple[int, int, float]]] = {str(size): [], **({CUT: []} if size == own else {})}
+        for text in texts:
+            blocks = everywhere(run, text.tokens, text.prompt_length, size, cuts)
+            for key, of in walks.items():
+                of.append(walk(blocks, cuts, cut=key == CUT, at_once=at_once))
+        tokens = sum(text.response_length - 1 for text in texts)
+        for key, of in walks.items():
+            steps, verified, seconds = (sum(part) for part in zip(*of, strict=True))
+            out[key] = {
+                "acceptance_length": tokens / steps,
+                "verified_tokens": 1 + verified / steps,
+                "tokens_per_second": tokens / seconds,
+            }
+        print(run.drafter.__class__.__name__, {key: out[key] for key in walks}, flush=True)
+    best = max((key for key in out if key != CUT), key=lambda key: out[key]["tokens_per_second"])
+    ratio = out[CUT]["tokens_per_second"] / out[best]["tokens_per_second"]
+    return {"settings": out, "cut_over_best_fixed": {"best_fixed": best, "ratio": ratio}}
 
 
 def summary(rounds: Sequence[dict[str, Any]], plain: list[list[int]]) -> dict[str, Any]:
@@ -106,7 +202,12 @@ def measure(checkpoint: str, args: argparse.Namespace) -> dict[str, Any]:
     fitting, prompts = run.encoded("val", args.fitting), run.encoded("test", args.prompts)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     out: dict[str, Any] = {"checkpoint": place(checkpoint), "kind": type(run.drafter).__name__}
-    for batch in args.batches:
+    if args.walked:
+        cuts = speed.fit_cuts(run.target, run.drafter, fitting, run.decoding, repeats=args.repeats, clock=clock)
+        texts = [r.trace for r in rollout(run.target, run.drafter, run.encoded("test", args.walked), run.decoding)]
+        with run.drafter.evaluating():
+            out["by_costs"] = {"cuts": asdict(cuts), **by_costs(run, texts, args.sizes, cuts)}
+    for batch in args.batches if args.rounds else ():
         cuts = speed.fit_cuts(
             run.target, run.drafter, fitting, run.decoding, rows=batch, repeats=args.repeats, clock=clock
         )
@@ -119,13 +220,6 @@ def measure(checkpoint: str, args: argparse.Namespace) -> dict[str, Any]:
                 rounds[key].append(decode(run, prompts, batch, size, of))
         plain = rounds["1"][0]["texts"]
         found = {key: summary(of, plain) for key, of in rounds.items()}
-        if batch == 1:
-            sequential = cuts.draft[-1] > 1.5 * cuts.draft[1]
-            for key, of in rounds.items():
-                if key == "1":
-                    continue
-                table = cuts if key == CUT else replace(cuts, draft=cuts.draft[: int(key)])
-                found[key]["by_costs"] = by_costs(of[0]["traces"], table, sequential)
         ratio = {name: ratios(rounds, name) for name in ("tokens_per_second", "cpu")}
         out[f"batch_{batch}"] = {"cuts": asdict(cuts), "settings": found, "cut_over_best_fixed": ratio}
         print(json.dumps({"kind": out["kind"], "batch": batch, **ratio}), flush=True)
@@ -137,6 +231,7 @@ def main() -> None:
     parser.add_argument("checkpoints")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--walked", type=int, default=32, help="test prompts whose steps are only counted")
     parser.add_argument("--fitting", type=int, default=32, help="validation prompts")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7, 8])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
