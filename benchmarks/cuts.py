@@ -68,12 +68,6 @@ def decode(run: Restored, prompts: Sequence[list[int]], batch: int, size: int, c
     }
 
 
-def drafts(traces: Sequence[Trace]) -> list[int]:
-    """That each step verified."""
-    full = [t.accepted * 0 + t.drafts.shape[1] if t.verified is None else t.verified for t in traces]
-    return torch.cat(full).tolist()
-
-
 class Recorder(Propose):
     """Keeps what a cut reads, [B, n] of each call."""
 
@@ -96,11 +90,10 @@ class Blocks:
 
 
 @torch.no_grad()
-def everywhere(run: Restored, tokens: Tensor, prompt: int, size: int, cuts: Cuts) -> Blocks:
-    """All blocks of a text [T] in one forward, each as a row whose state ends at its anchor."""
-    drafter, target = run.drafter, run.target
-    anchors = torch.arange(prompt, len(tokens) - 1)
-    _, features = target.read(tokens[None], drafter.layer_ids)
+def everywhere(run: Restored, text: Trace, features: Tensor, size: int, cuts: Cuts) -> Blocks:
+    """All blocks of a text in one forward, each as a row whose state ends at its anchor; features [1, T, F]."""
+    drafter, target, tokens = run.drafter, run.target, text.tokens
+    anchors = torch.arange(text.prompt_length, len(tokens) - 1)
     one = drafter.start(1, len(tokens), target.device)
     drafter.extend(one, features, tokens[None].roll(-1, 1), target.embed)
     state = drafter.start(len(anchors), len(tokens), target.device)
@@ -154,21 +147,22 @@ def by_costs(run: Restored, texts: Sequence[Trace], sizes: Sequence[int], cuts: 
     """Every setting along the texts, which greedy decoding writes whatever the blocks are."""
     out, own = dict[str, Any](), run.drafter.block_size
     at_once = isinstance(run.drafter, DFlash) and not isinstance(run.drafter, DSpark)
-    for size in sizes:
-        walks: dict[str, list[tuple[int, int, float]]] = {str(size): [], **({CUT: []} if size == own else {})}
-        for text in texts:
-            blocks = everywhere(run, text.tokens, text.prompt_length, size, cuts)
-            for key, of in walks.items():
-                of.append(walk(blocks, cuts, cut=key == CUT, at_once=at_once))
-        tokens = sum(text.response_length - 1 for text in texts)
-        for key, of in walks.items():
-            steps, verified, seconds = (sum(part) for part in zip(*of, strict=True))
-            out[key] = {
-                "acceptance_length": tokens / steps,
-                "verified_tokens": 1 + verified / steps,
-                "tokens_per_second": tokens / seconds,
-            }
-        print(run.drafter.__class__.__name__, {key: out[key] for key in walks}, flush=True)
+    walks: dict[str, list[tuple[int, int, float]]] = {**{str(size): [] for size in sizes}, CUT: []}
+    for text in texts:
+        _, features = run.target.read(text.tokens[None], run.drafter.layer_ids)
+        for size in sizes:
+            blocks = everywhere(run, text, features, size, cuts)
+            walks[str(size)].append(walk(blocks, cuts, cut=False, at_once=at_once))
+            if size == own:
+                walks[CUT].append(walk(blocks, cuts, cut=True, at_once=at_once))
+    tokens = sum(text.response_length - 1 for text in texts)
+    for key, of in walks.items():
+        steps, verified, seconds = (sum(part) for part in zip(*of, strict=True))
+        out[key] = {
+            "acceptance_length": tokens / steps,
+            "verified_tokens": 1 + verified / steps,
+            "tokens_per_second": tokens / seconds,
+        }
     best = max((key for key in out if key != CUT), key=lambda key: out[key]["tokens_per_second"])
     ratio = out[CUT]["tokens_per_second"] / out[best]["tokens_per_second"]
     return {"settings": out, "cut_over_best_fixed": {"best_fixed": best, "ratio": ratio}}
@@ -180,8 +174,9 @@ def summary(rounds: Sequence[dict[str, Any]], plain: list[list[int]]) -> dict[st
     if len(traces[0].anchors):
         steps = sum(len(t.anchors) for t in traces)
         out["acceptance_length"] = sum(t.response_length - 1 for t in traces) / steps
-        out["verified_tokens"] = 1 + sum(drafts(traces)) / steps
-        out["lengths"] = torch.tensor(drafts(traces)).bincount(minlength=8).tolist()
+        sent = torch.cat([t.sent for t in traces])
+        out["verified_tokens"] = 1 + float(sent.double().mean())
+        out["lengths"] = sent.bincount(minlength=8).tolist()
     for name in ("tokens_per_second", "cpu"):
         values = [one[name] for one in rounds]
         quarter = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
@@ -207,6 +202,7 @@ def measure(checkpoint: str, args: argparse.Namespace) -> dict[str, Any]:
         texts = [r.trace for r in rollout(run.target, run.drafter, run.encoded("test", args.walked), run.decoding)]
         with run.drafter.evaluating():
             out["by_costs"] = {"cuts": asdict(cuts), **by_costs(run, texts, args.sizes, cuts)}
+        print(out["kind"], json.dumps(out["by_costs"]), flush=True)
     for batch in args.batches if args.rounds else ():
         cuts = speed.fit_cuts(
             run.target, run.drafter, fitting, run.decoding, rows=batch, repeats=args.repeats, clock=clock

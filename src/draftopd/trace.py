@@ -51,12 +51,14 @@ class Trace:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def sent(self) -> Tensor:
+        """[N] drafts that the target verified: K, or fewer in blocks that were cut."""
+        return torch.full_like(self.accepted, self.drafts.shape[1]) if self.verified is None else self.verified
+
+    @property
     def drafted(self) -> Tensor:
-        """[N] verified drafts: K, or fewer in blocks that were cut, and in a last one that a stop token or the length
-        limit has ended."""
-        drafted = (
-            torch.full_like(self.accepted, self.drafts.shape[1]) if self.verified is None else self.verified.clone()
-        )
+        """[N] the same, but only the accepted ones of a last block that a stop token or the length limit has ended."""
+        drafted = self.sent.clone()
         if len(drafted) and int(self.anchors[-1] + self.accepted[-1]) + 1 == len(self.tokens):
             drafted[-1] = self.accepted[-1]
         return drafted

@@ -9,7 +9,7 @@ acceptance). Plain decoding costs t(1) a token:
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from draftopd.decoding.acceptance import accept
 from draftopd.decoding.cuts import Chance, Cuts, log_odds
+from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.sampling import Places, Proposal
 from draftopd.decoding.settings import Decoding
@@ -259,3 +260,54 @@ def cuts(costs: Costs, chance: Chance, accept_at: Sequence[float]) -> Cuts:
     draft = [costs.draft[size] for size in sorted(costs.draft)]
     rates = [(1 + sum(accept_at[: size - 1])) / costs.step(size) for size in costs.draft]
     return Cuts(chance, tuple(costs.verify[size] for size in sorted(costs.verify)), (draft[0], *draft), max(rates))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Decoding of one batch size, with whole blocks or with blocks that are cut."""
+
+    batch_size: int
+    cut: bool
+    acceptance_length: float
+    """pooled"""
+    verified_tokens: float
+    """of a response in a step, the anchor included"""
+    tokens_per_second: float
+    """of decoding, prefill aside, median over rounds"""
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Cut":
+        """From a results file."""
+        return cls(**saved)
+
+
+def cut_table(
+    target: Target,
+    drafter: Drafter,
+    fitting: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    batch_sizes: Sequence[int] = (1, 8),
+    rounds: int = 3,
+) -> list[Cut]:
+    """Whole blocks beside blocks that are cut; they take turns, round by round.
+
+    Args:
+        fitting: prompts on which costs and chances are measured.
+    """
+    out = []
+    for rows in batch_sizes:
+        of = replace(decoding, batch_size=rows)
+        choices = (None, fit_cuts(target, drafter, fitting, of, rows=rows))
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds):
+            for cuts in choices:
+                ledger = Ledger()
+                traces = [r.trace for r in rollout(target, drafter, prompts, of, ledger=ledger, cuts=cuts)]
+                tokens, steps = sum(t.response_length - 1 for t in traces), sum(len(t.anchors) for t in traces)
+                sent = sum(int(t.sent.sum()) for t in traces)
+                rates[cuts is not None].append(tokens / ledger.seconds["decode"])
+                if len(rates[cuts is not None]) == rounds:
+                    speed = median(rates[cuts is not None])
+                    out.append(Cut(rows, cuts is not None, tokens / steps, 1 + sent / steps, speed))
+    return out
