@@ -46,6 +46,7 @@ class Drafter(nn.Module, ABC):
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
         fc: fuses the features; the only weights whose input needs no gradient.
         norm: before the output head.
+        window: a slot sees the window - 1 positions before its own, in the text and in its block; None = all.
         confidence_head: from the rows that its head reads, [..., D'] -> logits [...] of the chance that the target
             accepts the draft; trained beside the objective and never by it. None = it has none.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
@@ -68,6 +69,7 @@ class Drafter(nn.Module, ABC):
         layer_ids: Sequence[int],
         draft_vocab_size: int | None,
         init: Literal["random", "target"],
+        window: int | None = None,
     ) -> None:
         if not all(0 <= layer < target.num_layers for layer in layer_ids):
             raise DraftError(
@@ -75,8 +77,11 @@ class Drafter(nn.Module, ABC):
             )
         if draft_vocab_size is not None and draft_vocab_size > target.vocab_size:
             raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
+        if window is not None and window < block_size:
+            raise DraftError(f"drafter.window {window} must be at least drafter.block_size {block_size}")
         super().__init__()
         self.init = init
+        self.window = window
         self.hidden_size = target.hidden_size
         self.block_size = block_size
         self.layer_ids = tuple(layer_ids)
@@ -88,7 +93,7 @@ class Drafter(nn.Module, ABC):
     @property
     def reads(self) -> dict[str, list[int]]:
         """What the weights do not tell; saved in checkpoints and compared when they are loaded."""
-        return {"layer_ids": list(self.layer_ids)}
+        return {"layer_ids": list(self.layer_ids), **({} if self.window is None else {"window": [self.window]})}
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -181,6 +186,14 @@ class Drafter(nn.Module, ABC):
         """Multiply-adds of the confidence head for one row."""
         head = self.confidence_head
         return 0 if head is None else sum(weight.numel() for weight in head.parameters() if weight.ndim == 2)
+
+    def first_seen(self, positions: Tensor) -> Tensor | None:
+        """The first position of the text that rows at these positions see; None = 0."""
+        return None if self.window is None else positions - self.window + 1
+
+    def unseen(self, positions: Tensor) -> int:
+        """The positions at a text's beginning that no row at these positions sees, nor any later one."""
+        return 0 if self.window is None else max(0, int(positions.min()) - self.window + 1)
 
     @property
     def attentions(self) -> list[Attention]:

@@ -107,6 +107,7 @@ class DSpark(DFlash):
         mask_token_id: Natural | None = None,
         init: Literal["random", "target"] = "random",
         confidence: bool = True,
+        window: Count | None = None,
     ) -> None:
         super().__init__(
             target=target,
@@ -123,6 +124,7 @@ class DSpark(DFlash):
             rope_theta=rope_theta,
             mask_token_id=mask_token_id,
             init=init,
+            window=window,
         )
         self.markov_rank = markov_rank
         self.markov_head = Markov(target.vocab_size, draft_vocab_size or target.vocab_size, markov_rank)
