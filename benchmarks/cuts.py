@@ -32,7 +32,7 @@ from draftopd.drafters.dspark import DSpark
 from draftopd.evaluation import speed
 from draftopd.evaluation.results import place
 from draftopd.trace import Trace
-from draftopd.tracking.header import header
+from draftopd.tracking.header import git_commit, machine
 
 CUT = "cut"
 
@@ -238,7 +238,13 @@ def main() -> None:
     drafters = []
     for checkpoint in args.checkpoints.split(","):
         drafters.append(measure(checkpoint, args))
-        document = {**header(), **settings, "threads": torch.get_num_threads(), "drafters": drafters}
+        document = {
+            "git_commit": git_commit(),
+            "machine": machine(),
+            **settings,
+            "threads": torch.get_num_threads(),
+            "drafters": drafters,
+        }
         args.out.write_text(json.dumps(document, indent=1))
 
 

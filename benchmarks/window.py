@@ -22,7 +22,7 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.head import Head, TargetShape
-from draftopd.tracking.header import header
+from draftopd.tracking.header import git_commit, machine
 
 SHAPE = TargetShape(
     hidden_size=576,
@@ -93,7 +93,13 @@ def main() -> None:
     args = parser.parse_args()
     settings = {key: value for key, value in vars(args).items() if key != "out"}
     found = [measure(kind, args) for kind in KINDS]
-    document = {**header(), **settings, "threads": torch.get_num_threads(), "drafters": found}
+    document = {
+        "git_commit": git_commit(),
+        "machine": machine(),
+        **settings,
+        "threads": torch.get_num_threads(),
+        "drafters": found,
+    }
     args.out.write_text(json.dumps(document, indent=1))
 
 

@@ -18,6 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from draftopd.drafters.base import Drafter
+from draftopd.target.model import Target
+from draftopd.trace import Trace, collate
+
 LARGEST = 1 - 1e-6  # of probabilities, whose log-odds are taken
 
 
@@ -79,6 +83,18 @@ class Cuts:
     rate: float
     """lambda: tokens a second that a row of the batch commits"""
 
+    @classmethod
+    def of(cls, chance: Chance, verify: Sequence[float], draft: Sequence[float], accept_at: Sequence[float]) -> "Cuts":
+        """At the pace of the fastest fixed block size: a cut changes it by a few per cent, and the choice by less.
+
+        Args:
+            verify, draft: seconds with 0..K and with 1..K drafts.
+            accept_at: [K] share of blocks whose first k drafts held.
+        """
+        steps = enumerate(zip(verify[1:], draft, strict=True), 1)
+        rate = max((1 + sum(accept_at[:drafts])) / sum(step) for drafts, step in steps)
+        return cls(chance, tuple(verify), (draft[0], *draft), rate)
+
     def choose(self, reach: Sequence[float], least: int) -> int:
         """The number of drafts to verify, at least `least`; more than are known = draft on.
 
@@ -123,3 +139,18 @@ class Cutter:
         chosen = self.cuts.choose(self._reach, self.length)
         self.ended = chosen <= len(self._reach)
         self.length = min(chosen, len(self._reach))
+
+
+@torch.no_grad()
+def chance(target: Target, drafter: Drafter, traces: Sequence[Trace]) -> Chance:
+    """What the drafter's confidence in its drafts was worth, in whole blocks that it has drafted."""
+    head, parts = drafter.head(target.head), list[Tensor]()
+    traces = [trace for trace in traces if len(trace.anchors)]
+    with drafter.evaluating():
+        for trace in traces:
+            rows = drafter(target.replay(collate([trace]).to(target.device), drafter.layer_ids), target.embed)[0]
+            confidence = drafter.confidence_head
+            parts.append((log_odds(head(rows)) if confidence is None else confidence(rows)).cpu())
+    accepted, drafted = (torch.cat(of)[:, None] for of in zip(*((t.accepted, t.drafted) for t in traces), strict=True))
+    slots = torch.arange(1, drafter.num_draft_tokens + 1)
+    return Chance.fit(torch.cat(parts), accepted >= slots, (accepted >= slots - 1) & (drafted >= slots))

@@ -71,7 +71,7 @@ class Result:
         answers = [Answer.read(answer) for answer in saved["answers"]]
         costs = saved["costs"] and Costs.read(saved["costs"])
         sizes = [BlockSize.read(row) for row in saved["block_sizes"]]
-        cuts = [Cut.read(row) for row in saved.get("cuts", [])]  # older files have none
+        cuts = [Cut(**row) for row in saved.get("cuts", [])]  # older files have none
         return cls(saved["name"], answers, saved["checkpoint"], saved["run_id"], training, costs, sizes, cuts)
 
     def write(self) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from draftopd.decoding.acceptance import accept
-from draftopd.decoding.cuts import Chance, Cuts, log_odds
+from draftopd.decoding.cuts import Cuts, chance
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.sampling import Places, Proposal
@@ -29,7 +28,7 @@ from draftopd.evaluation.measure import Done, clocks, nothing
 from draftopd.evaluation.metrics import Acceptance
 from draftopd.target.cache import RaggedCache
 from draftopd.target.model import Target
-from draftopd.trace import Trace, collate
+from draftopd.trace import Trace
 
 Clock = Callable[[], float]
 """seconds"""
@@ -219,21 +218,6 @@ def table(
     return known, rows
 
 
-@torch.no_grad()
-def chance(target: Target, drafter: Drafter, traces: Sequence[Trace]) -> Chance:
-    """What the drafter's confidence in its drafts was worth, in whole blocks that it has drafted."""
-    head, parts = drafter.head(target.head), list[Tensor]()
-    traces = [trace for trace in traces if len(trace.anchors)]
-    with drafter.evaluating():
-        for trace in traces:
-            rows = drafter(target.replay(collate([trace]).to(target.device), drafter.layer_ids), target.embed)[0]
-            confidence = drafter.confidence_head
-            parts.append((log_odds(head(rows)) if confidence is None else confidence(rows)).cpu())
-    accepted, drafted = (torch.cat(of)[:, None] for of in zip(*((t.accepted, t.drafted) for t in traces), strict=True))
-    slots = torch.arange(1, drafter.num_draft_tokens + 1)
-    return Chance.fit(torch.cat(parts), accepted >= slots, (accepted >= slots - 1) & (drafted >= slots))
-
-
 def fit_cuts(
     target: Target,
     drafter: Drafter,
@@ -252,14 +236,8 @@ def fit_cuts(
     traces = _drafted(target, drafter, prompts, decoding)
     sizes = range(2, drafter.block_size + 1)
     known = costs(target, drafter, _typical(traces), sizes, decoding, repeats, rows=rows, clock=clock)
-    return cuts(known, chance(target, drafter, traces), _accept_at(traces))
-
-
-def cuts(costs: Costs, chance: Chance, accept_at: Sequence[float]) -> Cuts:
-    """At the pace of the fastest fixed block size: a cut changes it by a few per cent, and the choice by less."""
-    draft = [costs.draft[size] for size in sorted(costs.draft)]
-    rates = [(1 + sum(accept_at[: size - 1])) / costs.step(size) for size in costs.draft]
-    return Cuts(chance, tuple(costs.verify[size] for size in sorted(costs.verify)), (draft[0], *draft), max(rates))
+    found = chance(target, drafter, traces)
+    return Cuts.of(found, list(known.verify.values()), list(known.draft.values()), _accept_at(traces))
 
 
 @dataclass(frozen=True)
@@ -274,11 +252,6 @@ class Cut:
     """of a response in a step, the anchor included"""
     tokens_per_second: float
     """of decoding, prefill aside, median over rounds"""
-
-    @classmethod
-    def read(cls, saved: Mapping[str, Any]) -> "Cut":
-        """From a results file."""
-        return cls(**saved)
 
 
 def cut_table(
