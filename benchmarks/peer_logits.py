@@ -15,7 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from draftopd.checkpoints.native import Restored, restore
 from draftopd.checkpoints.published import write
 from draftopd.command import one_line_errors
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Propose
 from draftopd.drafters.dspark import DSpark
 from draftopd.errors import DraftError
 from draftopd.evaluation.measure import roll
@@ -97,9 +98,10 @@ def logits(run: Restored, inputs: dict[str, Tensor], head: Head) -> dict[str, Te
     """Of every text's blocks [N, K, V'], as rollouts compute them, and what a confidence head says [N, K]."""
     drafter, embed, seen = run.drafter, run.target.embed, []
 
-    def propose(values: Tensor) -> Tensor:
-        seen.append(values)
-        return values.argmax(-1)
+    class Seen(Propose):
+        def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
+            seen.append(logits)
+            return super().__call__(logits)
 
     result = {}
     for name in [name for name in inputs if name.startswith("tokens")]:
@@ -110,7 +112,7 @@ def logits(run: Restored, inputs: dict[str, Tensor], head: Head) -> dict[str, Te
             state = drafter.start(1, tokens.shape[1] + drafter.block_size, tokens.device)
             drafter.extend(state, features[:, :anchor], tokens[:, 1 : anchor + 1], embed)
             state.lengths += anchor
-            drafts.append(drafter.draft(state, tokens[:, anchor], embed, head, propose))
+            drafts.append(drafter.draft(state, tokens[:, anchor], embed, head, Seen()))
         result[f"logits.{i}"] = torch.cat(seen).view(len(anchors), drafter.num_draft_tokens, -1)
         if drafter.confidence_head is not None:
             trace = Trace(tokens[0], 1, anchors, torch.cat(drafts), torch.zeros_like(anchors))

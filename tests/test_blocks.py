@@ -42,6 +42,16 @@ def test_the_flex_mask_is_the_same_mask():
     assert torch.equal(visible, branch_mask(start, block, 3, causal=False)[0, 0])
 
 
+def test_a_window_hides_the_beginning_of_the_text():
+    start, block, first = torch.tensor([[2, 2, 1, 1]]), torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 2, -1, 0]])
+    near = branch_mask(start, block, 3, causal=False, first=first)[0, 0]
+    assert near[:, :3].int().tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert torch.equal(near[:, 3:], branch_mask(start, block, 3, causal=False)[0, 0, :, 3:])
+    rows, keys = torch.meshgrid(torch.arange(4), torch.arange(7), indexing="ij")
+    mask = flex_branch_mask(start, block, 3, block, first)
+    assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, keys), near)
+
+
 def trace(tokens: int, anchors: list[int], drafts: list[list[int]], accepted: list[int]) -> Trace:
     """Of the text 0, 1, 2, ... with blocks of four drafts."""
     of = torch.tensor(drafts, dtype=torch.long).view(-1, 4)

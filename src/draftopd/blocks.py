@@ -25,32 +25,41 @@ def block_positions(anchors: Tensor, block_size: int) -> Tensor:
     return anchors[..., None] + torch.arange(block_size, device=anchors.device)
 
 
-def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool) -> Tensor:
+def branch_mask(start: Tensor, block: Tensor, text_length: int, *, causal: bool, first: Tensor | None = None) -> Tensor:
     """Which of [text ‖ rows] each row may see: bool [B, 1, R, T + R], True = visible.
 
     Args:
         start: [B, R] first text position that the row does not see (its block's start).
         block: [B, R] the block of each row, with the rows of a block in order; -1 marks padding.
         causal: a row sees the rows of its block only up to itself, else all of them.
+        first: [B, R] first text position that the row sees; None = 0.
     """
-    text = torch.arange(text_length, device=start.device) < start[..., None]
+    at = torch.arange(text_length, device=start.device)
+    text = at < start[..., None]
+    if first is not None:
+        text = text & (at >= first[..., None])
     rows = block[..., :, None] == block[..., None, :]
     if causal:
         rows = rows.tril()
     return torch.cat([text, rows], dim=-1)[:, None]
 
 
-def flex_branch_mask(start: Tensor, block: Tensor, text_length: int, seen: Tensor) -> BlockMask:
+def flex_branch_mask(
+    start: Tensor, block: Tensor, text_length: int, seen: Tensor, first: Tensor | None = None
+) -> BlockMask:
     """The same mask for torch's flex attention, which skips what no row sees; keys are [text ‖ seen rows].
 
     Args:
-        start, block: [B, R] of the query rows, as in `branch_mask`.
+        start, block, first: [B, R] of the query rows, as in `branch_mask`.
         seen: [B, S] blocks of the key rows, which are all visible to the rows of their block.
     """
 
     def visible(b: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         same = seen[b, (key - text_length).clamp(min=0)] == block[b, row]
-        return torch.where(key < text_length, key < start[b, row], same)
+        text = key < start[b, row]
+        if first is not None:
+            text = text & (key >= first[b, row])
+        return torch.where(key < text_length, text, same)
 
     rows, keys = start.shape[1], text_length + seen.shape[1]
     return create_block_mask(visible, len(start), None, rows, keys, device=str(start.device))

@@ -42,15 +42,23 @@ class Trace:
     """[N] how many leading drafts were accepted, 0..K"""
     drafter_step: int = 0
     """optimizer step of the weights that drafted; -1 = there was no drafter"""
+    verified: Tensor | None = None
+    """[N] drafts of each block that were verified, where blocks were cut (`decoding/cuts.py`), the others being zeros;
+    None = all K"""
 
     @property
     def response_length(self) -> int:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def sent(self) -> Tensor:
+        """[N] drafts that the target verified: K, or fewer in blocks that were cut."""
+        return torch.full_like(self.accepted, self.drafts.shape[1]) if self.verified is None else self.verified
+
+    @property
     def drafted(self) -> Tensor:
-        """[N] verified drafts: K, or fewer in a last block that a stop token or the length limit has cut."""
-        drafted = torch.full_like(self.accepted, self.drafts.shape[1])
+        """[N] the same, but only the accepted ones of a last block that a stop token or the length limit has ended."""
+        drafted = self.sent.clone()
         if len(drafted) and int(self.anchors[-1] + self.accepted[-1]) + 1 == len(self.tokens):
             drafted[-1] = self.accepted[-1]
         return drafted
@@ -229,7 +237,9 @@ def text_blocks(
         last = len(text.tokens) - 1
         index = at[:, None] + torch.arange(1, num_draft_tokens + 1)
         accepted = (last - at).clamp(max=num_draft_tokens)
-        traces.append(replace(text, anchors=at, drafts=text.tokens[index.clamp(max=last)], accepted=accepted))
+        traces.append(
+            replace(text, anchors=at, drafts=text.tokens[index.clamp(max=last)], accepted=accepted, verified=None)
+        )
         verifying.append(None if states is None else states[(index - 1).clamp(max=last)])
     batch = collate(traces, features, verifying)
     return replace(batch, drafted=batch.accepted)

@@ -6,6 +6,7 @@ from benchmarks.serve_engines import by_transformers, full_head, ours
 from torch import nn
 
 from draftopd.checkpoints.to_transformers import to_transformers
+from draftopd.drafters.base import Propose
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.target import load
@@ -51,7 +52,7 @@ def hidden_states(target: Target, drafter: DFlash) -> tuple[torch.Tensor, torch.
     seen: list[torch.Tensor] = []
     handle = drafter.norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     with torch.no_grad():
-        drafter.draft(state, ids[:, -1], target.embed, target.head(), lambda logits: logits.argmax(-1))
+        drafter.draft(state, ids[:, -1], target.embed, target.head(), Propose())
         theirs = to_transformers(drafter, target)(
             noise_embeds=target.embed(block),
             context_hidden_states=features,

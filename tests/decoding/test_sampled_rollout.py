@@ -8,9 +8,11 @@ from scipy import stats
 from test_sampling import commits_the_draft, one_too_many
 
 from draftopd.decoding import batch
+from draftopd.decoding.cuts import Cuts
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.sampling import probabilities
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
 from draftopd.errors import DraftError
 from draftopd.evaluation.stats import ratio
@@ -122,10 +124,10 @@ def test_whole_rollouts_with_a_broken_rule_do_not(
     assert p_value(target, eager_drafter, decoding, 2_000) < 1e-6
 
 
-def p_value(target: Target, drafter: DFlash, decoding: Decoding, draws: int) -> float:
+def p_value(target: Target, drafter: Drafter, decoding: Decoding, draws: int, cuts: Cuts | None = None) -> float:
     """Chi-square of so many responses of three tokens against the law by enumeration."""
     prompt = PROMPTS[1]
-    results = rollout(target, drafter, [prompt] * draws, decoding)
+    results = rollout(target, drafter, [prompt] * draws, decoding, cuts=cuts)
     law: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
         ended = {head: mass for head, mass in law.items() if head and head[-1] in target.stop_tokens.tolist()}

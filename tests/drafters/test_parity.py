@@ -1,10 +1,12 @@
 """Training sees what decoding saw: for all drafters, the logits of a training forward are those of cached drafting."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from draftopd.drafters.base import Drafter
+from draftopd.drafters.base import Drafter, Propose
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
@@ -17,30 +19,34 @@ CAPACITY = 60
 ANCHORS = [[6, 7, 11, 12], [3, 6, 7, 12]]  # of two texts; after each draft the rows move on by different lengths
 
 
-class Greedy:
+class Greedy(Propose):
     """Proposes the most probable drafts, and stores the logits that they came from."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
         self.logits.append(logits)
-        return logits.argmax(-1)
+        return super().__call__(logits)
 
 
-@pytest.fixture(params=[kind + size for kind in ("dflash", "dspark", "eagle3") for size in ("", ", 10 tokens")])
+KINDS = ("dflash", "dspark", "eagle3")
+
+
+@pytest.fixture(params=[kind + how for kind in KINDS for how in ("", ", 10 tokens", ", window")])
 def any_drafter(request, target: Target) -> Drafter:
     torch.manual_seed(5)
     kind, _, reduced = request.param.partition(", ")
-    size = 10 if reduced else None
+    size = 10 if reduced == "10 tokens" else None
+    window = 6 if reduced == "window" else None
     drafter: Drafter
     if kind == "dflash":
-        drafter = DFlash(target.shape, num_layers=2, block_size=5, draft_vocab_size=size)
+        drafter = DFlash(target.shape, num_layers=2, block_size=5, draft_vocab_size=size, window=window)
     elif kind == "dspark":
-        drafter = DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6, draft_vocab_size=size)
+        drafter = DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6, draft_vocab_size=size, window=window)
     else:
-        drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS, draft_vocab_size=size)
-    if reduced:
+        drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS, draft_vocab_size=size, window=window)
+    if size:
         drafter.set_vocabulary(torch.arange(20, 40, 2))
     drafter.initialise(target.head)
     with torch.no_grad():

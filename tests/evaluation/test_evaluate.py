@@ -41,8 +41,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_one_drafter(run, checkpoint: Path, tmp_path: Path):
-    code, results, printed = run(f"checkpoint={checkpoint}", "speed.prompts=2")
+    code, results, printed = run(f"checkpoint={checkpoint}", "speed.prompts=2", "speed.cut=true")
     assert code == 0, printed
+    cuts = results["results"][0]["cuts"]
+    assert [(row["batch_size"], row["cut"]) for row in cuts] == [(1, False), (1, True), (8, False), (8, True)]
+    assert all(2 <= row["verified_tokens"] <= 4 for row in cuts)
+    assert "verified tokens" in printed
     scores = results["results"][0]["scores"]
     for name in ("tiny", "mean"):
         low, middle, high = (scores[name]["acceptance_length"][key] for key in ("low", "mean", "high"))

@@ -55,6 +55,11 @@ class DrafterSpec:
             raise DraftError(
                 f"no published layout for {type(drafter).__name__} drafters: only DFlash, DSpark and Eagle3 have one"
             )
+        if drafter.window is not None:
+            raise DraftError(
+                f"no published layout is written for drafter.window={drafter.window}: vLLM and SGLang make sliding "
+                "layers causal in a block, transformers does not; train with drafter.window=null to serve it"
+            )
         own = {**asdict(drafter.sizes), "mask_token_id": drafter.mask_token_id if isinstance(drafter, DFlash) else 0}
         shape = replace(target.shape, **own)
         return cls(

@@ -24,7 +24,8 @@ def accept(
         return match(drafts, places.choose(logits))
     p = probabilities(logits, places.decoding)
     uniforms = (places.uniforms(1, drafts.shape[1], ACCEPT), places.uniforms(1, logits.shape[1], CHOICE))
-    index, q = torch.cat(proposal.index, 1), torch.cat(proposal.probabilities, 1)
+    count = drafts.shape[1]  # a block that was cut has fewer than were proposed
+    index, q = (torch.cat(of, 1)[:, :count] for of in (proposal.index, proposal.probabilities))
     return reject(drafts, p, index, q, uniforms=uniforms, vocabulary=vocabulary)
 
 

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from draftopd.decoding.acceptance import accept, cut_at_stop
 from draftopd.decoding.compiled import compiled, untimed
+from draftopd.decoding.cuts import Cuts, Cutter
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.sampling import Places, Proposal
 from draftopd.decoding.settings import Decoding
@@ -29,6 +31,7 @@ class RolloutOptions:
     ledger: Ledger
     on_done: Callable[[int], None]
     store: Callable[[Tensor], Tensor]
+    cuts: Cuts | None = None
 
 
 @dataclass
@@ -168,13 +171,15 @@ class DecodingBatch:
         committed [B, W], and the verification's hidden states and features.
         """
         places = Places(self.decoding, self.keys, self.cache.lengths)
-        proposal = Proposal(places)
+        cutter = None if self.options.cuts is None else Cutter(self.options.cuts, ~self.done)
+        proposal = Proposal(places, cutter)
         drafts = self.tokens[:, None][:, :0]
         if self.drafter is not None:
             assert self.state is not None
             assert self.draft_head is not None
             with timed("draft"):
                 drafts = self.drafter.draft(self.state, self.tokens, self.target.embed, self.draft_head, proposal)
+                drafts = drafts if cutter is None else drafts[:, : cutter.length]
         block = torch.cat([self.tokens[:, None], drafts], 1)
         with timed("verify"):
             hidden, features = self.target.step(block, self.cache, self.options.layer_ids)
@@ -229,15 +234,20 @@ class DecodingBatch:
             self.state.select(stay)
             self.state.lengths = self.cache.lengths
 
+    def _padded(self, drafts: Tensor) -> Tensor:
+        return F.pad(drafts, (0, self.num_draft_tokens - len(drafts)))
+
     def _result(self, index: int, row: Response) -> Rollout:
         empty = torch.zeros(0, self.num_draft_tokens, dtype=torch.long)
+        whole = all(len(drafts) == self.num_draft_tokens for drafts in row.drafts)
         trace = Trace(
             tokens=torch.tensor(row.tokens),
             prompt_length=len(row.prompt),
             anchors=torch.tensor(row.anchors, dtype=torch.long),
-            drafts=torch.stack(row.drafts) if row.drafts else empty,
+            drafts=torch.stack([self._padded(drafts) for drafts in row.drafts]) if row.drafts else empty,
             accepted=torch.tensor(row.accepted, dtype=torch.long),
             drafter_step=self.options.drafter_step,
+            verified=None if whole else torch.tensor([len(drafts) for drafts in row.drafts]),
         )
         if self.features is None:
             return Rollout(trace)

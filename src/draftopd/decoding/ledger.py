@@ -3,8 +3,9 @@
 FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for linear layers, 4 · heads · head_dim for
 each visible (query, key) pair of attention, full attention in every layer. A backward pass counts twice its forward.
 They are those of all rows in a forward, also of padding in prompts and of complete responses that wait for their batch
-to be made smaller. They leave out layers that run twice to save memory, pairs that a kernel computes and hides, and
-padding of training batches. tests/decoding/test_ledger.py compares them with the operations that really ran.
+to be made smaller; a block that is cut counts the drafts of a whole one. They leave out layers that run twice to save
+memory, pairs that a kernel computes and hides, and padding of training batches. tests/decoding/test_ledger.py compares
+them with the operations that really ran.
 """
 
 import time

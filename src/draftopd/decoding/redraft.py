@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.memory import FEWER, Attempts
 from draftopd.decoding.settings import Decoding
-from draftopd.drafters.base import Drafter
+from draftopd.drafters.base import Drafter, Propose
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.head import Head
@@ -107,7 +107,7 @@ def _follow(
             row, tokens, anchors, last = (values[live] for values in (row, tokens, anchors, last))
             continue
         state.lengths = anchors
-        drafts = drafter.draft(state, tokens.gather(1, anchors[:, None])[:, 0], target.embed, head, _greedy)
+        drafts = drafter.draft(state, tokens.gather(1, anchors[:, None])[:, 0], target.embed, head, Propose())
         after = anchors[:, None] + slots
         # a text ends with a stop token or at the length limit, where `cut_at_stop` ends its last block too
         held = (drafts == tokens.gather(1, after.clamp(max=tokens.shape[1] - 1))) & (after <= last[:, None])
@@ -116,11 +116,9 @@ def _follow(
         anchors = anchors + accepted + 1
     of, *parts = (torch.cat(values) for values in zip(*blocks, strict=True))
     chosen = [[values[of == i] for values in parts] for i in range(len(texts))]
-    return [replace(t, anchors=a, drafts=d, accepted=r) for t, (a, d, r) in zip(traces, chosen, strict=True)]
-
-
-def _greedy(logits: Tensor) -> Tensor:
-    return logits.argmax(-1)
+    return [
+        replace(t, anchors=a, drafts=d, accepted=r, verified=None) for t, (a, d, r) in zip(traces, chosen, strict=True)
+    ]
 
 
 def _with_features(

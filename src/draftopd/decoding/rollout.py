@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draftopd.decoding.batch import DecodingBatch, Response, RolloutOptions
 from draftopd.decoding.compiled import capacity_of
+from draftopd.decoding.cuts import Cuts
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.memory import FEWER, Attempts, row_bytes
 from draftopd.decoding.settings import Decoding
@@ -33,6 +34,7 @@ def rollout(
     on_done: Callable[[int], None] = lambda finished: None,
     store: Callable[[Tensor], Tensor] = Tensor.cpu,
     kind: type[DecodingBatch] = DecodingBatch,
+    cuts: Cuts | None = None,
 ) -> list[Rollout]:
     """Writes one response per prompt, in batches; results are in the order of the prompts.
 
@@ -50,13 +52,17 @@ def rollout(
         on_done: called with the number of responses just finished.
         store: moves returned states to the CPU (`data.storage.SpillStore`).
         kind: decides what is committed (`free_running.FreeRunningBatch`).
+        cuts: ends blocks early where that pays; not with `keep_states`, whose blocks are whole. None = whole blocks.
 
     Raises:
-        DraftError: `decoding.memory_gib` is too small for one response, or the target cannot read or continue a prompt
-            (`Target.check_prompts`).
+        DraftError: `decoding.memory_gib` is too small for one response, the target cannot read or continue a prompt
+            (`Target.check_prompts`), or blocks are cut in compiled steps.
     """
+    assert cuts is None or not keep_states, "blocks whose states are kept are whole"
+    if cuts is not None and decoding.compile:
+        raise DraftError("blocks that are cut have no fixed shape: set decoding.compile=false, or speed.cut=false")
     features = tuple(layer_ids if drafter is None else drafter.layer_ids)
-    options = RolloutOptions(keep_states, features, keys, drafter_step, ledger or Ledger(), on_done, store)
+    options = RolloutOptions(keep_states, features, keys, drafter_step, ledger or Ledger(), on_done, store, cuts)
     return decode(kind, target, drafter, prompts, decoding, options)
 
 

@@ -4,10 +4,14 @@ Random numbers belong to places, not to calls: a uniform number is a function of
 response does not depend on its batch, and token matching commits, token for token, the text of plain sampling.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from draftopd.decoding.cuts import Cutter, log_odds
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Propose
 
 CHOICE, DRAFT, ACCEPT = range(3)  # uses of random numbers: target's token, drafter's token, accepting a draft
 SHORT = 256  # that many most probable tokens usually contain the nucleus
@@ -92,16 +96,25 @@ class Places:
         return draw(probabilities(logits, self.decoding), self.uniforms(1, logits.shape[1], CHOICE))
 
 
-class Proposal:
-    """Turns draft logits into drafts, slot after slot; remembers the distributions that drafts are sampled from."""
+class Proposal(Propose):
+    """Turns draft logits into drafts, slot after slot; remembers the distributions that drafts are sampled from.
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    Args:
+        cutter: says where the blocks end; None = they are whole.
+    """
+
+    def __init__(self, places: Places, cutter: Cutter | None = None) -> None:
+        self.places, self.cutter = places, cutter
         self.index: list[Tensor] = []
         self.probabilities: list[Tensor] = []
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Rows of the draft head [B, n] for the next n slots, from logits [B, n, V']."""
+    @property
+    def ended(self) -> bool:
+        return self.cutter is not None and self.cutter.ended
+
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
+        if self.cutter is not None:
+            self.cutter(log_odds(logits) if confidence is None else confidence())
         decoding = self.places.decoding
         if not decoding.samples_drafts:
             return logits.argmax(-1)

@@ -18,9 +18,24 @@ from draftopd.trace import ReplayBatch
 Embed = Callable[[Tensor], Tensor]
 LendHead = Callable[[Tensor | None], Head]
 """a draft vocabulary [V'] -> the target's head restricted to it: `Target.head`"""
-Propose = Callable[[Tensor], Tensor]
-"""draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n]"""
 R = TypeVar("R")
+
+
+class Propose:
+    """Chooses drafts, slot after slot: here the most likely ones."""
+
+    @property
+    def ended(self) -> bool:
+        """No further slot of these blocks is wanted."""
+        return False
+
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
+        """Draft logits [B, n, V'] of the next n slots -> their drafts as rows of the head [B, n].
+
+        Args:
+            confidence: what a confidence head says of these slots: logits [B, n].
+        """
+        return logits.argmax(-1)
 
 
 class Drafter(nn.Module, ABC):
@@ -31,6 +46,7 @@ class Drafter(nn.Module, ABC):
         layer_ids: the target's decoder layers (0-based) whose outputs are the features it reads.
         fc: fuses the features; the only weights whose input needs no gradient.
         norm: before the output head.
+        window: a slot sees the window - 1 positions before its own, in the text and in its block; None = all.
         confidence_head: from the rows that its head reads, [..., D'] -> logits [...] of the chance that the target
             accepts the draft; trained beside the objective and never by it. None = it has none.
         attention: over whole texts; decoding always takes torch's scaled_dot_product_attention.
@@ -53,6 +69,7 @@ class Drafter(nn.Module, ABC):
         layer_ids: Sequence[int],
         draft_vocab_size: int | None,
         init: Literal["random", "target"],
+        window: int | None = None,
     ) -> None:
         if not all(0 <= layer < target.num_layers for layer in layer_ids):
             raise DraftError(
@@ -60,8 +77,11 @@ class Drafter(nn.Module, ABC):
             )
         if draft_vocab_size is not None and draft_vocab_size > target.vocab_size:
             raise DraftError(f"drafter.draft_vocab_size {draft_vocab_size} must lie in 1..{target.vocab_size}")
+        if window is not None and window < block_size:
+            raise DraftError(f"drafter.window {window} must be at least drafter.block_size {block_size}")
         super().__init__()
         self.init = init
+        self.window = window
         self.hidden_size = target.hidden_size
         self.block_size = block_size
         self.layer_ids = tuple(layer_ids)
@@ -73,7 +93,7 @@ class Drafter(nn.Module, ABC):
     @property
     def reads(self) -> dict[str, list[int]]:
         """What the weights do not tell; saved in checkpoints and compared when they are loaded."""
-        return {"layer_ids": list(self.layer_ids)}
+        return {"layer_ids": list(self.layer_ids), **({} if self.window is None else {"window": [self.window]})}
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -167,6 +187,17 @@ class Drafter(nn.Module, ABC):
         head = self.confidence_head
         return 0 if head is None else sum(weight.numel() for weight in head.parameters() if weight.ndim == 2)
 
+    def first_seen(self, positions: Tensor) -> Tensor | None:
+        """The first position of the text that rows at these positions see; None = 0."""
+        return None if self.window is None else positions - self.window + 1
+
+    def unseen(self, state: RaggedCache, positions: Tensor) -> int:
+        """The positions at a text's beginning that no row at these positions sees, nor any later one.
+
+        0 where shapes are fixed: there only the mask hides them.
+        """
+        return 0 if self.window is None or state.fixed else max(0, int(positions.min()) - self.window + 1)
+
     @property
     def attentions(self) -> list[Attention]:
         return [module for module in self.modules() if isinstance(module, Attention)]
@@ -204,5 +235,6 @@ class Drafter(nn.Module, ABC):
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         """Proposes [B, K] tokens after the anchor tokens [B], which are at positions `state.lengths`.
 
-        Nothing is seen of what the state holds from there on.
+        Fewer where `propose` ends and tokens are drafted one after the other. Nothing is seen of what the state holds
+        from there on.
         """

@@ -57,6 +57,7 @@ class DFlash(Drafter):
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
         mask_token_id: by default the target's.
         init: "target" = `copy_target` before training.
+        window: see `Drafter`; at least the block size, so that a block sees itself.
 
     Attributes:
         first_slot: the row of a block that predicts its first draft: 1 where rows predict the token at their own
@@ -81,9 +82,10 @@ class DFlash(Drafter):
         rope_theta: Positive | None = None,
         mask_token_id: Natural | None = None,
         init: Literal["random", "target"] = "random",
+        window: Count | None = None,
     ) -> None:
         ids = layer_ids if layer_ids is not None else default_layer_ids(num_taps or num_layers, target.num_layers)
-        super().__init__(target, block_size, ids, draft_vocab_size, init)
+        super().__init__(target, block_size, ids, draft_vocab_size, init, window)
         self.mask_token_id = target.mask_token_id if mask_token_id is None else mask_token_id
         own_sizes = {
             "num_attention_heads": num_attention_heads,
@@ -114,7 +116,7 @@ class DFlash(Drafter):
         rows = blocks * width
         weights = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
         queries = sum(attention.q_proj.out_features for attention in self.attentions)
-        return 2.0 * weights * rows + 4.0 * queries * rows * (length + width)
+        return 2.0 * weights * rows + 4.0 * queries * rows * (min(length, self.window or length) + width)
 
     def _context(self, features: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
@@ -126,21 +128,32 @@ class DFlash(Drafter):
         return [self.run(layer.self_attn.keys_values, context, positions) for layer in self.stack]
 
     def _blocks(
-        self, texts: list[KeysValues], anchors: Tensor, positions: Tensor, embed: Embed, attention: str
+        self,
+        texts: list[KeysValues],
+        anchors: Tensor,
+        positions: Tensor,
+        embed: Embed,
+        attention: str,
+        unseen: int = 0,
     ) -> Tensor:
-        """Hidden states [B, N, K, D] of the draft slots after the anchor tokens [B, N] at these positions."""
+        """Hidden states [B, N, K, D] of the draft slots after the anchor tokens [B, N] at these positions.
+
+        Args:
+            unseen: positions before the first that `texts` holds.
+        """
         rows, blocks = anchors.shape
         width = self.num_draft_tokens + self.first_slot
         inputs = masked_blocks(anchors, width, self.mask_token_id)
-        start = positions[..., None].expand_as(inputs).flatten(1)
+        start = positions[..., None].expand_as(inputs).flatten(1) - unseen
         positions = block_positions(positions, width).flatten(1)
         block = torch.arange(blocks, device=start.device).repeat_interleave(width).expand(rows, -1)
         length = texts[0][0].shape[1]
+        first = self.first_seen(positions - unseen)
         mask: Tensor | BlockMask
         if attention == "flex_attention":
-            mask = flex_branch_mask(start, block, length, block)
+            mask = flex_branch_mask(start, block, length, block, first)
         else:
-            mask = branch_mask(start, block, length, causal=False)
+            mask = branch_mask(start, block, length, causal=False, first=first)
         x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
         for layer, text in zip(self.stack, texts, strict=True):
             x = self.run(layer, x, positions, text, mask)
@@ -159,9 +172,9 @@ class DFlash(Drafter):
 
     def _block(self, state: RaggedCache, anchors: Tensor, embed: Embed) -> Tensor:
         """Hidden states [B, K, D] of the draft slots after the anchor tokens [B]."""
-        end = state.seen
-        texts = [(keys[:, :end], values[:, :end]) for keys, values in state.stores.values()]
-        return self._blocks(texts, anchors[:, None], state.lengths[:, None], embed, "sdpa")[:, 0]
+        unseen, end = self.unseen(state, state.lengths), state.seen
+        texts = [(keys[:, unseen:end], values[:, unseen:end]) for keys, values in state.stores.values()]
+        return self._blocks(texts, anchors[:, None], state.lengths[:, None], embed, "sdpa", unseen)[:, 0]
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         return head.tokens(propose(head(self._block(state, anchors, embed))))

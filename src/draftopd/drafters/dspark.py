@@ -13,6 +13,7 @@ are the target's.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -106,6 +107,7 @@ class DSpark(DFlash):
         mask_token_id: Natural | None = None,
         init: Literal["random", "target"] = "random",
         confidence: bool = True,
+        window: Count | None = None,
     ) -> None:
         super().__init__(
             target=target,
@@ -122,6 +124,7 @@ class DSpark(DFlash):
             rope_theta=rope_theta,
             mask_token_id=mask_token_id,
             init=init,
+            window=window,
         )
         self.markov_rank = markov_rank
         self.markov_head = Markov(target.vocab_size, draft_vocab_size or target.vocab_size, markov_rank)
@@ -146,9 +149,17 @@ class DSpark(DFlash):
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
         assert isinstance(head, MarkovHead)
-        logits = head.base(self._block(state, anchors, embed))
+        hidden = self._block(state, anchors, embed)
         tokens = [anchors]
-        for slot in logits.unbind(1):
-            bias = head.bias_of(self.markov_head.markov_w1(tokens[-1]))
-            tokens.append(head.tokens(propose((slot + bias)[:, None]))[:, 0])
+        for row, slot in zip(hidden.split(1, 1), head.base(hidden).split(1, 1), strict=True):
+            before = self.markov_head.markov_w1(tokens[-1])[:, None]
+            confidence = None if self.confidence_head is None else partial(self._confidence, row, before)
+            tokens.append(head.tokens(propose(slot + head.bias_of(before), confidence))[:, 0])
+            if propose.ended:
+                break
         return torch.stack(tokens[1:], 1)
+
+    def _confidence(self, hidden: Tensor, before: Tensor) -> Tensor:
+        assert self.confidence_head is not None
+        logits: Tensor = self.confidence_head(torch.cat([hidden, before], -1))
+        return logits

@@ -73,6 +73,7 @@ class Eagle3(Drafter):
         draft_vocab_size: size of a reduced vocabulary; None = the target's whole vocabulary.
         init: "target" = `copy_target` before training.
         num_layers: it has one; a setting that all drafters take.
+        window: see `Drafter`; at least the block size, so that a block sees itself.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class Eagle3(Drafter):
         rope_theta: Positive | None = None,
         init: Literal["random", "target"] = "random",
         num_layers: Literal[1] = 1,
+        window: Count | None = None,
     ) -> None:
         depth = target.num_layers
         ids = default_layer_ids(depth) if layer_ids is None else layer_ids
         if layer_ids is None and not ids:
             raise DraftError(f"EAGLE-3 has no default layers for a target of {depth}: set drafter.layer_ids")
-        super().__init__(target, block_size, ids, draft_vocab_size, init)
+        super().__init__(target, block_size, ids, draft_vocab_size, init, window)
         own_sizes = {
             "num_attention_heads": num_attention_heads,
             "num_key_value_heads": num_key_value_heads,
@@ -138,7 +140,8 @@ class Eagle3(Drafter):
         rows = blocks * self.num_draft_tokens
         weights = sum(p.numel() for p in self.midlayer.parameters() if p.ndim == 2)
         queries = self.midlayer.self_attn.q_proj.out_features
-        return 2.0 * weights * rows + 4.0 * queries * rows * (length - 1 + self.block_size / 2)
+        seen = min(length, self.window or length) - 1 + self.block_size / 2
+        return 2.0 * weights * rows + 4.0 * queries * rows * seen
 
     def _fuse(self, features: Tensor) -> Tensor:
         return self.fc(features.to(self.fc.weight.dtype))
@@ -150,27 +153,40 @@ class Eagle3(Drafter):
     def _masks(self, start: Tensor, length: int, attention: str) -> Sequence[Tensor | BlockMask]:
         """What rows of each slot see: the text before `start` [B, N], and their block's slots up to their own."""
         slots, width = self.num_draft_tokens, start.shape[1]
+        first = [self.first_seen(start + k) for k in range(slots)]
         block = torch.arange(width, device=start.device).expand_as(start)
         if attention == "flex_attention":
-            return [flex_branch_mask(start, block, length, block.repeat(1, k + 1)) for k in range(slots)]
+            return [flex_branch_mask(start, block, length, block.repeat(1, k + 1), first[k]) for k in range(slots)]
         # rows of all slots, slot after slot
-        mask = branch_mask(start.repeat(1, slots), block.repeat(1, slots), length, causal=True)
+        near = None if self.window is None else torch.cat([f for f in first if f is not None], 1)
+        mask = branch_mask(start.repeat(1, slots), block.repeat(1, slots), length, causal=True, first=near)
         return [mask[:, :, k * width : (k + 1) * width, : length + (k + 1) * width] for k in range(slots)]
 
     def _unroll(
-        self, texts: Texts, anchors: Tensor, positions: Tensor, *, embed: Embed, choose: Choose, attention: str
+        self,
+        texts: Texts,
+        anchors: Tensor,
+        positions: Tensor,
+        *,
+        embed: Embed,
+        choose: Choose,
+        attention: str,
+        ended: Callable[[], bool] = lambda: False,
+        unseen: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Fills blocks slot by slot, all blocks of a text side by side.
 
         Args:
             anchors, positions: [B, N] the anchor tokens and their positions.
+            ended: asked after each slot whether it was the last.
+            unseen: positions before the first that `texts` holds.
 
         Returns:
             hidden states [B, N, K, D] for the head, and the chosen tokens [B, N, K].
         """
         fused, text = texts
-        masks = self._masks(positions - 1, text[0].shape[1], attention)
-        first = (positions - 1).clamp(min=0)[..., None]  # padding blocks have their anchor at 0
+        masks = self._masks(positions - 1 - unseen, text[0].shape[1], attention)
+        first = (positions - 1 - unseen).clamp(min=0)[..., None]  # padding blocks have their anchor at 0
         hidden = fused.gather(1, first.expand(-1, -1, fused.shape[-1]))
         tokens, seen, outputs, chosen = anchors, [text], [], []
         for k, mask in enumerate(masks):
@@ -179,6 +195,8 @@ class Eagle3(Drafter):
             outputs.append(self.norm(hidden))
             tokens = choose(k, outputs[-1])
             chosen.append(tokens)
+            if ended():
+                break
         return torch.stack(outputs, 2), torch.stack(chosen, 2)
 
     def _texts(self, tokens: Tensor, features: Tensor, embed: Embed) -> Texts:
@@ -201,11 +219,13 @@ class Eagle3(Drafter):
         state.append(0, *self._pairs(fused, following, positions, embed), fused)
 
     def draft(self, state: RaggedCache, anchors: Tensor, embed: Embed, head: Head, propose: Propose) -> Tensor:
-        end = state.seen
-        keys, values, fused = (store[:, :end] for store in state.stores[0])
+        # the first slot's row stands one position before the anchor, and its feature is read whatever the window
+        unseen, end = self.unseen(state, state.lengths - 1), state.seen
+        keys, values, fused = (store[:, unseen:end] for store in state.stores[0])
 
         def choose(_: int, hidden: Tensor) -> Tensor:
             return head.tokens(propose(head(hidden)))
 
         texts, at, positions = (fused, (keys, values)), anchors[:, None], state.lengths[:, None]
-        return self._unroll(texts, at, positions, embed=embed, choose=choose, attention="sdpa")[1][:, 0]
+        how = {"embed": embed, "choose": choose, "attention": "sdpa", "ended": lambda: propose.ended}
+        return self._unroll(texts, at, positions, **how, unseen=unseen)[1][:, 0]

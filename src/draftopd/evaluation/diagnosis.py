@@ -95,7 +95,8 @@ def _part(target: Target, drafter: Drafter, results: Sequence[Rollout], blocks: 
     for result in results:
         trace = result.trace
         at = torch.linspace(0, len(trace.anchors) - 1, min(blocks, len(trace.anchors))).round().long()
-        traces.append(replace(trace, anchors=trace.anchors[at], drafts=trace.drafts[at], accepted=trace.accepted[at]))
+        part = {name: getattr(trace, name)[at] for name in ("anchors", "drafts", "accepted")}
+        traces.append(replace(trace, **part, verified=None if trace.verified is None else trace.verified[at]))
         if result.target_hidden is not None:
             hidden.append(result.target_hidden[at])
     features = [r.features for r in results if r.features is not None]

@@ -13,7 +13,7 @@ from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
 from draftopd.evaluation.curves import Curve, Point
 from draftopd.evaluation.scores import Answer, Sets, compare, numbers, same_prompts, score
-from draftopd.evaluation.speed import BlockSize, Costs
+from draftopd.evaluation.speed import BlockSize, Costs, Cut
 from draftopd.tracking.header import header
 
 SCHEMA = 1
@@ -48,6 +48,7 @@ class Result:
     costs: Costs | None = None
     """of single steps on this machine, for the speed model"""
     block_sizes: list[BlockSize] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
 
     @cached_property
     def scores(self) -> Sets:
@@ -70,7 +71,8 @@ class Result:
         answers = [Answer.read(answer) for answer in saved["answers"]]
         costs = saved["costs"] and Costs.read(saved["costs"])
         sizes = [BlockSize.read(row) for row in saved["block_sizes"]]
-        return cls(saved["name"], answers, saved["checkpoint"], saved["run_id"], training, costs, sizes)
+        cuts = [Cut(**row) for row in saved.get("cuts", [])]  # older files have none
+        return cls(saved["name"], answers, saved["checkpoint"], saved["run_id"], training, costs, sizes, cuts)
 
     def write(self) -> dict[str, Any]:
         return {**asdict(self), "scores": numbers(self.scores, "mean", "low", "high", "count")}

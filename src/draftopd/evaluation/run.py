@@ -25,6 +25,7 @@ from draftopd.target.model import Target
 from draftopd.trace import Trace
 
 log = logging.getLogger(__name__)
+FITTING = 32  # validation prompts on which cuts of blocks are fitted
 Encode = Callable[[Prompt], list[int] | None]
 """token ids of a prompt; None where it is too long"""
 Asked = tuple[Prompt, list[int]]
@@ -104,6 +105,7 @@ def evaluate_drafters(
     *,
     timed: int = 0,
     block_sizes: Sequence[int] | None = (),
+    fitting: Sequence[list[int]] = (),
 ) -> list[Result]:
     """Tests drafters of one target on the same prompts.
 
@@ -112,6 +114,7 @@ def evaluate_drafters(
         ids_of: encodes later turns of conversations; None = first turns only.
         timed: prompts of each set that are timed one at a time against plain decoding.
         block_sizes: those of the speed model; None = 2 to the drafter's own, () = no speed model.
+        fitting: token ids of prompts on which cuts of blocks are fitted; none = blocks are not cut.
     """
     sizes = {name: _block_sizes(drafter, block_sizes) for name, drafter in drafters.items()}
     given = [answer(target, d, asked, decoding, ids_of, f"rolling out {n}") for n, d in drafters.items()]
@@ -124,7 +127,8 @@ def evaluate_drafters(
         if ids and sizes[name]:
             with progress("timing block sizes", len(ids)) as on_done:
                 costs, rows = speed.table(target, drafter, ids, decoding, sizes[name], on_done)
-        results.append(Result(name, of_drafter, costs=costs, block_sizes=rows))
+        cuts = speed.cut_table(target, drafter, fitting, ids, decoding) if ids and fitting else []
+        results.append(Result(name, of_drafter, costs=costs, block_sizes=rows, cuts=cuts))
     return results
 
 
@@ -168,7 +172,11 @@ def run(config: DictConfig) -> Evaluation:
     titles = distinct([subject.name for subject in subjects], [place(name) for name in given])
     drafters = {title: subject.drafter for title, subject in zip(titles, subjects, strict=True)}
     speed_words = {"timed": config.speed.prompts, "block_sizes": config.speed.block_sizes}
-    results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, **speed_words)
+    fitting: list[list[int]] = []
+    if config.speed.cut:
+        validation = (first.prompts or prompts).split("val")[:FITTING]
+        fitting = [ids for _, ids in encode_all(validation, first.target.tokenizer, *lengths)]
+    results = evaluate_drafters(first.target, drafters, asked, decoding, ids_of, fitting=fitting, **speed_words)
     results = [replace(result, checkpoint=name) for result, name in zip(results, given, strict=True)]
     return Evaluation(Results(first.target.fingerprint, decoding, results), fingerprint(chosen))
 

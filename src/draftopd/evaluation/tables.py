@@ -27,6 +27,8 @@ def tables(results: Results) -> Iterator[Table | str]:
         if result.costs is not None:
             yield _block_sizes(result)
             yield _best(result)
+        if result.cuts:
+            yield _cuts(result)
     for first, second in results.pairs:
         yield _paired(first, second)
     if any(values["acceptance_length"].count == 1 for values in _sets(scored).values()):
@@ -90,6 +92,15 @@ def _block_sizes(result: Result) -> Table:
         speeds = [f"{v:.2f}x" if v == v else "-" for v in (row.predicted, row.model, row.measured)]
         parts = [str(size), _ms(costs.draft[size]), _ms(costs.verify[size]), speeds[0], f"{row.acceptance_length:.2f}"]
         table.add_row(*parts, *speeds[1:], f"{row.measured / row.model:.3f}")
+    return table
+
+
+def _cuts(result: Result) -> Table:
+    title = f"{result.name}: whole blocks, and blocks cut where a draft costs more than it brings"
+    table = _table(title, "blocks", right=("batch", "τ, pooled", "verified tokens", "tok/s"))
+    for row in result.cuts:
+        numbers = (f"{row.acceptance_length:.2f}", f"{row.verified_tokens:.2f}", f"{row.tokens_per_second:.1f}")
+        table.add_row("cut" if row.cut else "whole", str(row.batch_size), *numbers)
     return table
 
 

@@ -1,0 +1,253 @@
+"""Fixed block sizes and blocks that are cut, by turns: tokens a second, drafts verified, acceptance length.
+
+    python -m benchmarks.cuts CHECKPOINT[,CHECKPOINT] --out benchmarks/results/cuts-cpu.json
+
+Costs and chances are fitted on validation prompts, then test prompts are decoded in alternating rounds, all settings
+by turns in every round, batch 1 and 8. Every text is held against plain greedy decoding. Beside the clock of the wall
+stands the processor's own (`cpu`), of one thread: on a busy machine it leaves the waiting out. `by_costs` follows more
+texts without the target, and adds up what each step takes by the table of costs.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from draftopd.checkpoints.native import Restored, restore
+from draftopd.command import one_line_errors
+from draftopd.decoding.cuts import Chance, Cuts, Cutter, log_odds
+from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.rollout import rollout
+from draftopd.drafters.base import Propose
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dspark import DSpark
+from draftopd.evaluation import speed
+from draftopd.evaluation.results import place
+from draftopd.trace import Trace
+from draftopd.tracking.header import git_commit, machine
+
+CUT = "cut"
+
+
+class BothClocks(Ledger):
+    """Also counts the processor's seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpu = dict[str, float]()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.process_time()
+        with super().timed(phase):
+            yield
+        self.cpu[phase] = self.cpu.get(phase, 0.0) + time.process_time() - start
+
+
+def decode(run: Restored, prompts: Sequence[list[int]], batch: int, size: int, cuts: Cuts | None) -> dict[str, Any]:
+    """One round of one setting; size 1 = plain decoding."""
+    ledger, decoding = BothClocks(), replace(run.decoding, batch_size=batch)
+    with run.drafter.blocks_of(max(2, size)):
+        drafter = None if size == 1 else run.drafter
+        results = rollout(run.target, drafter, prompts, decoding, ledger=ledger, cuts=cuts)
+    traces = [result.trace for result in results]
+    tokens = sum(trace.response_length - 1 for trace in traces)
+    return {
+        "traces": traces,
+        "texts": [trace.tokens.tolist() for trace in traces],
+        "tokens_per_second": tokens / ledger.seconds["decode"],
+        "cpu": tokens / ledger.cpu["decode"],
+    }
+
+
+class Recorder(Propose):
+    """Keeps what a cut reads, [B, n] of each call."""
+
+    def __init__(self) -> None:
+        self.evidence: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, confidence: Callable[[], Tensor] | None = None) -> Tensor:
+        self.evidence.append(log_odds(logits) if confidence is None else confidence())
+        return super().__call__(logits)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Of one text and one block size: the block that decoding would draft after each token of the response."""
+
+    held: list[int]
+    """leading drafts that are the text"""
+    chances: list[Tensor]
+    """[1, K] of each, to be accepted if those before were"""
+
+
+@torch.no_grad()
+def everywhere(run: Restored, text: Trace, features: Tensor, size: int, cuts: Cuts) -> Blocks:
+    """All blocks of a text in one forward, each as a row whose state ends at its anchor; features [1, T, F]."""
+    drafter, target, tokens = run.drafter, run.target, text.tokens
+    anchors = torch.arange(text.prompt_length, len(tokens) - 1)
+    one = drafter.start(1, len(tokens), target.device)
+    drafter.extend(one, features, tokens[None].roll(-1, 1), target.embed)
+    state = drafter.start(len(anchors), len(tokens), target.device)
+    state.put(slice(None), one)
+    state.lengths = anchors
+    recorder = Recorder()
+    with drafter.blocks_of(size):
+        drafts = drafter.draft(state, tokens[anchors], target.embed, drafter.head(target.head), recorder)
+    after = anchors[:, None] + torch.arange(1, size)
+    held = (drafts == tokens[after.clamp(max=len(tokens) - 1)]) & (after < len(tokens))
+    chances = cuts.chance(torch.cat(recorder.evidence, 1), 0)
+    return Blocks(held.long().cumprod(1).sum(1).tolist(), list(chances.split(1)))
+
+
+def walk(blocks: Blocks, cuts: Cuts, *, cut: bool, at_once: bool) -> tuple[int, int, float]:
+    """Steps of greedy decoding at batch 1, the drafts that it verifies, and its seconds by the table of costs."""
+    at, seconds, steps, verified = 0, 0.0, 0, 0
+    while at < len(blocks.held):
+        chance = blocks.chances[at]
+        length = drafted = chance.shape[1]
+        if cut:
+            cutter = Given(cuts)
+            for part in [chance] if at_once else chance.split(1, 1):
+                cutter(part)
+                if cutter.ended:
+                    break
+            length, drafted = cutter.length, cutter.known
+        seconds += cuts.verify[length] + cuts.draft[drafted]
+        at += min(blocks.held[at], length) + 1
+        steps, verified = steps + 1, verified + length
+    return steps, verified, seconds
+
+
+class Given(Cutter):
+    """A cut of one block by chances that are known."""
+
+    def __init__(self, cuts: Cuts) -> None:
+        super().__init__(replace(cuts, chance=Known(*vars(cuts.chance).values())), torch.ones(1, dtype=torch.bool))
+
+    @property
+    def known(self) -> int:
+        return len(self._reach)
+
+
+class Known(Chance):
+    def __call__(self, evidence: Tensor, first: int) -> Tensor:
+        return evidence
+
+
+def by_costs(run: Restored, texts: Sequence[Trace], sizes: Sequence[int], cuts: Cuts) -> dict[str, Any]:
+    """Every setting along the texts, which greedy decoding writes whatever the blocks are."""
+    out, own = dict[str, Any](), run.drafter.block_size
+    at_once = isinstance(run.drafter, DFlash) and not isinstance(run.drafter, DSpark)
+    walks: dict[str, list[tuple[int, int, float]]] = {**{str(size): [] for size in sizes}, CUT: []}
+    for text in texts:
+        _, features = run.target.read(text.tokens[None], run.drafter.layer_ids)
+        for size in sizes:
+            blocks = everywhere(run, text, features, size, cuts)
+            walks[str(size)].append(walk(blocks, cuts, cut=False, at_once=at_once))
+            if size == own:
+                walks[CUT].append(walk(blocks, cuts, cut=True, at_once=at_once))
+    tokens = sum(text.response_length - 1 for text in texts)
+    for key, of in walks.items():
+        steps, verified, seconds = (sum(part) for part in zip(*of, strict=True))
+        out[key] = {
+            "acceptance_length": tokens / steps,
+            "verified_tokens": 1 + verified / steps,
+            "tokens_per_second": tokens / seconds,
+        }
+    best = max((key for key in out if key != CUT), key=lambda key: out[key]["tokens_per_second"])
+    ratio = out[CUT]["tokens_per_second"] / out[best]["tokens_per_second"]
+    return {"settings": out, "cut_over_best_fixed": {"best_fixed": best, "ratio": ratio}}
+
+
+def summary(rounds: Sequence[dict[str, Any]], plain: list[list[int]]) -> dict[str, Any]:
+    traces = rounds[0]["traces"]
+    out: dict[str, Any] = {"texts_equal": all(one["texts"] == plain for one in rounds)}
+    if len(traces[0].anchors):
+        steps = sum(len(t.anchors) for t in traces)
+        out["acceptance_length"] = sum(t.response_length - 1 for t in traces) / steps
+        sent = torch.cat([t.sent for t in traces])
+        out["verified_tokens"] = 1 + float(sent.double().mean())
+        out["lengths"] = sent.bincount(minlength=8).tolist()
+    for name in ("tokens_per_second", "cpu"):
+        values = [one[name] for one in rounds]
+        quarter = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        out[name] = {"median": median(values), "quartiles": [quarter[0], quarter[2]], "rounds": values}
+    return out
+
+
+def ratios(rounds: dict[str, list[dict[str, Any]]], name: str) -> dict[str, Any]:
+    """Of cut blocks to the fixed size that is fastest by this clock's median, round by round."""
+    fixed = {key: median(one[name] for one in of) for key, of in rounds.items() if key not in (CUT, "1")}
+    best = max(fixed, key=fixed.__getitem__)
+    values = [a[name] / b[name] for a, b in zip(rounds[CUT], rounds[best], strict=True)]
+    return {"best_fixed": best, "median": median(values), "rounds": values}
+
+
+def measure(checkpoint: str, args: argparse.Namespace) -> dict[str, Any]:
+    run = restore(checkpoint)
+    fitting, prompts = run.encoded("val", args.fitting), run.encoded("test", args.prompts)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    out: dict[str, Any] = {"checkpoint": place(checkpoint), "kind": type(run.drafter).__name__}
+    if args.walked:
+        cuts = speed.fit_cuts(run.target, run.drafter, fitting, run.decoding, repeats=args.repeats, clock=clock)
+        texts = [r.trace for r in rollout(run.target, run.drafter, run.encoded("test", args.walked), run.decoding)]
+        with run.drafter.evaluating():
+            out["by_costs"] = {"cuts": asdict(cuts), **by_costs(run, texts, args.sizes, cuts)}
+        print(out["kind"], json.dumps(out["by_costs"]), flush=True)
+    for batch in args.batches if args.rounds else ():
+        cuts = speed.fit_cuts(
+            run.target, run.drafter, fitting, run.decoding, rows=batch, repeats=args.repeats, clock=clock
+        )
+        settings: dict[str, tuple[int, Cuts | None]] = {str(size): (size, None) for size in (1, *args.sizes)}
+        settings[CUT] = (run.drafter.block_size, cuts)
+        rounds: dict[str, list[dict[str, Any]]] = {key: [] for key in settings}
+        for number in range(args.rounds):
+            order = list(settings.items())
+            for key, (size, of) in order[number % len(order) :] + order[: number % len(order)]:
+                rounds[key].append(decode(run, prompts, batch, size, of))
+        plain = rounds["1"][0]["texts"]
+        found = {key: summary(of, plain) for key, of in rounds.items()}
+        ratio = {name: ratios(rounds, name) for name in ("tokens_per_second", "cpu")}
+        out[f"batch_{batch}"] = {"cuts": asdict(cuts), "settings": found, "cut_over_best_fixed": ratio}
+        print(json.dumps({"kind": out["kind"], "batch": batch, **ratio}), flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoints")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--walked", type=int, default=32, help="test prompts whose steps are only counted")
+    parser.add_argument("--fitting", type=int, default=32, help="validation prompts")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7, 8])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15, help="of each step that is timed")
+    args = parser.parse_args()
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "checkpoints")}
+    drafters = []
+    for checkpoint in args.checkpoints.split(","):
+        drafters.append(measure(checkpoint, args))
+        document = {
+            "git_commit": git_commit(),
+            "machine": machine(),
+            **settings,
+            "threads": torch.get_num_threads(),
+            "drafters": drafters,
+        }
+        args.out.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
