@@ -125,3 +125,14 @@ def test_a_command_that_was_stopped_goes_on_with_the_stage_that_it_was_in(comman
         one, other = (torch.load(path, weights_only=True) for path in paths)
         assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
         assert one["ledger"]["flops"] == other["ledger"]["flops"]
+
+
+def test_a_stage_sets_nothing_and_sections_as_the_command_line_does(command, tmp_path):
+    """`null`, and dictionaries with lists."""
+    path = "{_target_: draftopd.training.placements.scattered, _partial_: true}"
+    sets = f"{{data.place: {path}, budget.epochs: null, budget.steps: 1, drafter.layer_ids: [0, 2]}}"
+    words = ("only=[sft,draft_opd]", f"+stages.draft_opd.set={sets}", "+stages.sft.set={drafter.layer_ids: [0, 2]}")
+    assert command(*SMOKE, *words) == 0
+    config = (tmp_path / "study" / "draft_opd" / "recipe.yaml").read_text()
+    assert "epochs: null" in config
+    assert "placements.scattered" in config

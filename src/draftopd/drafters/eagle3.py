@@ -227,5 +227,13 @@ class Eagle3(Drafter):
             return head.tokens(propose(head(hidden)))
 
         texts, at, positions = (fused, (keys, values)), anchors[:, None], state.lengths[:, None]
-        how = {"embed": embed, "choose": choose, "attention": "sdpa", "ended": lambda: propose.ended}
-        return self._unroll(texts, at, positions, **how, unseen=unseen)[1][:, 0]
+        return self._unroll(
+            texts,
+            at,
+            positions,
+            embed=embed,
+            choose=choose,
+            attention="sdpa",
+            ended=lambda: propose.ended,
+            unseen=unseen,
+        )[1][:, 0]

@@ -1,7 +1,7 @@
 """The ways to get a target: SmolLM2 without a model hub, any causal LM of transformers, a tiny one for tests."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -137,7 +137,8 @@ def tiny(
 @torch.no_grad()
 def _put_in_order(model: PreTrainedModel, characters: list[int], order: float) -> None:
     """Makes what layers add weigh less than the last token, and each of these characters ask for the next one."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (cast(torch.Tensor, end.weight) for end in ends)
     for parameter in model.parameters():
         if parameter.ndim == 2 and parameter is not embedding and parameter is not head:
             parameter.div_(order)
