@@ -48,8 +48,8 @@ PROMPT = [5 + i % 60 for i in range(20)]
 TINY = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
 
 
-def of_a_step(target: Target, drafter: Drafter | None, prompt: Sequence[int], compile: bool | str) -> int:
-    """Launches of one step, batch size 1, with all that a step does besides the forwards."""
+def of_a_step(target: Target, drafter: Drafter | None, prompt: Sequence[int], compile: bool | str) -> int | None:
+    """Launches of one step, batch size 1, with all that a step does besides the forwards; None = the text was too short."""
     counts: list[int] = []
 
     class Watched(DecodingBatch):
@@ -65,7 +65,7 @@ def of_a_step(target: Target, drafter: Drafter | None, prompt: Sequence[int], co
 
     tokens = (WATCHED + 1) * (1 if drafter is None else drafter.block_size)
     rollout(target, drafter, [prompt], Decoding(tokens, 1, compile=compile), kind=Watched)
-    return counts[WATCHED - 1]
+    return counts[WATCHED - 1] if len(counts) >= WATCHED else None
 
 
 def counted(profiler: Any, device: torch.device) -> int:
