@@ -49,7 +49,7 @@ TINY = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "
 
 
 def of_a_step(target: Target, drafter: Drafter | None, prompt: Sequence[int], compile: bool | str) -> int | None:
-    """Launches of one step, batch size 1, with all that a step does besides the forwards; None = the text was too short."""
+    """Launches of one step, batch size 1, with all that a step does besides the forwards; None = it ended before."""
     counts: list[int] = []
 
     class Watched(DecodingBatch):
