@@ -27,7 +27,7 @@ def served(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
     monkeypatch.setattr(serve_texts, "ensure", lambda environment: environment)
     monkeypatch.setattr(serve_texts, "smollm2", lambda folder: target)
     monkeypatch.setattr(serve_texts, "LOOK", 0.001)
-    monkeypatch.setattr(serve_training, "EXPERIMENT", ("experiment=smoke/sft",))
+    monkeypatch.setattr(serve_training, "EXPERIMENT", ("experiment=smoke/sft", "target.order=0"))
     return engines
 
 

@@ -7,7 +7,7 @@ from draftopd.target.model import Target
 from fake_engine import FakeEngine
 from runs import UNTESTED, texts_of
 
-WORDS = ("experiment=smoke/redraft", "texts.features_dtype=null", "budget.epochs=1", *UNTESTED)
+WORDS = ("experiment=smoke/redraft", "target.order=0", "texts.features_dtype=null", "budget.epochs=1", *UNTESTED)
 
 
 def test_a_run_on_an_engines_texts_trains_as_on_local_ones(command, target: Target, tmp_path, monkeypatch):
