@@ -81,6 +81,7 @@ class Evaluate:
 class Speed:
     prompts: Natural
     block_sizes: list[BlockSize] | None
+    cut: bool
 
 
 @dataclass
