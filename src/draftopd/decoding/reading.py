@@ -11,7 +11,7 @@ from draftopd.decoding.memory import FEWER, Attempts, reading_bytes
 from draftopd.decoding.settings import Decoding
 from draftopd.target.model import Target
 
-CPU_TOKENS = 256
+CPU_TOKENS = 512
 """of one forward on a CPU, where more of them leave its caches and are not read faster"""
 
 
