@@ -25,7 +25,9 @@ from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.reading import read_features
 from draftopd.decoding.redraft import redraft
 from draftopd.decoding.settings import Decoding
+from draftopd.drafters.base import Drafter
 from draftopd.errors import DraftError
+from draftopd.target.model import Target
 from draftopd.trace import Rollout, Trace
 from draftopd.tracking.header import git_commit
 
@@ -55,34 +57,37 @@ def main(words: Sequence[str] | None = None) -> None:
             "notes": NOTES,
             "rounds": [],
         }
-        sizes = {"one_by_one": Decoding(batch_size=1), "batched": Decoding(batch_size=args.batch_size)}
-
-        def read(part: Sequence[Rollout], decoding: Decoding) -> list[Tensor]:
-            tokens = [text.trace.tokens[: args.tokens] for text in part]
-            return read_features(target, tokens, drafter.layer_ids, decoding, Ledger())
-
-        def draft(part: Sequence[Rollout], decoding: Decoding) -> list[Rollout]:
-            return redraft(target, drafter, part, decoding)
-
-        for work in (read, draft):
-            work(texts[:2], sizes["batched"])  # what happens once in a process
         for number in rounds_of(args.rounds, "rounds"):
-            order = list(sizes.items())[:: 1 if number % 2 == 0 else -1]
-            features, drafted = (
-                {name: timed(work, texts[number * count : (number + 1) * count], size) for name, size in order}
-                for work, count in ((read, args.reads), (draft, args.redrafts))
-            )
-            done = {"features": features, "redraft": drafted}
-            results["rounds"].append(
-                {name: {way: clock for way, (clock, _) in ways.items()} for name, ways in done.items()}
-                | {
-                    "largest_difference": largest(*(found for _, found in features.values())),
-                    "differing_traces": differing(*(found for _, found in drafted.values())),
-                }
-            )
+            results["rounds"].append(one_round(target, drafter, texts, args, number))
             results["summary"] = summary(results["rounds"])
             output.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results["summary"]))
+
+
+def one_round(
+    target: Target, drafter: Drafter, texts: Sequence[Rollout], args: argparse.Namespace, number: int
+) -> dict[str, Any]:
+    sizes = {"one_by_one": Decoding(batch_size=1), "batched": Decoding(batch_size=args.batch_size)}
+    order = list(sizes)[:: 1 if number % 2 == 0 else -1]
+
+    def read(part: Sequence[Rollout], decoding: Decoding) -> list[Tensor]:
+        tokens = [text.trace.tokens[: args.tokens] for text in part]
+        return read_features(target, tokens, drafter.layer_ids, decoding, Ledger())
+
+    def draft(part: Sequence[Rollout], decoding: Decoding) -> list[Rollout]:
+        return redraft(target, drafter, part, decoding)
+
+    clocks: dict[str, Any] = {"order": order}
+    found: dict[str, list[Any]] = {}
+    for name, work, count in (("features", read, args.reads), ("redraft", draft, args.redrafts)):
+        if number == 0:
+            work(texts[:2], sizes["batched"])  # what happens once in a process
+        part = texts[number * count : (number + 1) * count]
+        done = {way: timed(work, part, sizes[way]) for way in order}
+        clocks[name] = {way: clock for way, (clock, _) in done.items()}
+        found[name] = [result for _, result in done.values()]
+    same = {"largest_difference": largest(*found["features"]), "differing_traces": differing(*found["redraft"])}
+    return clocks | same
 
 
 def stored(shard: Path, count: int, width: int) -> list[Rollout]:
