@@ -9,9 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from draftopd.decoding import memory
+from draftopd.decoding import memory, reading
 from draftopd.decoding.batch import DecodingBatch
-from draftopd.decoding.memory import Attempts, MicroBatches, row_bytes
+from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.memory import Attempts, MicroBatches, reading_bytes, row_bytes
+from draftopd.decoding.reading import read_features
 from draftopd.decoding.redraft import redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
@@ -172,4 +174,15 @@ def test_memory_gib_bounds_the_prefill_too(kind: str, prompt: int, limit: int):
     decoding = Decoding(limit, batch_size=64, memory_gib=bound / 2**30)
     with Peak() as peak:
         rollout(target, drafter, prompts, decoding, keep_states=True)
+    assert 0.3 * bound < peak.most < bound
+
+
+def test_memory_gib_bounds_texts_that_are_read(monkeypatch):
+    target = load.tiny({"model_type": "llama", **SIZES}, cpu_layers=False)
+    monkeypatch.setattr(reading, "CPU_TOKENS", 10**6)
+    texts = [torch.tensor([5 + (i * 7 + j * 3) % 80 for j in range(120)]) for i in range(14)]
+    bound = 7.5 * 120 * reading_bytes(target, 120, 3)
+    decoding = Decoding(batch_size=64, memory_gib=bound / 2**30)
+    with Peak() as peak:
+        read_features(target, texts, (0, 1, 2), decoding, Ledger(), store=lambda _: torch.zeros(0))
     assert 0.3 * bound < peak.most < bound

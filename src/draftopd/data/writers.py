@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from draftopd.decoding.ledger import Ledger
+from draftopd.decoding.reading import read_features
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.errors import DraftError
@@ -89,24 +90,25 @@ class Elsewhere(Writer):
     def responses(
         self, texts: TextSet, shard: int, ledger: Ledger, on_done: Callable[[int], None] = lambda finished: None
     ) -> list[Rollout]:
-        nothing, results = torch.zeros(0, dtype=torch.long), list[Rollout]()
-        for i, ids in zip(texts.shard(shard), self.ids(texts, shard), strict=True):
-            tokens = torch.tensor([*texts.prompts[i], *ids])
-            trace = Trace(tokens, len(texts.prompts[i]), nothing, nothing.view(0, 0), nothing, drafter_step=-1)
-            results.append(Rollout(trace, _features(texts, tokens, ledger)))
-            on_done(1)
-        return results
+        index, nothing = texts.shard(shard), torch.zeros(0, dtype=torch.long)
+        tokens = [torch.tensor([*texts.prompts[i], *ids]) for i, ids in zip(index, self.ids(texts, shard), strict=True)]
+        features: list[Tensor | None] = [None] * len(tokens)
+        if texts.features_dtype is None:
+            on_done(len(tokens))
+        else:
+            features[:] = _features(texts, tokens, ledger, on_done)
+        return [
+            Rollout(Trace(t, len(texts.prompts[i]), nothing, nothing.view(0, 0), nothing, drafter_step=-1), f)
+            for i, t, f in zip(index, tokens, features, strict=True)
+        ]
 
 
-def _features(texts: TextSet, tokens: Tensor, ledger: Ledger) -> Tensor | None:
-    """[T, F] as a rollout has them: none of the last token, which no forward of a rollout reads."""
-    if texts.features_dtype is None:
-        return None
-    ledger.read(texts.target, len(tokens))
-    with ledger.timed("replay"):
-        _, features = texts.target.read(tokens[None].to(texts.target.device), texts.layer_ids)
-        features[0, -1] = 0
-        return features[0].cpu()
+def _features(texts: TextSet, tokens: Sequence[Tensor], ledger: Ledger, on_done: Callable[[int], None]) -> list[Tensor]:
+    """[T, F] as rollouts have them: none of the last token, which no forward of a rollout reads."""
+    features = read_features(texts.target, tokens, texts.layer_ids, texts.decoding, ledger, on_done=on_done)
+    for one in features:
+        one[-1] = 0
+    return features
 
 
 def require_response(ids: Sequence[int], texts: TextSet, name: str, remedy: str) -> None:

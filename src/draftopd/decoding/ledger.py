@@ -4,8 +4,8 @@ FLOPs are two per multiply-add of every matrix product: 2 · weights · rows for
 each visible (query, key) pair of attention, full attention in every layer. A backward pass counts twice its forward.
 They are those of all rows in a forward, also of padding in prompts and of complete responses that wait for their batch
 to be made smaller; a block that is cut counts the drafts of a whole one. They leave out layers that run twice to save
-memory, pairs that a kernel computes and hides, and padding of training batches. tests/decoding/test_ledger.py compares
-them with the operations that really ran.
+memory, pairs that a kernel computes and hides, and padding of training batches and of texts that are read.
+tests/decoding/test_ledger.py compares them with the operations that really ran.
 """
 
 import time
@@ -34,8 +34,8 @@ class Ledger:
 
     Tokens are those that a model reads in a phase; but `decode` counts tokens that verifications commit, and `redraft`
     response tokens that are drafted again. Seconds nest: `rollout` holds `prefill` and `decode`, `decode` and `redraft`
-    hold `draft`, `decode` holds `verify`, `train` holds `replay`. On a GPU `draft` and `verify` are the time to launch
-    the work; a step waits for its end before its `decode` ends.
+    hold `draft`, `decode` holds `verify`, `train` holds `replay`, and so does `redraft` for texts without features. On
+    a GPU `draft` and `verify` are the time to launch the work; a step waits for its end before its `decode` ends.
     """
 
     def __init__(self) -> None:

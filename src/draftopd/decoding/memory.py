@@ -33,9 +33,7 @@ def row_bytes(target: Target, drafter: Drafter | None, *, capacity: int, prompt:
     width, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
     keys = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim * size
     layers = () if drafter is None else drafter.layer_ids
-    # the widest point of a layer: queries, repeated keys and values, result; or both inner states and their product
-    inside = max(4 * heads + 2 * shape.num_key_value_heads * shape.head_dim, 3 * shape.intermediate_size)
-    reading = keys + size * (2 * (1 + len(layers)) * width + 2 * width + inside + prompt)  # a mask's row
+    reading = keys + reading_bytes(target, prompt, len(layers))
     step = 2 * heads * size * capacity + 8 * target.vocab_size
     held = keys + states * width * size
     if drafter is not None:
@@ -45,6 +43,19 @@ def row_bytes(target: Target, drafter: Drafter | None, *, capacity: int, prompt:
         copied = max(2 * (a.q_proj.out_features + a.k_proj.out_features) for a in drafter.attentions)
         step += copied * own * capacity + 8 * target.vocab_size * drafter.num_draft_tokens
     return held * capacity + max(reading * prompt, step)
+
+
+def reading_bytes(target: Target, length: int, layers: int) -> int:
+    """The largest number of bytes that a forward over texts of a length holds for each token, without keys and values.
+
+    Args:
+        layers: whose outputs are the features.
+    """
+    shape, width = target.shape, target.shape.hidden_size
+    heads, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    # the widest point of a layer: queries, repeated keys and values, result; or both inner states and their product
+    inside = max(4 * heads + 2 * keys, 3 * shape.intermediate_size)
+    return target.model.dtype.itemsize * (2 * (1 + layers) * width + 2 * width + inside + length)  # a mask's row
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.memory import FEWER, Attempts
+from draftopd.decoding.reading import read_features
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter, Propose
 from draftopd.errors import DraftError
@@ -74,7 +75,7 @@ def redraft(
             left = waiting[: len(texts) - len(results)]
             longest = len(texts[left[-1]].trace.tokens)
             chosen = left[-min(most, affordable_rows(target, drafter, longest, len(head.weight), decoding)) :]
-            part = [_with_features(target, drafter, texts[i], ledger, store) for i in chosen]
+            part = _with_features(target, drafter, [texts[i] for i in chosen], decoding, ledger, store)
             with ledger.timed("draft"):
                 traces = _follow(target, drafter, part, head, on_done)
             for i, text, trace in zip(chosen, part, traces, strict=True):
@@ -122,13 +123,16 @@ def _follow(
 
 
 def _with_features(
-    target: Target, drafter: Drafter, text: Rollout, ledger: Ledger, store: Callable[[Tensor], Tensor]
-) -> Rollout:
-    if text.features is not None:
-        return text
-    ledger.read(target, len(text.trace.tokens))
-    tokens = text.trace.tokens[None].to(target.device)
-    return replace(text, features=store(target.read(tokens, drafter.layer_ids)[1][0]))
+    target: Target,
+    drafter: Drafter,
+    texts: Sequence[Rollout],
+    decoding: Decoding,
+    ledger: Ledger,
+    store: Callable[[Tensor], Tensor],
+) -> list[Rollout]:
+    bare = [text.trace.tokens for text in texts if text.features is None]
+    read = iter(read_features(target, bare, drafter.layer_ids, decoding, ledger, store=store))
+    return [replace(text, features=next(read)) if text.features is None else text for text in texts]
 
 
 def _read(target: Target, drafter: Drafter, texts: Sequence[Rollout], capacity: int) -> RaggedCache:

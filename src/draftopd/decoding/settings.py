@@ -14,7 +14,7 @@ class Decoding:
 
     Args:
         max_new_tokens: longest response.
-        batch_size: prompts decoded together; changes speed and memory, not texts.
+        batch_size: prompts decoded, or texts read, together; changes speed and memory, not texts.
         temperature: 0 = greedy.
         top_k, top_p, min_p: filters of the target's distribution, applied in this order after the temperature.
         rule: `token_matching`: greedy drafts, accepted while the target's own sample agrees (arXiv 2605.29343);
