@@ -109,6 +109,18 @@ def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
     assert run.steps == 6  # three phases; a fourth rollout would pass 100
 
 
+def test_epochs_on_the_same_traces_share_a_phases_cost_and_only_a_new_phase_is_weighed():
+    run = Run(batches=2, budget=Budget(flops=100.0))
+    run.budget.epochs_per_phase = 2
+    rates = []
+    while not run.over:
+        if run.steps % 4 == 0:
+            run.ledger.flops["verify"] += 30.0
+        rates.append(run.step(flops=2.5))
+    # two phases of 40; within the second, 30 more than is spent would pass 100, but no phase comes there
+    assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * n * 0.1)) for n in range(8)])
+
+
 @pytest.mark.parametrize(("paid_once", "phase", "resumed_at", "steps"), [(0.0, 20.0, 4, 8), (60.0, 5.0, 2, 10)])
 def test_a_resumed_run_knows_what_a_rollout_phase_costs(paid_once: float, phase: float, resumed_at: int, steps: int):
     """Texts that are paid for once are no part of it."""

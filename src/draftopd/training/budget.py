@@ -49,6 +49,8 @@ class Budget:
         )
         self.steps_done, self.share, self.epochs_done = 0, 0.0, 0.0
         self.reached: dict[str, float] = {}
+        self.epochs_per_phase = 1
+        """epochs that train on one rollout phase, and share its cost"""
 
     def state_dict(self) -> dict[str, Any]:
         return {"minutes": self._minutes} | {name: getattr(self, name) for name in STATE}
@@ -81,17 +83,18 @@ class Budget:
     def start_step(self, epoch: int, done: float, steps: int, ledger: Ledger) -> dict[str, float]:
         """Updates `steps_done` (by the optimizer) and `share` (of the budget spent, 0..1); returns the costs so far.
 
-        The cost of a rollout phase is spread over its steps: charged all at once, it would lower the learning rate of
-        the very steps that it paid for.
+        The cost of a rollout phase is spread over the steps of all its epochs: charged all at once, it would lower the
+        learning rate of the very steps that it paid for.
 
         Args:
             done: share of the epoch's steps that are done.
         """
         costs = self.costs(ledger)
-        if done == 0:
+        trained = (epoch % self.epochs_per_phase + done) / self.epochs_per_phase  # of the phase
+        if trained == 0:
             self.phase_costs = {name: cost - self.at_epoch_end[name] for name, cost in costs.items()}
             self.once = {name: cost - self.paid[name] for name, cost in _paid(ledger).items()}
-        spread = {name: cost - (1 - done) * self.phase_costs[name] for name, cost in costs.items()}
+        spread = {name: cost - (1 - trained) * self.phase_costs[name] for name, cost in costs.items()}
         self.epochs_done = epoch + done
         self.steps_done, self.share = steps, min(1.0, self._spent({"epochs": epoch + done, "steps": steps} | spread))
         return costs
@@ -101,6 +104,7 @@ class Budget:
         costs = self.costs(ledger)
         if done == 1:
             self.at_epoch_end, self.paid = costs, _paid(ledger)
+        if done == 1 and (epoch + 1) % self.epochs_per_phase == 0:
             costs = {name: cost + self.phase_costs[name] - self.once[name] for name, cost in costs.items()}
         self.reached = {"epochs": epoch + done, "steps": steps} | costs
         return self.over

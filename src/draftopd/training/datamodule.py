@@ -110,6 +110,11 @@ class DraftDataModule(L.LightningDataModule):
         return self.trainer.current_epoch if self.trainer else 0
 
     @property
+    def epochs_per_phase(self) -> int:
+        """How many epochs train on the same traces."""
+        return 1
+
+    @property
     def stores_hidden(self) -> bool:
         """Stored texts carry the target's last hidden states besides the features."""
         return False

@@ -60,6 +60,10 @@ class OnPolicyDataModule(DraftDataModule):
         self._again = False  # they were drawn before the checkpoint that the run was resumed from
 
     @property
+    def epochs_per_phase(self) -> int:
+        return self.traces.reuse
+
+    @property
     def stores_hidden(self) -> bool:
         return self.traces.stores_hidden(self.module.objective)
 
