@@ -1,5 +1,6 @@
 """One stage of a run: everything that it trains with, its training and its test."""
 
+import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
@@ -34,6 +36,8 @@ from draftopd.training.mixture import MixedDataModule
 from draftopd.training.module import DraftModule
 from draftopd.training.other_loggers import OtherLogger
 from draftopd.training.run_record import RunRecord, fingerprints
+
+log_lines = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,15 @@ def make_trainer(config: DictConfig, callbacks: list[L.Callback], loggers: Seque
     if trainer.precision == "16-mixed":
         # gradients would be clipped while they are scaled up, to a norm 65,536 times too small
         raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
-    if config.module.attention == "flex_attention" and isinstance(trainer.accelerator, CPUAccelerator):
+    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    if on_cpu and config.module.attention == "flex_attention":
         raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
+    if on_cpu and trainer.precision.startswith("bf16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log_lines.warning(
+            "trainer.precision=%s: this processor has no bfloat16 products, and a step may take ten times as long: "
+            "take trainer.precision=32-true",
+            trainer.precision,
+        )
     return trainer
 
 
