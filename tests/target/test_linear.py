@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from draftopd.target.cpu.linear import LIBRARY, MKL, Library, Linear, OneDNN, accelerate, linear
 
@@ -41,6 +42,37 @@ def test_values_and_gradients_are_those_of_torch(rows: tuple[int, ...], bias: bo
     pairs = [(x, y), *zip(ours.parameters(), theirs.parameters(), strict=True)]
     for a, b in pairs:
         torch.testing.assert_close(a.grad, b.grad)
+
+
+class Weights(TorchDispatchMode):
+    """Notes the weights of oneDNN's products, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_linear_pointwise" in str(func):
+            self.found.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("of_input", [True, False])
+@pytest.mark.parametrize("of_weight", [True, False])
+def test_columns_of_a_wider_matrix(library: Library | None, of_input: bool, of_weight: bool):
+    """As DSpark's head reads them: oneDNN takes a thousand times as long where a weight is such a view."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(20, 7 + 9), torch.randn(11, 7 + 9)
+    views = [m[:, 9:] if cut else m[:, 9:].contiguous() for m, cut in ((x, of_input), (weight, of_weight))]
+    given, wanted = ([v.detach().requires_grad_() for v in views] for _ in range(2))
+    direction = torch.randn(20, 11)
+    with Weights() as seen:
+        (linear(*given) * direction).sum().backward()
+    (F.linear(*wanted) * direction).sum().backward()
+    for a, b in zip(given, wanted, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert len(seen.found) == (3 if isinstance(library, OneDNN) else 0)
+    assert all(w.is_contiguous() or w.t().is_contiguous() for w in seen.found)
 
 
 def test_float32_is_not_rounded_to_a_shorter_type():

@@ -30,6 +30,7 @@ class OneDNN:
         return _product(x, layout, bias)
 
     def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = _dense(weight)
         return _Linear.apply(x, weight, bias) if _wants_gradient(x, weight, bias) else _product(x, weight, bias)
 
 
@@ -151,6 +152,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def _dense(matrix: Tensor) -> Tensor:
+    """Columns that were cut out of a wider matrix, copied: oneDNN multiplies by those with plain loops."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -161,7 +167,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = _dense(grad.reshape(-1, grad.shape[-1]))
         of_x = None if weight is None else _product(rows, weight.t()).view(*grad.shape[:-1], -1)
-        of_weight = None if x is None else _product(rows.t(), x.reshape(-1, x.shape[-1]).t())
+        of_weight = None if x is None else _product(rows.t(), _dense(x.reshape(-1, x.shape[-1])).t())
         return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
