@@ -240,6 +240,19 @@ def test_the_plan_in_the_docs_is_what_the_script_prints():
     assert plan.costs_table(whole.split()) in text
 
 
+def test_the_plan_counts_the_micro_batch_that_is_copied_ahead():
+    """Two of what the data bring, if a step has two; what the step computes itself is there once."""
+
+    def states(words: str) -> float:
+        config, target, drafter = plan.parts_of(words.split())
+        return plan.memory(config, target, drafter, gpus=1, sharded=False)["states"]
+
+    opd, sft = "experiment=qwen3_4b_opd", "experiment=qwen3_4b_sft"
+    alone = states(f"{opd} data.batching.batch_size=1")
+    assert states(opd) == states(f"{opd} data.batching.batch_size=2") == 2 * alone
+    assert states(f"{sft} texts.features_dtype=bfloat16") == 2 * states(sft)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["qwen3_4b_sft", "qwen3_4b_opd", "qwen3_8b_sft", "qwen3_8b_opd"])
 def test_shipped_qwen3_experiments_are_planned_to_fit_80_gb_with_a_tenth_to_spare(experiment: str):
