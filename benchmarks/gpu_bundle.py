@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from io import RawIOBase
 from json import dumps
@@ -92,11 +93,15 @@ def wheels(folder: Path, python: str) -> None:
 
 
 def tree(folder: Path) -> None:
-    """The files of the last commit."""
+    """The files of the last commit, which run with PYTHONPATH=src: nothing is installed."""
     archive = folder.with_suffix(".tar")
     _do(["git", "-C", str(ROOT), "archive", "-o", str(archive), "HEAD"])
     with tarfile.open(archive) as files:
         files.extractall(folder, filter="data")
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    facts = folder / "src" / f"{project['name']}-{project['version']}.dist-info"  # the package asks for its version
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
 
 
 def _do(command: Sequence[str]) -> None:

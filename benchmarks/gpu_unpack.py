@@ -5,6 +5,7 @@ Standard library alone. Every part is checked by its sha256 first.
 
 import hashlib
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def keep_target(made: Path, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for file in sorted(made.iterdir(), key=lambda file: file.name == "complete.json"):  # that file last: it says whole
         if not (place / file.name).exists():
-            (place / file.name).write_bytes(file.read_bytes())
+            shutil.move(file, place / file.name)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, shar
     longest = config.data.decoding.max_new_tokens
     blocks, evidence = states(longest)
     # a layer keeps for each row about 12 D + 4 I numbers, 2 bytes each; attention matrices are never there (fused)
-    texts = min(batching.micro_batch_size, batching.batch_size / gpus)
+    share = batching.batch_size / gpus
+    texts = min(batching.micro_batch_size, share)
+    brought = on_policy or config.texts.features_dtype is not None
+    arrived = min(2 * texts, share) if brought else texts  # the next micro-batch comes while this one is computed
     rows = blocks * drafter.block_size
     layer = 2 * (12 * shape.hidden_size + 4 * shape.intermediate_size)
     mask = 2 * rows * (ASSUMED.prompt + longest + rows)
@@ -106,7 +109,8 @@ def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, shar
     return {
         "target": 2.0 * sum(p.numel() for p in target.parameters()),
         "drafter": weights * (4 + 4 + 8) / parts + weights * 2 + (weights * 4 if not sharded and gpus > 1 else 0),
-        "activations": texts * (rows * layer * config.drafter.num_layers + mask + evidence),
+        "activations": texts * (rows * layer * config.drafter.num_layers + mask),
+        "states": arrived * evidence,
         "logits": 8 * 4.0 * config.module.chunk_rows * shape.vocab_size,  # both sides, their logs and gradients
         "decoding": config.data.decoding.memory_gib * 2**30 + (weights * 4 if sharded else 0),
         "host": min(kept, gpus * config.data.keep_gib * 2**30) if on_policy else 0.0,
@@ -115,7 +119,8 @@ def memory(config: DictConfig, target: Target, drafter: Drafter, gpus: int, shar
 
 def peak(parts: dict[str, float]) -> float:
     """Bytes of one GPU."""
-    return parts["target"] + parts["drafter"] + max(parts["activations"] + parts["logits"], parts["decoding"])
+    training = parts["activations"] + parts["states"] + parts["logits"]
+    return parts["target"] + parts["drafter"] + max(training, parts["decoding"])
 
 
 def seconds(config: DictConfig, target: Target, drafter: Drafter, gpus: int) -> dict[str, float]:

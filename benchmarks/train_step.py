@@ -99,6 +99,8 @@ def module(target: Target, drafter: Drafter, objective: str, **options: Any) -> 
 class GivenSteps(L.LightningDataModule):
     """One epoch of these optimizer steps, and nothing to validate on."""
 
+    epochs_per_phase = 1
+
     def __init__(self, steps: Sequence[list[ReplayBatch]]) -> None:
         super().__init__()
         self.steps = steps

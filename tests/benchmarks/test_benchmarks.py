@@ -14,7 +14,9 @@ from benchmarks import (
     decode,
     growth,
     identity,
+    launches,
     loss_memory,
+    objective_cost,
     plan,
     redraft,
     train,
@@ -230,6 +232,27 @@ def test_the_loss_in_chunks_has_the_same_gradient():
     assert chunked["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+def test_the_cost_of_objectives_is_taken_from_the_same_blocks(target: Target, eager_drafter: DFlash):
+    batch = objective_cost.batch_of(target, eager_drafter, texts=2, length=24, blocks=3)
+    assert batch.valid.all()
+    replayed = target.replay(replace(batch, features=None, target_hidden=None), eager_drafter.layer_ids)
+    torch.testing.assert_close(batch.features, replayed.features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.target_hidden, replayed.target_hidden, rtol=1e-4, atol=1e-4)
+    found = objective_cost.measure(target, eager_drafter, batch, ["forward_kl", "draft_opd"], rounds=2)
+    assert found["batch"]["blocks"] == 6
+    assert {"forward_kl", "draft_opd"} == found["processor_ratios"].keys() == found["clock_ratios"].keys()
+    assert found["clock_seconds"]["cross_entropy"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_inductors_loops_are_counted():
+    fused = torch.compile(lambda x: (2 * x + 1).relu(), backend="inductor")
+    fused(torch.ones(8))
+    with launches.Loops() as loops:
+        fused(torch.ones(8))
+    assert loops.count == 1
+
+
 def test_the_plan_in_the_docs_is_what_the_script_prints():
     text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     commands = re.findall(r"`python -m benchmarks.plan (experiment=[^`]*)`", text)
@@ -238,6 +261,19 @@ def test_the_plan_in_the_docs_is_what_the_script_prints():
         assert plan.plan(words.split()) in text, words
     (whole,) = re.findall(r"`python -m benchmarks.plan --costs (experiment=[^`]*)`", text)
     assert plan.costs_table(whole.split()) in text
+
+
+def test_the_plan_counts_the_micro_batch_that_is_copied_ahead():
+    """Two of what the data bring, if a step has two; what the step computes itself is there once."""
+
+    def states(words: str) -> float:
+        config, target, drafter = plan.parts_of(words.split())
+        return plan.memory(config, target, drafter, gpus=1, sharded=False)["states"]
+
+    opd, sft = "experiment=qwen3_4b_opd", "experiment=qwen3_4b_sft"
+    alone = states(f"{opd} data.batching.batch_size=1")
+    assert states(opd) == states(f"{opd} data.batching.batch_size=2") == 2 * alone
+    assert states(f"{sft} texts.features_dtype=bfloat16") == 2 * states(sft)
 
 
 @pytest.mark.slow

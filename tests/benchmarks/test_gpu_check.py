@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from benchmarks.gpu_check import Part
 
 from benchmarks import gpu_bundle, gpu_check
+from draftopd import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +62,14 @@ def test_the_rehearsal_runs_every_part_without_a_network(tmp_path: Path):
     assert {"sft", "opd", "sft_forward_kl"} <= steps.keys()
     assert all(step["samples_per_second"] > 0 < step["peak_bytes"] for step in steps.values())
     assert found["training"]["over_cross_entropy"]["sft_forward_kl"] > 0
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a bundle takes the last commit")
+def test_the_tree_of_a_bundle_knows_its_version_without_being_installed(tmp_path: Path):
+    gpu_bundle.tree(tmp_path / "tree")
+    (there,) = distributions(name="draftopd", path=[str(tmp_path / "tree" / "src")])
+    assert there.version == __version__
+    assert (tmp_path / "tree" / "benchmarks" / "gpu_check.py").exists()
 
 
 def test_a_bundle_comes_in_small_parts_that_are_checked_and_put_together(tmp_path: Path):

@@ -68,6 +68,15 @@ def test_jsd_by_hand_and_at_its_ends():
         jsd(log_p, log_q, 1.0)
 
 
+def test_jsd_has_the_gradient_of_its_value_also_where_p_lacks_mass():
+    draft, target = torch.randn(2, 3, 7, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+    def value(target: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
+        return jsd(target.log_softmax(-1) - 0.1, draft.log_softmax(-1), 0.3)
+
+    assert torch.autograd.gradcheck(value, (target.requires_grad_(), draft.requires_grad_()))
+
+
 def test_neg_log_acceptance_is_cross_entropy_for_a_one_hot_target():
     one_hot = torch.tensor([[0.0, 1.0, 0.0]])
     assert neg_log_acceptance(one_hot.log(), Q.log()).item() == pytest.approx(-math.log(0.5))

@@ -48,6 +48,26 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return _KL.apply(log_a, log_b)
 
 
+class _JSD(torch.autograd.Function):
+    """With explicit gradients: those of m cancel, so that one term is left for each side."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+        log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+        of_p = (log_p - log_m).mul_(log_p.exp()).mul_(beta)
+        of_q = log_m.neg_().add_(log_q).mul_(log_q.exp()).mul_(1 - beta)
+        ctx.save_for_backward(
+            *(of if needed else None for of, needed in zip((of_p, of_q), ctx.needs_input_grad[:2], strict=True))
+        )
+        return of_p.sum(-1) + of_q.sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        of_p, of_q = (None if of is None else of * grad[..., None] for of in ctx.saved_tensors)
+        return of_p, of_q, None
+
+
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p‖q): soft cross-entropy minus the entropy of p, so with the same gradient."""
     return kl(log_p, log_q)
@@ -64,8 +84,7 @@ def jsd(log_p: Tensor, log_q: Tensor, beta: OpenShare = 0.5) -> Tensor:
 
     Divided by beta it tends to KL(p‖q) for beta to 0, divided by 1 - beta to KL(q‖p) for beta to 1.
     """
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
+    return _JSD.apply(log_p, log_q, beta)
 
 
 def acceptance(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -181,10 +181,13 @@ def _memory(data: DraftDataModule, module: DraftModule, weights: int) -> float:
     rows, size = int((batch.drafted > 0).sum()) * drafter.block_size, drafter.fc.weight.element_size()
     # a layer keeps about 12 D + 4 I numbers a row; a loss has 8 copies of a chunk's logits
     layer = (12 * drafter.hidden_size + 4 * target.shape.intermediate_size) * size * len(drafter.stack)
-    text = rows * layer + batch.tokens.shape[1] * drafter.fc.in_features * size
+    texts = min(data.batching.micro_batch_size, data.batching.batch_size)
+    # a GPU holds two micro-batches of what the data bring: the next one comes while this one is computed
+    arrived = texts if replays(data, module) else min(2 * texts, data.batching.batch_size)
+    states = arrived * batch.tokens.shape[1] * drafter.fc.in_features * size
     logits = 8 * 4 * module.chunk_rows * drafter.head_rows(target.vocab_size)
     held = sum(p.numel() * p.element_size() for p in target.parameters()) + 16.0 * weights
-    return held + max(decoded, data.batching.micro_batch_size * text + logits)
+    return held + max(decoded, texts * rows * layer + states + logits)
 
 
 def _states(drafter: Drafter) -> int:
