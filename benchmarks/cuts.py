@@ -5,7 +5,8 @@
 Costs and chances are fitted on validation prompts, then test prompts are decoded in alternating rounds, all settings
 by turns in every round, batch 1 and 8. Every text is held against plain greedy decoding. Beside the clock of the wall
 stands the processor's own (`cpu`), of one thread: on a busy machine it leaves the waiting out. `by_costs` follows more
-texts without the target, and adds up what each step takes by the table of costs.
+texts without the target, and adds up what each step takes by the table of costs. `--longest` cuts longer blocks than
+those that the drafter was trained with: where every draft costs a forward, what is not drafted is not paid for.
 """
 
 import argparse
@@ -147,16 +148,16 @@ class Known(Chance):
         return evidence
 
 
-def by_costs(run: Restored, texts: Sequence[Trace], sizes: Sequence[int], cuts: Cuts) -> dict[str, Any]:
-    """Every setting along the texts, which greedy decoding writes whatever the blocks are."""
-    out, own = dict[str, Any](), run.drafter.block_size
+def by_costs(run: Restored, texts: Sequence[Trace], sizes: Sequence[int], longest: int, cuts: Cuts) -> dict[str, Any]:
+    """Every setting along the texts, which greedy decoding writes whatever the blocks are; `longest` ones are cut."""
+    out = dict[str, Any]()
     at_once = isinstance(run.drafter, DFlash) and not isinstance(run.drafter, DSpark)
     walks: dict[str, list[tuple[int, int, float]]] = {**{str(size): [] for size in sizes}, CUT: [], KNOWING: []}
     for text in texts:
         _, features = run.target.read(text.tokens[None], run.drafter.layer_ids)
-        for size in sizes:
+        for size in sorted({*sizes, longest}):
             blocks = everywhere(run, text, features, size, cuts)
-            for key in (str(size), CUT, KNOWING) if size == own else (str(size),):
+            for key in [str(size)] * (size in sizes) + [CUT, KNOWING] * (size == longest):
                 walks[key].append(walk(blocks, cuts, key, at_once=at_once))
     tokens = sum(text.response_length - 1 for text in texts)
     for key, of in walks.items():
@@ -181,43 +182,52 @@ def summary(rounds: Sequence[dict[str, Any]], plain: list[list[int]]) -> dict[st
         out["verified_tokens"] = 1 + float(sent.double().mean())
         out["lengths"] = sent.bincount(minlength=8).tolist()
     for name in ("tokens_per_second", "cpu"):
-        values = [one[name] for one in rounds]
-        quarter = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        out[name] = {"median": median(values), "quartiles": [quarter[0], quarter[2]], "rounds": values}
+        out[name] = spread([one[name] for one in rounds])
     return out
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    quarter = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median(values), "quartiles": [quarter[0], quarter[2]], "rounds": values}
 
 
 def ratios(rounds: dict[str, list[dict[str, Any]]], name: str) -> dict[str, Any]:
     """Of cut blocks to the fixed size that is fastest by this clock's median, round by round."""
-    fixed = {key: median(one[name] for one in of) for key, of in rounds.items() if key not in (CUT, "1")}
+    fixed = {key: median(one[name] for one in of) for key, of in rounds.items() if key != CUT}
     best = max(fixed, key=fixed.__getitem__)
     values = [a[name] / b[name] for a, b in zip(rounds[CUT], rounds[best], strict=True)]
-    return {"best_fixed": best, "median": median(values), "rounds": values}
+    return {"best_fixed": best, **spread(values)}
+
+
+def fit(run: Restored, longest: int, rows: int, args: argparse.Namespace) -> Cuts:
+    """For blocks of up to `longest`."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    fitting, words = run.encoded("val", args.fitting), {"rows": rows, "repeats": args.repeats, "clock": clock}
+    with run.drafter.blocks_of(longest):
+        return speed.fit_cuts(run.target, run.drafter, fitting, run.decoding, **words)
 
 
 def measure(checkpoint: str, args: argparse.Namespace) -> dict[str, Any]:
     run = restore(checkpoint)
-    fitting, prompts = run.encoded("val", args.fitting), run.encoded("test", args.prompts)
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    out: dict[str, Any] = {"checkpoint": place(checkpoint), "kind": type(run.drafter).__name__}
+    prompts, longest = run.encoded("test", args.prompts), args.longest or run.drafter.block_size
+    run = replace(run, decoding=replace(run.decoding, max_new_tokens=args.tokens or run.decoding.max_new_tokens))
+    out: dict[str, Any] = {"checkpoint": place(checkpoint), "kind": type(run.drafter).__name__, "longest": longest}
     if args.walked:
-        cuts = speed.fit_cuts(run.target, run.drafter, fitting, run.decoding, repeats=args.repeats, clock=clock)
+        cuts = fit(run, longest, 1, args)
         texts = [r.trace for r in rollout(run.target, run.drafter, run.encoded("test", args.walked), run.decoding)]
         with run.drafter.evaluating():
-            out["by_costs"] = {"cuts": asdict(cuts), **by_costs(run, texts, args.sizes, cuts)}
+            out["by_costs"] = {"cuts": asdict(cuts), **by_costs(run, texts, args.sizes, longest, cuts)}
         print(out["kind"], json.dumps(out["by_costs"]), flush=True)
     for batch in args.batches if args.rounds else ():
-        cuts = speed.fit_cuts(
-            run.target, run.drafter, fitting, run.decoding, rows=batch, repeats=args.repeats, clock=clock
-        )
-        settings: dict[str, tuple[int, Cuts | None]] = {str(size): (size, None) for size in (1, *args.sizes)}
-        settings[CUT] = (run.drafter.block_size, cuts)
+        cuts = fit(run, longest, batch, args)
+        settings: dict[str, tuple[int, Cuts | None]] = {str(size): (size, None) for size in args.sizes}
+        settings[CUT] = (longest, cuts)
         rounds: dict[str, list[dict[str, Any]]] = {key: [] for key in settings}
         for number in range(args.rounds):
             order = list(settings.items())
             for key, (size, of) in order[number % len(order) :] + order[: number % len(order)]:
                 rounds[key].append(decode(run, prompts, batch, size, of))
-        plain = rounds["1"][0]["texts"]
+        plain = decode(run, prompts, batch, 1, None)["texts"]
         found = {key: summary(of, plain) for key, of in rounds.items()}
         ratio = {name: ratios(rounds, name) for name in ("tokens_per_second", "cpu")}
         out[f"batch_{batch}"] = {"cuts": asdict(cuts), "settings": found, "cut_over_best_fixed": ratio}
@@ -232,6 +242,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--walked", type=int, default=32, help="test prompts whose steps are only counted")
     parser.add_argument("--fitting", type=int, default=32, help="validation prompts")
+    parser.add_argument("--tokens", type=int, help="at most so many new ones; the run's own number by default")
+    parser.add_argument("--longest", type=int, help="block size that is cut; the drafter's own by default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7, 8])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)

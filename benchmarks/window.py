@@ -1,27 +1,42 @@
-"""Time of a block by the length of the text, with and without a sliding window.
+"""Sliding windows of drafters: time of a block by the length of the text, and τ beyond the length of training.
 
     python -m benchmarks.window --out benchmarks/results/window-cpu.json
+    python -m benchmarks.window --trained CHECKPOINT,CHECKPOINT --out benchmarks/results/window-tau-cpu.json
 
-Drafters of SmolLM2-135M's sizes with random weights: time does not depend on them. Lengths and windows take turns in
-every round. Seconds are the processor's own where torch has one thread, so that a busy machine's waiting is left out.
+Time: drafters of SmolLM2-135M's sizes with random weights, on which it does not depend. Lengths and windows take turns
+in every round. Seconds are the processor's own where torch has one thread: a busy machine's waiting is left out.
+
+τ: trained drafters along the same texts of the target, of up to `--times` times `--length` new tokens. By the part of
+the response in which a verification's anchor is, of texts that reach the last part; and of all texts, ended after
+`--length` tokens and whole. Texts get easier or harder as they go on, so a drafter's last part over its first says
+little by itself: it is held against that of the first drafter that is named, text by text. Tokens over verifications,
+pooled; intervals by a bootstrap over prompts.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 
+from draftopd.checkpoints.native import Restored, restore
 from draftopd.command import one_line_errors
+from draftopd.data.texts import TextCache
+from draftopd.decoding.redraft import redraft
 from draftopd.drafters.base import Drafter, Propose
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.evaluation.results import place
+from draftopd.evaluation.stats import Bootstrap, ratio
 from draftopd.target.head import Head, TargetShape
+from draftopd.trace import Rollout
 from draftopd.tracking.header import git_commit, machine
 
 SHAPE = TargetShape(
@@ -84,21 +99,103 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+def texts_of(run: Restored, args: argparse.Namespace) -> list[Rollout]:
+    """The target's greedy texts of test prompts, from the cache of the run, each ended after times * length tokens."""
+    cache: TextCache = instantiate(run.config.texts)
+    decoding = replace(run.decoding, max_new_tokens=args.written or args.times * args.length)
+    texts = cache.open(run.target, run.encoded("test", args.prompts), decoding, run.drafter.layer_ids)
+    found = [ended(Rollout(texts[i], texts.features(i)), args.times * args.length) for i in range(len(texts))]
+    return [text for text in found if text.trace.response_length > 1]
+
+
+def ended(text: Rollout, length: int) -> Rollout:
+    """Its first `length` new tokens."""
+    end = text.trace.prompt_length + length
+    features = None if text.features is None else text.features[:end]
+    return Rollout(replace(text.trace, tokens=text.trace.tokens[:end]), features)
+
+
+class Along:
+    """Tokens and verifications of one drafter along texts, by the prompt."""
+
+    def __init__(self, run: Restored, texts: Sequence[Rollout]) -> None:
+        found = redraft(run.target, run.drafter, texts, run.decoding)
+        self.traces = [rollout.trace for rollout in found]
+
+    def tau(self, start: int = 0, end: int | None = None) -> Bootstrap:
+        """Of verifications whose anchor is one of the response's tokens from `start` to before `end`."""
+        tokens, blocks = list[float](), list[float]()
+        for trace in self.traces:
+            at = trace.anchors - trace.prompt_length
+            inside = (at >= start) & (at < (len(trace.tokens) if end is None else end))
+            tokens.append(float(trace.committed[inside].sum()))
+            blocks.append(float(inside.sum()))
+        return ratio(tokens, blocks)
+
+
+def numbers(of: Bootstrap, null: float = 1.0) -> dict[str, float]:
+    found = of.estimate(null)
+    return {"value": found.mean, "low": found.low, "high": found.high}
+
+
+def far_ones(texts: Sequence[Rollout], length: int, times: int) -> list[Rollout]:
+    """Those with a last part."""
+    return [text for text in texts if text.trace.response_length > (times - 1) * length + 1]
+
+
+def beyond(run: Restored, texts: Sequence[Rollout], length: int, times: int) -> dict[str, Bootstrap]:
+    """τ of one drafter by name of what it is of."""
+    far = Along(run, far_ones(texts, length, times))
+    parts = {f"part_{part + 1}": far.tau(part * length, (part + 1) * length) for part in range(times)}
+    short = Along(run, [ended(text, length) for text in texts]).tau()
+    whole = Along(run, texts).tau()
+    last = parts[f"part_{times}"] / parts["part_1"]
+    return {**parts, "last_over_first": last, "short": short, "whole": whole, "whole_over_short": whole / short}
+
+
+def tau(args: argparse.Namespace) -> dict[str, Any]:
+    first, drafters, found = restore(args.trained[0]), list[dict[str, Any]](), list[dict[str, Bootstrap]]()
+    texts = texts_of(first, args)
+    for checkpoint in args.trained:
+        run = restore(checkpoint, target=first.target)
+        found.append(beyond(run, texts, args.length, args.times))
+        compared = {name: of / found[0][name] for name, of in found[-1].items()}
+        drafters.append(
+            {
+                "checkpoint": place(checkpoint),
+                "kind": type(run.drafter).__name__,
+                "window": run.drafter.window,
+                "trained_length": run.decoding.max_new_tokens,
+                **{name: numbers(of) for name, of in found[-1].items()},
+                "over_the_first_drafter": {name: numbers(of) for name, of in compared.items()},
+            }
+        )
+        print(json.dumps(drafters[-1]), flush=True)
+    lengths = {"texts": len(texts), "with_a_last_part": len(far_ones(texts, args.length, args.times))}
+    return {**lengths, "prompt_tokens": median(text.trace.prompt_length for text in texts), "drafters": drafters}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--window", type=int, default=256)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--window", type=int, default=256, help="time: of the drafters that have one")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096], help="time: tokens of the text")
+    parser.add_argument("--rounds", type=int, default=21, help="time")
+    parser.add_argument("--trained", type=lambda text: text.split(","), help="τ: checkpoints, instead of time")
+    parser.add_argument("--length", type=int, default=64, help="τ: new tokens of the shorter training texts")
+    parser.add_argument("--times", type=int, default=4, help="τ: the length of the texts over it")
+    parser.add_argument("--prompts", type=int, help="τ: test prompts, all by default")
+    parser.add_argument("--written", type=int, help="τ: limit under which the cache holds the texts, if it is another")
     args = parser.parse_args()
-    settings = {key: value for key, value in vars(args).items() if key != "out"}
-    found = [measure(kind, args) for kind in KINDS]
+    of_time, of_tau = ("window", "lengths", "rounds"), ("length", "times", "prompts")
+    settings = {name: getattr(args, name) for name in (of_tau if args.trained else of_time)}
+    found = tau(args) if args.trained else {"drafters": [measure(kind, args) for kind in KINDS]}
     document = {
         "git_commit": git_commit(),
         "machine": machine(),
         **settings,
         "threads": torch.get_num_threads(),
-        "drafters": found,
+        **found,
     }
     args.out.write_text(json.dumps(document, indent=1))
 

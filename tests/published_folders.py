@@ -29,15 +29,16 @@ VOCABULARIES = [None, 40]
 OWN = {"head_dim": 4, "rope_theta": 5e5, "rms_norm_eps": 1e-5}  # not the target's
 
 
-def make(kind: str, target: Target, draft_vocab_size: int | None = None) -> DFlash | Eagle3:
+def make(kind: str, target: Target, draft_vocab_size: int | None = None, window: int | None = None) -> DFlash | Eagle3:
     torch.manual_seed(1)
     drafter: DFlash | Eagle3
+    words: dict[str, Any] = {"draft_vocab_size": draft_vocab_size, "window": window, **OWN}
     if kind == "dflash":
-        drafter = DFlash(target.shape, 2, 5, layer_ids=[0, 2], draft_vocab_size=draft_vocab_size, **OWN)
+        drafter = DFlash(target.shape, 2, 5, layer_ids=[0, 2], **words)
     elif kind == "dspark":
-        drafter = DSpark(target.shape, 2, 5, 6, layer_ids=[0, 2], draft_vocab_size=draft_vocab_size, **OWN)
+        drafter = DSpark(target.shape, 2, 5, 6, layer_ids=[0, 2], **words)
     else:
-        drafter = Eagle3(target.shape, 5, layer_ids=EAGLE_LAYERS, draft_vocab_size=draft_vocab_size, **OWN)
+        drafter = Eagle3(target.shape, 5, layer_ids=EAGLE_LAYERS, **words)
     if draft_vocab_size:
         drafter.set_vocabulary(torch.arange(draft_vocab_size) * 2 + 1)
     drafter.initialise(target.head)

@@ -24,7 +24,7 @@ THETAS = st.sampled_from([1.0, 10000.0, 5e5, 1e7, 12345.678])
 
 
 @st.composite
-def options(draw: st.DrawFn, kind: str) -> dict[str, Any]:
+def options(draw: st.DrawFn, kind: str, *, windows: bool = False) -> dict[str, Any]:
     # Llama's configs take only numbers of heads that divide the hidden size, 32
     heads = draw(st.sampled_from([1, 2, 4] if kind == "eagle3" else [1, 2, 3, 4, 6]))
     found = {
@@ -38,6 +38,8 @@ def options(draw: st.DrawFn, kind: str) -> dict[str, Any]:
         "rms_norm_eps": draw(EPSILONS),
         "rope_theta": draw(THETAS),
     }
+    if windows:
+        found["window"] = draw(st.none() | st.integers(found["block_size"], 60))
     if kind != "eagle3":
         found |= {"num_layers": draw(st.integers(1, 3)), "mask_token_id": draw(st.integers(0, 99))}
     if kind == "dspark":
@@ -46,8 +48,8 @@ def options(draw: st.DrawFn, kind: str) -> dict[str, Any]:
 
 
 @st.composite
-def drafters(draw: st.DrawFn, kind: str, target: Target) -> DFlash | Eagle3:
-    chosen = draw(options(kind))
+def drafters(draw: st.DrawFn, kind: str, target: Target, *, windows: bool = False) -> DFlash | Eagle3:
+    chosen = draw(options(kind, windows=windows))
     torch.manual_seed(0)
     drafter = {"dflash": DFlash, "dspark": DSpark, "eagle3": Eagle3}[kind](target.shape, **chosen)
     size = chosen["draft_vocab_size"]
@@ -67,7 +69,7 @@ def same_bits(one: DFlash | Eagle3, other: DFlash | Eagle3) -> None:
 @pytest.mark.parametrize(("kind", "layout"), [(kind, layout) for kind in LAYOUTS for layout in LAYOUTS[kind]])
 @given(st.data())
 def test_any_drafter_comes_back_from_its_folder(target: Target, kind: str, layout: str, data):
-    drafter = data.draw(drafters(kind, target))
+    drafter = data.draw(drafters(kind, target, windows=layout == "speculators"))
     with TemporaryDirectory() as name:
         folder, again = Path(name) / "one", Path(name) / "two"
         write(drafter, folder, layout, target, "org/target")

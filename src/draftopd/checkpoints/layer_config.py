@@ -30,6 +30,7 @@ KEYS = (
     "max_window_layers",
 )
 COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name != "rms_norm_eps"]
+SLIDING = "sliding_attention"
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MOST = {name: MOST_LAYERS if name == "num_hidden_layers" else LARGEST for name in COUNTS}
 MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", DSpark: "qwen3", Eagle3: "llama"}
@@ -52,18 +53,19 @@ def sizes(spec: DrafterSpec) -> dict[str, Any]:
 
 def compose(spec: DrafterSpec) -> dict[str, Any]:
     """With both rope schemas: transformers 4 reads rope_theta, transformers 5 rope_parameters."""
-    qwen3 = {
-        "layer_types": ["full_attention"] * spec.num_layers,
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "max_window_layers": spec.num_layers,
+    sliding = spec.window is not None
+    attention = {
+        "layer_types": [SLIDING if sliding else "full_attention"] * spec.num_layers,
+        "sliding_window": spec.window,
     }
+    qwen3 = {"use_sliding_window": sliding, "max_window_layers": 0 if sliding else spec.num_layers}
     return {
         "model_type": MODEL_TYPE[spec.kind],
         **sizes(spec),
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
+        **(attention if sliding or spec.kind is not Eagle3 else {}),
         **(qwen3 if spec.kind is not Eagle3 else {"mlp_bias": False}),
         "rope_theta": spec.shape.rope_theta,
         "rope_scaling": None,
@@ -72,7 +74,12 @@ def compose(spec: DrafterSpec) -> dict[str, Any]:
     }
 
 
-def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConfig | None:
+def parse(raw: dict[str, Any], kind: Kind, findings: Findings, *, windows: bool = False) -> PreTrainedConfig | None:
+    """The config of the drafter's layers; None after an error.
+
+    Args:
+        windows: the layout has `DrafterSpec.window`.
+    """
     model_type = str(raw.get("model_type"))
     try:
         config = AutoConfig.for_model(model_type, **{key: raw[key] for key in KEYS if key in raw})
@@ -99,6 +106,7 @@ def parse(raw: dict[str, Any], kind: Kind, findings: Findings) -> PreTrainedConf
         )
         return None
     _unsupported(config, raw, kind, findings)
+    _sliding(config, raw, findings, windows=windows)
     return config
 
 
@@ -107,12 +115,6 @@ def _unsupported(config: PreTrainedConfig, raw: dict[str, Any], kind: Kind, find
         findings.error(f"hidden_act is {config.hidden_act}", "vLLM and SGLang run only silu", OTHER)
     if config.attention_bias:
         findings.error("attention_bias is true", "layers with biases are not supported here", OTHER)
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        findings.error(
-            "layer_types holds sliding_attention",
-            "vLLM and SGLang make those layers causal in a block, transformers does not, here they are not supported",
-            "take a drafter whose layers all are full_attention",
-        )
     if raw.get("tie_word_embeddings"):
         report = findings.error if kind is Eagle3 else findings.warning
         report("tie_word_embeddings is true", TIED[kind], "set it to false")
@@ -121,6 +123,31 @@ def _unsupported(config: PreTrainedConfig, raw: dict[str, Any], kind: Kind, find
             "quantization_config: the weights are quantised",
             "vLLM and SGLang may serve them, here and in transformers' DFlash they are not unpacked",
             "take the drafter that was quantised; drop the key if model.safetensors holds plain floats",
+        )
+
+
+def window(config: PreTrainedConfig) -> int | None:
+    """Positions that a row of the drafter's layers sees, its own included; None = all before it."""
+    return config.sliding_window if SLIDING in (getattr(config, "layer_types", None) or []) else None
+
+
+def _sliding(config: PreTrainedConfig, raw: dict[str, Any], findings: Findings, *, windows: bool) -> None:
+    types = getattr(config, "layer_types", None) or []
+    if SLIDING not in types:
+        return
+    if not windows:
+        findings.error(
+            f"layer_types holds {SLIDING}",
+            "vLLM and SGLang make those layers causal in a block, or SGLang drops the window; not supported here",
+            "take a drafter whose layers all are full_attention, or one in speculators' layout",
+        )
+    elif set(types) != {SLIDING}:
+        findings.error(f"layer_types is {types}", "here all layers of a drafter have one window", OTHER)
+    elif raw.get("sliding_window") is None or config.sliding_window is None:
+        findings.error(
+            f"layer_types holds {SLIDING} without a sliding_window that counts",
+            "vLLM stops where there is none, speculators takes 4096; with use_sliding_window false only vLLM has it",
+            "write sliding_window, and use_sliding_window true beside model_type qwen3",
         )
 
 
@@ -160,4 +187,5 @@ def spec(
         target_name=target[0],
         target_architectures=target[1],
         target_fingerprint=config.get("target_fingerprint"),
+        window=window(base),
     )

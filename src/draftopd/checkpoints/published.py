@@ -88,9 +88,12 @@ def load_published(drafter: Drafter, path: Path, target: Target) -> None:
 
 
 def default_layout(drafter: Drafter) -> str:
-    """The one that vLLM and SGLang both read; raises DraftError where there is no layout for this kind of drafter."""
+    """The one that vLLM and SGLang both read, or the one that says its window.
+
+    Raises DraftError where there is no layout for this kind of drafter.
+    """
     for layout in LAYOUTS:
-        if type(drafter) is layout.kind:
+        if type(drafter) is layout.kind and (layout.windows or drafter.window is None):
             return layout.name
     raise DraftError(f"no published layout for {type(drafter).__name__} drafters")
 
@@ -113,7 +116,7 @@ def write(
         card: makes README.md.
 
     Raises:
-        DraftError: the layout has no such drafters, a check found an error, or the folder is not empty.
+        DraftError: the layout has no such drafters, or no windows, a check found an error, or the folder is not empty.
     """
     spec = DrafterSpec.of(drafter, target, target_name)
     layouts = {known.name: known for known in LAYOUTS if known.kind is spec.kind}
@@ -121,6 +124,12 @@ def write(
         names = " or ".join(layouts)
         raise DraftError(f"no layout '{layout}' for {spec.kind.__name__} drafters: choose {names}")
     chosen = layouts[layout]
+    if spec.window is not None and not chosen.windows:
+        able = " or ".join(name for name, known in layouts.items() if known.windows)
+        raise DraftError(
+            f"layout '{layout}' is not written for drafter.window={spec.window}: SGLang drops the window, or makes "
+            f"blocks of sliding layers causal; layout={able} has it, for vLLM"
+        )
     tensors = {chosen.tensor(name): value.detach().cpu().clone() for name, value in drafter.state_dict().items()}
     dtype = next(drafter.parameters()).dtype
     if drafter.vocabulary is not None:

@@ -44,6 +44,8 @@ class DrafterSpec:
     """of DSpark"""
     confidence: bool = False
     """it has a confidence head"""
+    window: int | None = None
+    """`Drafter.window`"""
 
     @classmethod
     def of(cls, drafter: Drafter, target: Target, target_name: str | None = None) -> "DrafterSpec":
@@ -54,11 +56,6 @@ class DrafterSpec:
         if not isinstance(drafter, DFlash | Eagle3):
             raise DraftError(
                 f"no published layout for {type(drafter).__name__} drafters: only DFlash, DSpark and Eagle3 have one"
-            )
-        if drafter.window is not None:
-            raise DraftError(
-                f"no published layout is written for drafter.window={drafter.window}: vLLM and SGLang make sliding "
-                "layers causal in a block, transformers does not; train with drafter.window=null to serve it"
             )
         own = {**asdict(drafter.sizes), "mask_token_id": drafter.mask_token_id if isinstance(drafter, DFlash) else 0}
         shape = replace(target.shape, **own)
@@ -76,6 +73,7 @@ class DrafterSpec:
             target_fingerprint=target.fingerprint,
             markov_rank=drafter.markov_rank if isinstance(drafter, DSpark) else 0,
             confidence=drafter.confidence_head is not None,
+            window=drafter.window,
         )
 
     def options(self) -> dict[str, Any]:
@@ -84,6 +82,7 @@ class DrafterSpec:
             "block_size": self.block_size,
             "layer_ids": list(self.layer_ids),
             "draft_vocab_size": self.draft_vocab_size,
+            "window": self.window,
             **{f.name: getattr(self.shape, f.name) for f in fields(LayerSizes) if f.name != "hidden_size"},
         }
         if self.kind is not Eagle3:
@@ -115,6 +114,8 @@ class Layout:
     """beginnings of tensor names here and in the layout, where they differ"""
     carried: tuple[str, ...] = ()
     """tensors of the target that the file carries a copy of"""
+    windows: bool = False
+    """config.json can say `Drafter.window`, in its meaning, to every engine that reads the layout"""
 
     def tensor(self, name: str) -> str:
         """The layout's name of a drafter's tensor."""

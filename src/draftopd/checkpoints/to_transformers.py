@@ -28,6 +28,8 @@ def to_transformers(drafter: Drafter, target: Target) -> PreTrainedModel:
     spec = DrafterSpec.of(drafter, target)
     if spec.kind is not DFlash:
         raise DraftError(f"transformers has no model for {spec.kind.__name__} drafters: serve it with vLLM or SGLang")
+    if spec.window is not None:
+        raise DraftError(f"drafter.window={spec.window} is not handed to transformers: export it for vLLM")
     last = target.shape.num_layers - 1
     if last in spec.layer_ids:
         raise DraftError(

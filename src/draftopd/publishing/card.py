@@ -86,6 +86,7 @@ def _opening(facts: Facts, spec: DrafterSpec) -> Iterator[str]:
         ("drafter", f"{_kind(spec)}, {spec.num_layers} layers, {weights / 1e6:.1f} M parameters"),
         ("block size", f"{spec.block_size}: the last token of the text and {drafts} drafts"),
         ("reads", f"outputs of the target's layers {', '.join(map(str, spec.layer_ids))} (counted from 0)"),
+        *([] if spec.window is None else [("sees", f"the last {spec.window} positions before each draft")]),
         ("layout", facts.layout),
         *_origin(facts),
         ("licence", licence),

@@ -4,6 +4,10 @@ Their `aux_hidden_state_layer_ids` count the hidden states *before* a layer: our
 verifier's and stays out of the file, and so does the head of DFlash and DSpark; a reduced vocabulary adds `d2t`, `t2d`
 and the head's rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to
 speculate; so is DSpark's `block_size`.
+
+A sliding window is in the config of the layer, as in transformers. vLLM 0.32 lets a row see as many positions as
+`sliding_window` says, its own included, as we do, and those after it in the block where nothing makes it causal.
+speculators' own masks count from the start of the block, so a late slot of its training sees a little more.
 """
 
 from typing import Any
@@ -33,8 +37,11 @@ def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
 
 
 def compose_dspark(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    envelope = _envelope(spec, "dspark", "DSparkSpeculator", dtype)
+    if spec.window is not None:
+        envelope["transformer_layer_config"]["is_causal"] = False  # vLLM 0.32 does not read the key below for DSpark
     return {
-        **_envelope(spec, "dspark", "DSparkSpeculator", dtype),
+        **envelope,
         **dspark_common.compose(spec),
         AUX: [i + 1 for i in spec.layer_ids],
         "sliding_window_non_causal": True,
@@ -115,15 +122,9 @@ def _parse_block(
     kind: Kind, config: dict[str, Any], layer: dict[str, Any], block: int | None, findings: Findings
 ) -> tuple[DrafterSpec | None, int | None]:
     """What DFlash and DSpark share, and the number of tokens to speculate."""
-    if config.get("sliding_window_non_causal") is False:
-        findings.warning(
-            "sliding_window_non_causal is false",
-            "vLLM 0.32 then lets no slot of a block see later ones, with full attention too: acceptance changes and "
-            "nothing fails (vllm#56692)",
-            "write true: speculators reads it only for sliding windows",
-        )
     layer = {"model_type": "qwen3", **layer}
-    base, theta = layer_config.parse(layer, kind, findings), fields.rope_theta(layer, findings)
+    base, theta = layer_config.parse(layer, kind, findings, windows=True), fields.rope_theta(layer, findings)
+    _direction(kind, config, layer, findings, sliding=base is not None and layer_config.window(base) is not None)
     mask = fields.agreed(
         "mask_token_id", {"config.json": config.get("mask_token_id")}, "vLLM refuses, speculators stops", findings
     )
@@ -143,6 +144,31 @@ def _parse_block(
     return spec, tokens
 
 
+def _direction(kind: Kind, config: dict[str, Any], layer: dict[str, Any], findings: Findings, *, sliding: bool) -> None:
+    """A block sees itself in both directions."""
+    both = config.get("sliding_window_non_causal")
+    if sliding and not both:
+        findings.error(
+            f"sliding_window_non_causal is {both} beside sliding layers: a slot sees no later ones",
+            "vLLM takes true where it is missing, speculators false; causal blocks are not supported here",
+            f"{fields.OTHER}, or write true if it was trained so",
+        )
+    elif both is False:
+        findings.warning(
+            "sliding_window_non_causal is false",
+            "vLLM 0.32 then lets no slot of a block see later ones, with full attention too: acceptance changes and "
+            "nothing fails (vllm#56692)",
+            "write true: speculators reads it only for sliding windows",
+        )
+    if sliding and kind is DSpark and layer.get("is_causal") is not False:
+        findings.warning(
+            "no is_causal false in transformer_layer_config",
+            "vLLM 0.32 reads no other key for DSpark's sliding layers: slots then see no later ones, acceptance "
+            "changes and nothing fails",
+            "write it",
+        )
+
+
 def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None = None) -> DrafterSpec | None:
     layer = _layer(config, findings)
     if layer is None:
@@ -154,7 +180,8 @@ def parse_eagle3(config: dict[str, Any], findings: Findings, depth: int | None =
             "write llama if the file holds no q_norm; no other layer is supported here",
         )
         return None
-    base, theta = layer_config.parse(layer, Eagle3, findings), fields.rope_theta(layer, findings, eagle3_common.THETA)
+    base = layer_config.parse(layer, Eagle3, findings, windows=True)
+    theta = fields.rope_theta(layer, findings, eagle3_common.THETA)
     if "norm_before_residual" not in config:
         findings.error(
             "no norm_before_residual",
@@ -217,8 +244,19 @@ def _verifier(config: dict[str, Any], findings: Findings) -> tuple[fields.NamedT
 
 REDUCED = ("d2t", "t2d", "lm_head.weight")
 RENAMED = ("midlayer.", "layers.0.")
-DFLASH = Layout("speculators", DFlash, lambda c: c.get(MODEL) == "dflash", parse_dflash, compose_dflash, REDUCED)
-DSPARK = Layout("speculators", DSpark, lambda c: c.get(MODEL) == "dspark", parse_dspark, compose_dspark, REDUCED)
+DFLASH = Layout(
+    "speculators", DFlash, lambda c: c.get(MODEL) == "dflash", parse_dflash, compose_dflash, REDUCED, windows=True
+)
+DSPARK = Layout(
+    "speculators", DSpark, lambda c: c.get(MODEL) == "dspark", parse_dspark, compose_dspark, REDUCED, windows=True
+)
 EAGLE3 = Layout(
-    "speculators", Eagle3, lambda c: c.get(MODEL) == "eagle3", parse_eagle3, compose_eagle3, REDUCED[:2], RENAMED
+    "speculators",
+    Eagle3,
+    lambda c: c.get(MODEL) == "eagle3",
+    parse_eagle3,
+    compose_eagle3,
+    REDUCED[:2],
+    RENAMED,
+    windows=True,
 )
