@@ -73,7 +73,7 @@ def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypat
     monkeypatch.setattr(budgets.time, "perf_counter", lambda: now[0])
     run = Run(batches=4, budget=Budget(minutes=3.0))
     now[0] += 600.0  # before the fit
-    run.budget.start_clock()
+    run.budget.start()
     for _ in range(2):
         now[0] += 30.0
         run.step()
@@ -81,7 +81,7 @@ def test_minutes_are_the_wall_clock_and_a_resumed_run_goes_on_counting(monkeypat
     state, run.budget = run.budget.state_dict(), Budget(minutes=3.0)
     run.budget.load_state_dict(state)
     now[0] += 600.0  # between the two
-    run.budget.start_clock()
+    run.budget.start()
     while not run.over:
         now[0] += 30.0
         run.step()
@@ -111,7 +111,7 @@ def test_a_rollout_phase_that_would_spend_the_rest_is_not_begun(unit: str):
 
 def test_epochs_on_the_same_traces_share_a_phases_cost_and_only_a_new_phase_is_weighed():
     run = Run(batches=2, budget=Budget(flops=100.0))
-    run.budget.epochs_per_phase = 2
+    run.budget.start(epochs_per_phase=2)
     rates = []
     while not run.over:
         if run.steps % 4 == 0:

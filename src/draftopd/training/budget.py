@@ -50,7 +50,6 @@ class Budget:
         self.steps_done, self.share, self.epochs_done = 0, 0.0, 0.0
         self.reached: dict[str, float] = {}
         self.epochs_per_phase = 1
-        """epochs that train on one rollout phase, and share its cost"""
 
     def state_dict(self) -> dict[str, Any]:
         return {"minutes": self._minutes} | {name: getattr(self, name) for name in STATE}
@@ -60,8 +59,13 @@ class Budget:
         for name in STATE:
             setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints lack some
 
-    def start_clock(self) -> None:
-        self.began = time.perf_counter()
+    def start(self, epochs_per_phase: int = 1) -> None:
+        """Starts the clock.
+
+        Args:
+            epochs_per_phase: epochs that train on one rollout phase, and share its cost.
+        """
+        self.began, self.epochs_per_phase = time.perf_counter(), epochs_per_phase
 
     @property
     def epochs_in_all(self) -> int | None:

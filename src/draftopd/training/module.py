@@ -108,9 +108,8 @@ class DraftModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Encodes the prompts, and chooses the draft vocabulary of a new drafter."""
-        self.budget.start_clock()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.budget.epochs_per_phase = data.epochs_per_phase
+        self.budget.start(data.epochs_per_phase)
         for split in ("val", "test"):
             data.encoded(split)
         if self.drafter.d2t is not None and not self.drafter.d2t.any():

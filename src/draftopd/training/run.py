@@ -37,8 +37,6 @@ from draftopd.training.module import DraftModule
 from draftopd.training.other_loggers import OtherLogger
 from draftopd.training.run_record import RunRecord, fingerprints
 
-log_lines = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class System:
@@ -144,11 +142,9 @@ def make_trainer(config: DictConfig, callbacks: list[L.Callback], loggers: Seque
     if on_cpu and config.module.attention == "flex_attention":
         raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
     if on_cpu and trainer.precision.startswith("bf16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log_lines.warning(
-            "trainer.precision=%s: this processor has no bfloat16 products, and a step may take ten times as long: "
-            "take trainer.precision=32-true",
-            trainer.precision,
-        )
+        slow = "this processor has no bfloat16 products, and a step may take ten times as long"
+        message = "trainer.precision=%s: %s: take trainer.precision=32-true"
+        logging.getLogger(__name__).warning(message, trainer.precision, slow)
     return trainer
 
 
