@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,27 +66,30 @@ def drafter(target: Target) -> DFlash:
 
 
 @pytest.fixture(scope="session")
-def eager_drafter(target: Target) -> DFlash:
+def eager_drafter(target: Target) -> Iterator[DFlash]:
     """A drafter that copies the target's own next tokens often enough for every length of acceptance to occur."""
-    from pair import PROMPTS, Decoding, overfit
+    from pair import PROMPTS, Decoding, overfit, untouched
 
-    return overfit(target, PROMPTS, Decoding(max_new_tokens=24))
+    with untouched(overfit(target, PROMPTS, Decoding(max_new_tokens=24))) as drafter:
+        yield drafter
 
 
 @pytest.fixture(scope="session")
-def eager_dspark(target: Target) -> DSpark:
+def eager_dspark(target: Target) -> Iterator[DSpark]:
     """The same of DSpark."""
-    from pair import PROMPTS, Decoding, overfit_dspark
+    from pair import PROMPTS, Decoding, overfit_dspark, untouched
 
-    return overfit_dspark(target, PROMPTS, Decoding(max_new_tokens=24))
+    with untouched(overfit_dspark(target, PROMPTS, Decoding(max_new_tokens=24))) as drafter:
+        yield drafter
 
 
 @pytest.fixture(scope="session")
-def eager_eagle(target: Target) -> Eagle3:
+def eager_eagle(target: Target) -> Iterator[Eagle3]:
     """The same of EAGLE-3."""
-    from pair import PROMPTS, Decoding, overfit_eagle
+    from pair import PROMPTS, Decoding, overfit_eagle, untouched
 
-    return overfit_eagle(target, PROMPTS, Decoding(max_new_tokens=24))
+    with untouched(overfit_eagle(target, PROMPTS, Decoding(max_new_tokens=24))) as drafter:
+        yield drafter
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -85,6 +86,18 @@ def fit_texts(drafter: Drafter, target: Target, prompts: list[list[int]], decodi
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+D = TypeVar("D", bound=Drafter)
+
+
+@contextmanager
+def untouched(drafter: D) -> Iterator[D]:
+    """Many tests read it: one that trains it has to take a copy."""
+    before = {name: weight.clone() for name, weight in drafter.state_dict().items()}
+    yield drafter
+    changed = [name for name, weight in drafter.state_dict().items() if not torch.equal(weight, before[name])]
+    assert not changed, f"a test has changed the drafter that all share: {changed}"
 
 
 @contextmanager

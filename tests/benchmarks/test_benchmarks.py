@@ -1,5 +1,6 @@
 """Benchmarks run from their first line to their last on the tiny pair; nothing here looks at seconds."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -238,7 +239,7 @@ def test_the_cost_of_objectives_is_taken_from_the_same_blocks(target: Target, ea
     replayed = target.replay(replace(batch, features=None, target_hidden=None), eager_drafter.layer_ids)
     torch.testing.assert_close(batch.features, replayed.features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(batch.target_hidden, replayed.target_hidden, rtol=1e-4, atol=1e-4)
-    found = objective_cost.measure(target, eager_drafter, batch, ["forward_kl", "draft_opd"], rounds=2)
+    found = objective_cost.measure(target, copy.deepcopy(eager_drafter), batch, ["forward_kl", "draft_opd"], rounds=2)
     assert found["batch"]["blocks"] == 6
     assert {"forward_kl", "draft_opd"} == found["processor_ratios"].keys() == found["clock_ratios"].keys()
     assert found["clock_seconds"]["cross_entropy"]["median"] > 0
