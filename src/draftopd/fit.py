@@ -116,12 +116,13 @@ def _stages(config: DictConfig, folder: Path, parent: Run | None, words: Sequenc
         config.output_dir = str(folder)
         return [config]
     configs: list[DictConfig] = []
-    for name, member, own_words in members(config.stages, words):
-        if member.init_from and member.init_from not in [earlier.name for earlier in configs]:
-            find_checkpoint(member.init_from, config.logger)  # tells now what would fail after the stages before it
-        own = compose("fit", overrides=own_words)
-        own.name, own.output_dir, own.init_from = name, str(folder / name), member.init_from
-        if config.texts_only and member.init_from in [earlier.name for earlier in configs]:
+    for member in members(config.stages, words):
+        earlier = [made.name for made in configs]
+        if member.start and member.start not in earlier:
+            find_checkpoint(member.start, config.logger)  # tells now what would fail after the stages before it
+        own = compose("fit", overrides=member.words)
+        own.name, own.output_dir, own.init_from = member.name, str(folder / member.name), member.start
+        if config.texts_only and member.start in earlier:
             own.init_from = None  # it has not run, and weights do not change texts
         own.init_optimizer = own.init_optimizer and own.init_from is not None
         if own.logger and parent is not None:
@@ -162,7 +163,7 @@ def _prepare(of: DictConfig, done: Sequence[Results], config: DictConfig) -> Res
     """
     folder = Path(of.output_dir)
     start = next((r for results in done for r in results.results if r.name == of.init_from), None)
-    if start is None and of.init_from in (config.stages or ()):
+    if start is None and of.init_from in [member.name for member in members(config.stages or {}, ())]:
         raise DraftError(f"{of.name} starts from {of.init_from}, which has not run in {folder.parent}: add it to only")
     if config.stages and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +195,7 @@ def _commands(
     uri = config.logger.tracking_uri if config.logger else None
     address, experiment = f"http://{facts.ui.host}:{facts.ui.port}", parent.experiment_id if parent else ""
     store = summary.Store(uri, usual, address, experiment)
-    own = {name: given for name, _, given in members(config.stages, words)} if config.stages else {config.name: words}
+    own = {member.name: member.words for member in members(config.stages or {}, words)} or {config.name: list(words)}
     kinds = {of.name: of.drafter.get("_target_", "").rpartition(".")[2] for of in stages if not of.drafter.get("path")}
     folder = Path(stages[0].output_dir)
     day = folder.parents[1] if config.stages else folder.parent  # where the next run will be, too

@@ -34,6 +34,18 @@ def test_a_grid_runs_a_stage_once_for_each_value_or_for_one_of_them(command, tmp
     assert all("num_layers: 2\n" in seed for seed in seeds)
 
 
+@pytest.mark.slow
+def test_a_grid_that_starts_from_a_grid_starts_each_member_at_its_own_point(command, capsys, tmp_path):
+    end = ("+stages.draft_opd.grid={seed: [1, 0]}",)
+    assert command(*SMOKE, GRID, *end, "only=[draft_opd-seed1]") == 2
+    assert "draft_opd-seed1 starts from sft-seed1, which has not run in" in capsys.readouterr().err
+    assert command(*SMOKE, GRID, *end) == 0
+    results = json.loads((tmp_path / "study" / "results.json").read_text())["results"]
+    starts = {result["name"]: result["training"]["start"] for result in results}
+    assert starts["draft_opd-seed1"] == "sft-seed1"
+    assert starts["draft_opd-seed0"] == "sft-seed0"
+
+
 def test_parts_run_one_by_one_are_joined_and_finished_ones_are_not_run_again(command, tmp_path):
     assert command(*SMOKE, "only=[sft]") == 0
     assert names(tmp_path / "study") == ["sft"]

@@ -30,7 +30,7 @@ from draftopd.training.datamodule import Batching, DraftDataModule
 from pair import EAGLE_LAYERS, PROMPTS
 from runs import called
 
-STRATEGIES = {  # name -> (trainer's precision, largest difference of a weight)
+STRATEGIES = {  # name -> (trainer's precision, largest difference of a weight, and relative one of a metric)
     "ddp": ("64-true", 1e-8),
     "fsdp2": ("32-true", 1e-5),  # Lightning takes no 64-true there
 }
@@ -76,7 +76,7 @@ def test_two_processes_end_with_the_weights_of_one(command, tmp_path: Path, stra
     for name in ("sft", "draft_opd"):
         one, two = held_out[name]
         assert one["val/acceptance_length"] >= 1
-        assert one == pytest.approx(two)
+        assert one == pytest.approx(two, rel=max(tolerance, 1e-6))
     for stage in ("sft", "draft_opd"):
         one, two = (
             torch.load(tmp_path / folder / stage / "checkpoints" / "last.ckpt", weights_only=True)

@@ -52,16 +52,16 @@ def _check_stages(config: DictConfig, words: Sequence[str]) -> None:
         raise DraftError(
             f"{config.name} has stages of its own: give init_from to the experiment of one stage, and resume=auto"
         )
-    known = list(dict.fromkeys([*config.stages, *(member for member, _, _ in members(config.stages, words))]))
+    known = list(dict.fromkeys([*config.stages, *(member.name for member in members(config.stages, words))]))
     if unknown := sorted(set(config.only or ()) - set(known)):
         raise DraftError(f"only={unknown}: there are no such stages; those of {config.name} are {known}")
     earlier: list[str] = []
-    for name, stage, own_words in members(config.stages, words):
-        composed = compose("fit", overrides=own_words)
+    for member in members(config.stages, words):
+        composed = compose("fit", overrides=member.words)
         if composed.stages:
-            raise DraftError(f"stages.{name}.experiment={stage.experiment} has stages of its own")
-        composed.init_from = None if stage.init_from in earlier else stage.init_from
-        composed.from_scratch = composed.from_scratch or stage.init_from in earlier
+            raise DraftError(f"stages.{member.name}.experiment={member.experiment} has stages of its own")
+        composed.init_from = None if member.start in earlier else member.start
+        composed.from_scratch = composed.from_scratch or member.start in earlier
         composed.init_optimizer = composed.init_optimizer and composed.init_from is not None
         check("fit", composed)
-        earlier.append(name)
+        earlier.append(member.name)
