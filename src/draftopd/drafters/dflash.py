@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, masked_blocks
 from draftopd.drafters.base import Drafter, Embed, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join, layer_sizes
+from draftopd.drafters.layers import MLP, Attention, KeysValues, RMSNorm, init_linear, join, layer_sizes
 from draftopd.target.cache import RaggedCache
 from draftopd.target.head import Head, LayerSizes, TargetShape
 from draftopd.trace import ReplayBatch
@@ -34,8 +34,8 @@ class Layer(nn.Module):
         super().__init__()
         size, eps = sizes.hidden_size, sizes.rms_norm_eps
         self.self_attn, self.mlp = Attention(size, sizes, norm_heads=True), MLP(sizes)
-        self.input_layernorm = nn.RMSNorm(size, eps)
-        self.post_attention_layernorm = nn.RMSNorm(size, eps)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
 
     def forward(self, x: Tensor, positions: Tensor, text: KeysValues, mask: Tensor | BlockMask) -> Tensor:
         normed = self.input_layernorm(x)
@@ -98,9 +98,9 @@ class DFlash(Drafter):
         self.sizes = layer_sizes(target, own_sizes)
         size, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
-        self.hidden_norm = nn.RMSNorm(size, eps)
+        self.hidden_norm = RMSNorm(size, eps)
         self.layers = nn.ModuleList(Layer(self.sizes) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(size, eps)
+        self.norm = RMSNorm(size, eps)
         self.apply(init_linear)
 
     @property

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from draftopd.blocks import branch_mask, flex_branch_mask
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
-from draftopd.drafters.layers import MLP, Attention, KeysValues, init_linear, join, layer_sizes
+from draftopd.drafters.layers import MLP, Attention, KeysValues, RMSNorm, init_linear, join, layer_sizes
 from draftopd.errors import DraftError
 from draftopd.target.cache import RaggedCache
 from draftopd.target.cpu.linear import Linear, linear
@@ -44,9 +44,9 @@ class Layer(nn.Module):
         super().__init__()
         size, eps = sizes.hidden_size, sizes.rms_norm_eps
         self.self_attn, self.mlp = Attention(2 * size, sizes, norm_heads=False), MLP(sizes)
-        self.input_layernorm = nn.RMSNorm(size, eps)
-        self.hidden_norm = nn.RMSNorm(size, eps)
-        self.post_attention_layernorm = nn.RMSNorm(size, eps)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.hidden_norm = RMSNorm(size, eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
 
     def pair(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """What attention reads: [..., 2 D]."""
@@ -109,7 +109,7 @@ class Eagle3(Drafter):
         size = self.sizes.hidden_size
         self.fc = nn.Linear(len(ids) * size, size, bias=False)
         self.midlayer = Layer(self.sizes)
-        self.norm = nn.RMSNorm(size, self.sizes.rms_norm_eps)
+        self.norm = RMSNorm(size, self.sizes.rms_norm_eps)
         self.lm_head = nn.Linear(size, draft_vocab_size or target.vocab_size, bias=False)
         self.apply(init_linear)
         nn.init.zeros_(self.lm_head.weight)  # until `initialise`

@@ -48,6 +48,14 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Rows of another dtype than the weights', as in mixed precision, are normalised in the weights'; so torch does on
+    a CPU, with a warning."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention; keys and values are computed separately from queries, so that they can be cached.
 
@@ -66,8 +74,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(inputs, kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, size, bias=False)
 
-        self.q_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
+        self.q_norm = RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, sizes.rms_norm_eps) if norm_heads else nn.Identity()
 
     def keys_values(self, x: Tensor, positions: Tensor) -> KeysValues:
         """Of rows x [B, R, inputs] at positions [B, R]."""
@@ -87,7 +95,7 @@ class Attention(nn.Module):
     def _flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
         plain = query.device.type == "cpu" or torch.compiler.is_compiling()
         run: Any = flex_attention if plain else _compiled_flex_attention()
-        query, keys = query.to(values.dtype), keys.to(values.dtype)  # autocast leaves norms in float32
+        query, keys = query.to(values.dtype), keys.to(values.dtype)  # the kernel takes one dtype
         # for fewer than 128 rows torch would take its kernel for decoding, which has no configuration for some of them
         options = {"FORCE_USE_FLEX_ATTENTION": True}
         return run(query, keys, values, block_mask=mask, enable_gqa=True, kernel_options=options)
