@@ -50,7 +50,8 @@ def main(words: Sequence[str] | None = None) -> None:
     part.add_argument("folder", type=Path)
     part.add_argument("--to", type=Path, required=True)
     part.add_argument("--results", default=FILE, help="name of the results file of each stage")
-    part.set_defaults(run=lambda args: join(args.folder, args.to, args.results))
+    part.add_argument("--timed", type=Path, help="results of draftopd.evaluate, whose clocks are taken")
+    part.set_defaults(run=lambda args: join(args.folder, args.to, args.results, args.timed))
     part = parts.add_parser("check", help="compare docs/results.md with the small files")
     part.add_argument("--write", action="store_true", help="write the tables instead")
     part.set_defaults(run=lambda args: check(args.write))
@@ -88,19 +89,25 @@ def _answers(found: Restored, temperature: float, cache: TextCache) -> list[run.
     return run.answers(asked, [[trace] for trace in traces])
 
 
-def join(folder: Path, to: Path, name: str) -> None:
-    """Keeps what tables need: per run its cost and curve, per test prompt the committed tokens and the blocks."""
+def join(folder: Path, to: Path, name: str, timed: Path | None) -> None:
+    """Keeps what tables need: per run its cost and curve, per test prompt the committed tokens and the blocks.
+
+    Args:
+        timed: results of final drafters that were timed after the study, under the names of their stages.
+    """
     found = {path.parent.relative_to(folder).parts[0]: load(path) for path in sorted(folder.glob(f"*/{name}"))}
     if not found:
         raise DraftError(f"no {name} in the stages of {folder}: run experiment=study with hydra.run.dir={folder}")
     results = {stage: _trained(file) for stage, file in found.items()}
     answers = next((result.answers for result in results.values() if result.answers), [])  # a search has none
-    document = {
+    document: dict[str, Any] = {
         "git_commit": sorted({json.loads(path.read_text())["git_commit"] for path in folder.glob(f"*/{name}")}),
         "decoding": asdict(next(iter(found.values())).decoding),
         "sets": [answer.set for answer in answers],
         "runs": {stage: _small(result) for stage, result in results.items()},
     }
+    for clocked in load(timed).results if timed else ():
+        document["runs"][clocked.name]["timed"] = _timed(clocked)
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(json.dumps(document, separators=(",", ":")).replace('"runs":{', '"runs":{\n').replace("}},", "}},\n"))
 
@@ -123,8 +130,15 @@ def _small(result: Result) -> dict[str, Any]:
         ],
         "committed": [c.committed for c in counts],
         "blocks": [c.blocks for c in counts],
-        "timed": {str(i): _clocks(a) for i, a in enumerate(result.answers) if a.speculative and a.plain},
+        "held": [sum(of) for of in zip(*(c.held for c in counts), strict=True)],
+        "drafted": [sum(of) for of in zip(*(c.drafted for c in counts), strict=True)],
+        "timed": _timed(result),
     }
+
+
+def _timed(result: Result) -> dict[str, list[float]]:
+    """By the place of the test prompt."""
+    return {str(i): _clocks(a) for i, a in enumerate(result.answers) if a.speculative and a.plain}
 
 
 def _clocks(answer: run.Answer) -> list[float]:

@@ -86,6 +86,21 @@ def _difference(difference: stats.Estimate, base: float) -> tuple[str, str, str]
     return difference.text("+.3f"), f"{difference.mean / base:+.1%}", difference.p_text
 
 
+def positions(name: str, *names: str) -> Iterator[str]:
+    """A row an arm: the share of blocks whose first k drafts held, among those that drafted k, and the speedup."""
+    part = Part.read(name)
+    slots = len(next(iter(part.members(names[0]).values()))["held"])
+    yield "| arm | " + " | ".join(f"first {k}" if k > 1 else "first" for k in range(1, slots + 1)) + " | speedup |"
+    yield "|---" * (slots + 2) + "|"
+    for arm in names:
+        runs = part.members(arm)
+        held, drafted = (np.sum([r[key] for r in runs.values()], axis=0) for key in ("held", "drafted"))
+        timed = [of for of in (part.speedup(f"{arm}{seed}") for seed in runs) if of]
+        cells = [f"`{arm}`", *(f"{share:.2f}" for share in held / drafted)]
+        cells.append(stats.average(timed).estimate(1.0).text(".2f") if timed else "-")
+        yield "| " + " | ".join(cells) + " |"
+
+
 def stages(name: str, *names: str) -> Iterator[str]:
     """A row a stage of a run, and the differences of those that start alike."""
     part = Part.read(name)
@@ -176,4 +191,4 @@ def curve(name: str, run_name: str) -> Iterator[str]:
     yield f"Over the last third τ changes by {slope:+.2%} per 10 % of the compute."
 
 
-TABLES = {"arms": arms, "rates": rates, "curve": curve, "stages": stages, "border": border}
+TABLES = {"arms": arms, "rates": rates, "curve": curve, "stages": stages, "border": border, "positions": positions}

@@ -1,11 +1,13 @@
 """The study's small files: what they keep is enough for the tables, and a table that differs is found."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import study, study_tables
+from draftopd import evaluate
 from draftopd.evaluation.results import load
 from runs import UNTIMED
 
@@ -14,6 +16,8 @@ Prose stays.
 <!-- study arms tiny sft draft_opd -->
 <!-- end -->
 <!-- study curve tiny draft_opd -->
+<!-- end -->
+<!-- study positions tiny sft -->
 <!-- end -->
 """
 
@@ -26,7 +30,11 @@ def joined(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(study_tables, "FOLDER", tmp_path / "small")
     monkeypatch.setattr(study, "DOCUMENT", tmp_path / "results.md")
     (tmp_path / "results.md").write_text(DOC)
-    study.main(["join", "runs", "--to", str(tmp_path / "small" / "tiny.json")])
+    later = "checkpoint=runs/sft-seed0/checkpoints/last.ckpt,runs/sft-seed1/checkpoints/last.ckpt"
+    timed = (later, "logger=none", "limit=2", "speed.prompts=2", "speed.block_sizes=[]", "hydra.run.dir=timed")
+    assert command(*timed, main=evaluate.main) == 0
+    words = ("--to", str(tmp_path / "small" / "tiny.json"), "--timed", "timed/results.json")
+    study.main(["join", "runs", *words])
     return tmp_path
 
 
@@ -51,10 +59,11 @@ def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path,
     written = (joined / "results.md").read_text()
     assert "Prose stays." in written
     assert "| `sft` | 2 |" in written
+    assert re.search(r"\| `sft` \|( \d\.\d\d \|){3} \d+\.\d\d \[", written)  # K shares, and a speedup
     assert "| `draft_opd` | 1 |" in written
     assert "per 10 % of the compute" in written
     study.main(["check"])
-    assert "2 tables of results.md recomputed: no number differs" in capsys.readouterr().out
+    assert "3 tables of results.md recomputed: no number differs" in capsys.readouterr().out
 
     (joined / "results.md").write_text(written.replace("| `sft` | 2 |", "| `sft` | 3 |"))
     with pytest.raises(SystemExit) as stop:
