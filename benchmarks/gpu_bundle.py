@@ -27,8 +27,14 @@ from draftopd.errors import DraftError
 from draftopd.target.smollm2 import NAME, is_made
 
 ROOT = Path(__file__).parents[1]
-REQUIREMENTS = ["hydra-core", "omegaconf", "mlflow-skinny", "requests", "psutil", "pydantic", "pytest", "hypothesis"]
-"""of the package and its tests; the whole mlflow is needed only for its pages"""
+THERE = ("torch", "transformers", "lightning")
+"""what the machine has, with all that comes with them"""
+LEFT_OUT = ("mlflow", "reasoning-gym", "gguf", "accelerate")
+"""of this package's requirements: MLflow's pages, and what makes prompts and the default target's folder"""
+REQUIREMENTS = [
+    *("hydra-core", "omegaconf", "mlflow-skinny", "requests", "psutil", "pydantic", "rich", "matplotlib", "pandas"),
+    *("pytest", "hypothesis"),  # of the tests
+]
 BUILT = "antlr4-python3-runtime==4.9.3"
 """hydra-core needs it, and there is no wheel of it"""
 PART_MB = 60

@@ -5,11 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import distributions
+import tomllib
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
 from benchmarks.gpu_check import Part
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_bundle, gpu_check
 from draftopd import __version__
@@ -62,6 +65,15 @@ def test_the_rehearsal_runs_every_part_without_a_network(tmp_path: Path):
     assert {"sft", "opd", "sft_forward_kl"} <= steps.keys()
     assert all(step["samples_per_second"] > 0 < step["peak_bytes"] for step in steps.values())
     assert found["training"]["over_cross_entropy"]["sft_forward_kl"] > 0
+
+
+def test_a_bundle_has_what_the_package_needs_and_its_machine_lacks():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    there = set(gpu_bundle.THERE)
+    there |= {Requirement(line).name for name in there for line in requires(name) or () if "extra" not in line}
+    covered = {canonicalize_name(name) for name in (*there, *gpu_bundle.REQUIREMENTS, *gpu_bundle.LEFT_OUT)}
+    needed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    assert not needed - covered
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a bundle takes the last commit")
