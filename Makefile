@@ -11,7 +11,7 @@ CHECKPOINT ?= outputs/bench/checkpoints/last.ckpt
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD and new prompts, on a real model; 20 to 30 minutes
+quickstart: $(ready) ## SFT warm start, then more SFT against Draft-OPD and new prompts, on a real model; 10 to 30 minutes
 	$(BIN)/python -m draftopd.fit experiment=quickstart
 
 smoke: $(ready) ## the same path on a tiny random pair, under a minute
