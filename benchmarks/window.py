@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
 from draftopd.checkpoints.native import Restored, restore
 from draftopd.command import one_line_errors
@@ -100,8 +99,8 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def texts_of(run: Restored, args: argparse.Namespace) -> list[Rollout]:
-    """The target's greedy texts of test prompts, from the cache of the run, each ended after times * length tokens."""
-    cache: TextCache = instantiate(run.config.texts)
+    """The target's greedy texts of test prompts, each ended after times * length tokens."""
+    cache = TextCache(str(args.cache_dir), features_dtype=None)
     decoding = replace(run.decoding, max_new_tokens=args.written or args.times * args.length)
     texts = cache.open(run.target, run.encoded("test", args.prompts), decoding, run.drafter.layer_ids)
     found = [ended(Rollout(texts[i], texts.features(i)), args.times * args.length) for i in range(len(texts))]
@@ -186,6 +185,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=4, help="τ: the length of the texts over it")
     parser.add_argument("--prompts", type=int, help="τ: test prompts, all by default")
     parser.add_argument("--written", type=int, help="τ: limit under which the cache holds the texts, if it is another")
+    parser.add_argument("--cache-dir", default="~/.cache/draftopd", help="τ: of the texts")
     args = parser.parse_args()
     of_time, of_tau = ("window", "lengths", "rounds"), ("length", "times", "prompts")
     settings = {name: getattr(args, name) for name in (of_tau if args.trained else of_time)}

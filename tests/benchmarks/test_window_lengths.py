@@ -2,30 +2,23 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from benchmarks import window
-from draftopd.checkpoints.native import Restored
-from draftopd.data.sources import TinyPrompts
+from draftopd.checkpoints.native import restore
 from draftopd.decoding.rollout import rollout
-from draftopd.decoding.settings import Decoding
-from draftopd.drafters.dflash import DFlash
-from draftopd.target.model import Target
-
-BATCHING = {"enable_thinking": None, "max_prompt_length": 512}
 
 
-def test_tau_by_the_part_of_a_text(monkeypatch, target: Target, eager_drafter: DFlash, tmp_path: Path):
-    cache = {"_target_": "draftopd.data.texts.TextCache", "folder": str(tmp_path), "features_dtype": "float32"}
-    config = OmegaConf.create({"data": {"batching": BATCHING}, "texts": cache})
-    run = Restored(target, eager_drafter, TinyPrompts(test=6), Decoding(max_new_tokens=5), config)
-    monkeypatch.setattr(window, "restore", lambda _, target=None: run)
-    words = {"length": 5, "times": 3, "prompts": None, "written": None}
-    found = window.tau(Namespace(trained=["one.ckpt", "two.ckpt"], **words))
-    texts = [r.trace for r in rollout(target, eager_drafter, run.encoded("test"), Decoding(max_new_tokens=15))]
+def test_tau_by_the_part_of_a_text(checkpoint: Path, tmp_path: Path):
+    words = {"length": 5, "times": 3, "prompts": None, "written": None, "cache_dir": tmp_path}
+    found = window.tau(Namespace(trained=[checkpoint, checkpoint], **words))
+    run = restore(checkpoint)
+    target, drafter, asked = run.target, run.drafter, run.encoded("test")
+    whole, ended = (replace(run.decoding, max_new_tokens=limit) for limit in (15, 5))
+    texts = [r.trace for r in rollout(target, drafter, asked, whole)]
     assert found["texts"] == len(texts)
     far = [text for text in texts if text.response_length > 11]
     assert found["with_a_last_part"] == len(far) > 1
@@ -33,7 +26,7 @@ def test_tau_by_the_part_of_a_text(monkeypatch, target: Target, eager_drafter: D
     first, second = found["drafters"]
     pooled = sum(len(t.tokens) - t.prompt_length - 1 for t in texts) / sum(len(t.anchors) for t in texts)
     assert first["whole"]["value"] == pytest.approx(pooled)
-    short = rollout(target, eager_drafter, run.encoded("test"), Decoding(max_new_tokens=5))
+    short = rollout(target, drafter, asked, ended)
     steps = [(r.trace.response_length - 1, len(r.trace.anchors)) for r in short]
     assert first["short"]["value"] == pytest.approx(sum(a for a, _ in steps) / sum(b for _, b in steps))
     last = [(int(n), int(a) - t.prompt_length) for t in far for a, n in zip(t.anchors, t.committed, strict=True)]
