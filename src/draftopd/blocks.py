@@ -5,12 +5,55 @@ directions (DFlash's drafter) or causally (verification by the target, EAGLE-3).
 text, side by side in one forward.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.utils.rnn import pad_sequence
 
 from draftopd.trace import ReplayBatch
+
+ROW = 1.0  # blocks for which a row more could be computed: it has its own copy of its text's keys and values
+
+
+def packed(batch: ReplayBatch) -> ReplayBatch:
+    """With `rows`, where they make a forward cheaper: texts with many blocks take several, so that fewer blocks pad."""
+    live = batch.drafted > 0
+    counts = live.sum(1).tolist()
+
+    def cost(width: int) -> float:
+        return sum(-(-count // width) for count in counts) * (width + ROW)
+
+    most = max(counts, default=0)
+    width = min(range(1, most + 1), key=cost, default=0)
+    if not width or cost(width) >= len(counts) * (live.shape[1] + ROW):
+        return replace(batch, rows=None)
+    rows = [part for places in live.flatten().nonzero()[:, 0].split(counts) for part in places.split(width)]
+    return replace(batch, rows=pad_sequence([row for row in rows if len(row)], True, live.numel()))
+
+
+class BlockRows:
+    """The blocks of a batch [B, N, ...] as rows [R, n, ...], and back."""
+
+    def __init__(self, batch: ReplayBatch) -> None:
+        self.shape, self.rows = batch.anchors.shape, batch.rows
+
+    def texts(self, states: Tensor) -> Tensor:
+        """What belongs to texts, [B, ...], for each row: [R, ...]."""
+        return states if self.rows is None else states[self.rows[:, 0] // self.shape[1]]
+
+    def fold(self, blocks: Tensor) -> Tensor:
+        """[B, N, ...] -> [R, n, ...]; places without a block get the last one, and nobody reads what comes of it."""
+        return blocks if self.rows is None else blocks.flatten(0, 1)[self.rows.clamp(max=self.shape.numel() - 1)]
+
+    def unfold(self, blocks: Tensor) -> Tensor:
+        """[R, n, ...] -> [B, N, ...], zeros where the batch has no block."""
+        if self.rows is None:
+            return blocks
+        places = blocks.new_zeros(self.shape.numel() + 1, *blocks.shape[2:])
+        return places.index_copy(0, self.rows.flatten(), blocks.flatten(0, 1))[:-1].unflatten(0, self.shape)
 
 
 def masked_blocks(anchors: Tensor, block_size: int, mask_token_id: int) -> Tensor:

@@ -152,6 +152,9 @@ class ReplayBatch:
     """[B, N, K, D] the target's last hidden state for each draft, if known"""
     skipped: Tensor | None = None
     """[B, N] leading drafts of a block that are not supervised; None = all are supervised"""
+    rows: Tensor | None = None
+    """[R, n] the blocks of all texts, b N + n each, as the drafter computes them, B N where there is none (`packed`);
+    None = as they lie here"""
 
     @property
     def valid(self) -> Tensor:
@@ -166,9 +169,10 @@ class ReplayBatch:
 
     def parts(self, size: int) -> "list[ReplayBatch]":
         """Batches of at most `size` of its texts."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        whole = replace(self, rows=None)
+        tensors = {name: value for name, value in vars(whole).items() if isinstance(value, Tensor)}
         starts = range(0, len(self.tokens), size)
-        return [replace(self, **{name: value[at : at + size] for name, value in tensors.items()}) for at in starts]
+        return [replace(whole, **{name: value[at : at + size] for name, value in tensors.items()}) for at in starts]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ReplayBatch":
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))

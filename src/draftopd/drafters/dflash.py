@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from draftopd.blocks import block_positions, branch_mask, flex_branch_mask, masked_blocks
+from draftopd.blocks import BlockRows, block_positions, branch_mask, flex_branch_mask, masked_blocks
 from draftopd.drafters.base import Drafter, Embed, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, RMSNorm, init_linear, join, layer_sizes
 from draftopd.target.cache import RaggedCache
@@ -161,8 +161,10 @@ class DFlash(Drafter):
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
-        anchors = batch.tokens.gather(1, batch.anchors)
-        return self._blocks(self._texts(batch.features), anchors, batch.anchors, embed, self.attention)
+        rows, anchors = BlockRows(batch), batch.tokens.gather(1, batch.anchors)
+        texts = [(rows.texts(keys), rows.texts(values)) for keys, values in self._texts(batch.features)]
+        blocks = self._blocks(texts, rows.fold(anchors), rows.fold(batch.anchors), embed, self.attention)
+        return rows.unfold(blocks)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         context = self._context(features)

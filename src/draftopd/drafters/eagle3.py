@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from draftopd.blocks import branch_mask, flex_branch_mask
+from draftopd.blocks import BlockRows, branch_mask, flex_branch_mask
 from draftopd.drafters.base import Drafter, Embed, LendHead, Propose
 from draftopd.drafters.layers import MLP, Attention, KeysValues, RMSNorm, init_linear, join, layer_sizes
 from draftopd.errors import DraftError
@@ -208,10 +208,13 @@ class Eagle3(Drafter):
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"
-        texts = self._texts(batch.tokens, batch.features, embed)
-        anchors = batch.tokens.gather(1, batch.anchors)
-        forced = lambda k, _: batch.drafts[..., k]  # noqa: E731
-        return self._unroll(texts, anchors, batch.anchors, embed=embed, choose=forced, attention=self.attention)[0]
+        rows, anchors = BlockRows(batch), batch.tokens.gather(1, batch.anchors)
+        fused, (keys, values) = self._texts(batch.tokens, batch.features, embed)
+        texts = rows.texts(fused), (rows.texts(keys), rows.texts(values))
+        at, positions, drafts = (rows.fold(ids) for ids in (anchors, batch.anchors, batch.drafts))
+        forced = lambda k, _: drafts[..., k]  # noqa: E731
+        blocks, _ = self._unroll(texts, at, positions, embed=embed, choose=forced, attention=self.attention)
+        return rows.unfold(blocks)
 
     def extend(self, state: RaggedCache, features: Tensor, following: Tensor, embed: Embed) -> None:
         fused = self._fuse(features)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from draftopd.blocks import packed
 from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.memory import MicroBatches, arriving, divided
 from draftopd.drafters.base import Drafter
@@ -140,7 +141,7 @@ class DraftModule(L.LightningModule):
                     optimizer.zero_grad()  # and lets go what an attempt held whose memory ended
                     value: Tensor | None = None
                     done: list[dict[str, Tensor]] = []
-                    parts = divided(batch, texts)
+                    parts = [packed(part) for part in divided(batch, texts)]
                     for number, part in enumerate(arriving(parts, self.target.device), start=1):
                         value, terms = chunked_loss(*self._sides(part, head, index), coefficients, self.chunk_rows)
                         with self._gradients_meet(last=number == len(parts)):  # as a mean over processes
@@ -161,8 +162,7 @@ class DraftModule(L.LightningModule):
     def on_validation_start(self) -> None:
         require_finite_weights(self.drafter)
 
-    def on_test_start(self) -> None:
-        require_finite_weights(self.drafter)
+    on_test_start = on_validation_start
 
     def validation_step(self, batch: list[ReplayBatch], batch_idx: int) -> None:
         """Loss on a fixed grid of anchors."""

@@ -22,7 +22,6 @@ from draftopd.training.trace_sources import Phase, TraceSource
 from draftopd.values.checked import checked
 from draftopd.values.types import Count, NonNegative
 
-PADDING = 0.125  # of a micro-batch's blocks, at most: a forward pays for those that pad too
 Place = Callable[[Sequence[Trace], torch.Generator], ReplayBatch]
 """traces -> their batch, with blocks elsewhere than where they were drafted (placements.py)"""
 
@@ -128,8 +127,6 @@ class OnPolicyDataModule(DraftDataModule):
         """
         draw, store = generator(self.seed, self.epoch, step), self._store()
         parts = [[self._phase[place] for place in part] for part in self.micro(list(owners), list(owners.values()))]
-        if distributed.count() == 1:  # several processes need as many micro-batches each
-            parts = [group for part in parts for group in of_similar_size(part)]
         return [self._batch(part, draw, store) for part in parts]
 
     def _batch(self, members: Sequence[Rollout], draw: torch.Generator, store: SpillStore) -> ReplayBatch:
@@ -189,17 +186,3 @@ class OnPolicyDataModule(DraftDataModule):
             shuffled = torch.randperm(size, generator=generator(self.seed, lap)).tolist()
             orders[lap] = list(range(size)) if self.traces.in_order(lap) else shuffled
         return places, [orders[place // size][place % size] for place in places]
-
-
-def of_similar_size(results: Sequence[Rollout]) -> list[list[Rollout]]:
-    """In groups of a like number of blocks, the most first, of which an eighth pads at most (`PADDING`)."""
-    groups, held = list[list[Rollout]](), 0
-    for result in sorted(results, key=lambda r: len(r.trace.anchors), reverse=True):
-        blocks = len(result.trace.anchors)
-        most = len(groups[-1][0].trace.anchors) if groups else 0
-        if not groups or (held + blocks) < (1 - PADDING) * most * (len(groups[-1]) + 1):
-            groups.append([])
-            held = 0
-        groups[-1].append(result)
-        held += blocks
-    return groups
