@@ -57,3 +57,17 @@ def test_what_is_folded_comes_back():
 def test_texts_that_are_taken_apart_have_rows_of_their_own():
     whole = packed(batch((9, 2, 0, 1)))
     assert [part.rows for part in whole.parts(2)] == [None, None]
+
+
+def test_gradients_of_texts_do_not_depend_on_the_order_of_threads():
+    rows = BlockRows(packed(batch((60, 2, 9, 1))))
+    torch.manual_seed(0)
+    states = torch.randn(4, 300, 2, 64, requires_grad=True)
+    weights = torch.randn(rows.texts(states).shape) * 10.0 ** torch.randint(-3, 4, (rows.texts(states).shape))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first, *others = [torch.autograd.grad((rows.texts(states) * weights).sum(), states)[0] for _ in range(8)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first, other) for other in others)

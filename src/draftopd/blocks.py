@@ -42,7 +42,8 @@ class BlockRows:
 
     def texts(self, states: Tensor) -> Tensor:
         """What belongs to texts, [B, ...], for each row: [R, ...]."""
-        return states if self.rows is None else states[self.rows[:, 0] // self.shape[1]]
+        # not by states[...], whose gradient several CPU threads add up in any order
+        return states if self.rows is None else states.index_select(0, self.rows[:, 0] // self.shape[1])
 
     def fold(self, blocks: Tensor) -> Tensor:
         """[B, N, ...] -> [R, n, ...]; places without a block get the last one, and nobody reads what comes of it."""
