@@ -33,6 +33,7 @@ from benchmarks import epoch, growth, identity, loss_memory, redraft, train_pict
 from draftopd.checkpoints.native import Restored
 from draftopd.command import one_line_errors
 from draftopd.console import quiet
+from draftopd.evaluation.results import place
 from draftopd.tracking.header import git_commit
 
 Save = Callable[[dict[str, Any]], None]
@@ -86,6 +87,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "settings": {
             **pair(args.checkpoint, run.target, run.drafter),
             **{name: value for name, value in vars(args).items() if isinstance(value, int | list | str)},
+            "checkpoint": place(args.checkpoint),  # no path of the machine
             "prompt_tokens": sum(map(len, prompts)),
         },
     }
