@@ -1,14 +1,14 @@
 """The study: final drafters at a temperature, one small file for each part, and the tables of docs/results.md.
 
     python -m benchmarks.study test outputs/study/dflash-mix --temperature 0.6
-    python -m benchmarks.study join outputs/study/dflash-mix --to benchmarks/results/study/dflash-mix.json
+    python -m benchmarks.study join outputs/study/dflash-mix [FOLDER ...] --to benchmarks/results/study/dflash-mix.json
     python -m benchmarks.study check [--write]
     python -m benchmarks.study picture border --to docs/border.png
 
 `test` redrafts the test prompts' texts that the target samples at a temperature (token matching: the text does not
-depend on the drafter). `join` keeps of every run what it cost, its validations, and two numbers a test prompt. `check`
-makes every table of docs/results.md between `<!-- study ... -->` and `<!-- end -->` anew from these files and fails
-where a number differs. `picture` draws a border map.
+depend on the drafter). `join` keeps of every run what it cost, its validations, and two numbers a test prompt, and with
+`--add` the other runs that the file holds. `check` makes every table of docs/results.md between `<!-- study ... -->`
+and `<!-- end -->` anew from these files and fails where a number differs. `picture` draws a border map.
 """
 
 import argparse
@@ -47,11 +47,12 @@ def main(words: Sequence[str] | None = None) -> None:
     part.add_argument("--cache-dir", default="~/.cache/draftopd", help="of the texts")
     part.set_defaults(run=lambda args: test(args.folder, args.temperature, args.only, TextCache(args.cache_dir)))
     part = parts.add_parser("join", help="write the small file of a study")
-    part.add_argument("folder", type=Path)
+    part.add_argument("folders", type=Path, nargs="+", metavar="folder")
     part.add_argument("--to", type=Path, required=True)
+    part.add_argument("--add", action="store_true", help="keep the other runs that the file holds")
     part.add_argument("--results", default=FILE, help="name of the results file of each stage")
     part.add_argument("--timed", type=Path, help="results of draftopd.evaluate, whose clocks are taken")
-    part.set_defaults(run=lambda args: join(args.folder, args.to, args.results, args.timed))
+    part.set_defaults(run=lambda args: join(args.folders, args.to, args.results, args.timed, args.add))
     part = parts.add_parser("check", help="compare docs/results.md with the small files")
     part.add_argument("--write", action="store_true", help="write the tables instead")
     part.set_defaults(run=lambda args: check(args.write))
@@ -89,27 +90,40 @@ def _answers(found: Restored, temperature: float, cache: TextCache) -> list[run.
     return run.answers(asked, [[trace] for trace in traces])
 
 
-def join(folder: Path, to: Path, name: str, timed: Path | None) -> None:
+def join(folders: Sequence[Path], to: Path, name: str, timed: Path | None, add: bool) -> None:
     """Keeps what tables need: per run its cost and curve, per test prompt the committed tokens and the blocks.
 
     Args:
         timed: results of final drafters that were timed after the study, under the names of their stages.
+        add: to the file that there is, of the same prompts and decoding.
     """
-    found = {path.parent.relative_to(folder).parts[0]: load(path) for path in sorted(folder.glob(f"*/{name}"))}
-    if not found:
-        raise DraftError(f"no {name} in the stages of {folder}: run experiment=study with hydra.run.dir={folder}")
+    paths = {path.parent.name: path for folder in folders for path in sorted(folder.glob(f"*/{name}"))}
+    if not paths:
+        where = ", ".join(map(str, folders))
+        raise DraftError(f"no {name} in the stages of {where}: run experiment=study with hydra.run.dir={where}")
+    found = {stage: load(path) for stage, path in paths.items()}
     results = {stage: _trained(file) for stage, file in found.items()}
     answers = next((result.answers for result in results.values() if result.answers), [])  # a search has none
     document: dict[str, Any] = {
-        "git_commit": sorted({json.loads(path.read_text())["git_commit"] for path in folder.glob(f"*/{name}")}),
+        "git_commit": sorted({json.loads(path.read_text())["git_commit"] for path in paths.values()}),
         "decoding": asdict(next(iter(found.values())).decoding),
         "sets": [answer.set for answer in answers],
         "runs": {stage: _small(result) for stage, result in results.items()},
     }
+    if add:
+        _keep(json.loads(to.read_text()), document, to)
     for clocked in load(timed).results if timed else ():
         document["runs"][clocked.name]["timed"] = _timed(clocked)
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(json.dumps(document, separators=(",", ":")).replace('"runs":{', '"runs":{\n').replace("}},", "}},\n"))
+
+
+def _keep(saved: dict[str, Any], document: dict[str, Any], to: Path) -> None:
+    """Puts the runs of a small file into a new one."""
+    if unlike := [key for key in ("decoding", "sets") if saved[key] != document[key]]:
+        raise DraftError(f"{to} has other {' and '.join(unlike)}: name another file, or leave out --add")
+    document["git_commit"] = sorted({*saved["git_commit"], *document["git_commit"]})
+    document["runs"] = dict(sorted({**saved["runs"], **document["runs"]}.items()))
 
 
 def _trained(results: Results) -> Result:

@@ -33,8 +33,11 @@ def joined(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     later = "checkpoint=runs/sft-seed0/checkpoints/last.ckpt,runs/sft-seed1/checkpoints/last.ckpt"
     timed = (later, "logger=none", "limit=2", "speed.prompts=2", "speed.block_sizes=[]", "hydra.run.dir=timed")
     assert command(*timed, main=evaluate.main) == 0
-    words = ("--to", str(tmp_path / "small" / "tiny.json"), "--timed", "timed/results.json")
+    (tmp_path / "later").mkdir()
+    (tmp_path / "runs" / "draft_opd").rename(tmp_path / "later" / "draft_opd")
+    words = ("--to", str(tmp_path / "small" / "tiny.json"))
     study.main(["join", "runs", *words])
+    study.main(["join", "later", *words, "--add", "--timed", "timed/results.json"])
     return tmp_path
 
 
@@ -44,16 +47,28 @@ def drafters_are_tested_at_a_temperature_along_sampled_texts(joined: Path):
     found = load(file)
     assert (found.decoding.temperature, found.decoding.rule) == (0.9, "token_matching")
     assert len(found.results[0].answers) == 4
-    assert not (joined / "runs" / "draft_opd" / "results-T0.9").exists()
+    assert not (joined / "runs" / "sft-seed1" / "results-T0.9").exists()
+
+
+def tiny_of_two_prompts(joined: Path) -> Path:
+    saved = json.loads((joined / "small" / "tiny.json").read_text())
+    path = joined / "other.json"
+    path.write_text(json.dumps({**saved, "sets": saved["sets"][:2]}))
+    return path
 
 
 @pytest.mark.slow
 def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path, capsys: pytest.CaptureFixture[str]):
     part = study_tables.Part.read("tiny")
     for arm, stages in (("draft_opd", ["draft_opd"]), ("sft", ["sft-seed0", "sft-seed1"])):
-        tested = [load(joined / "runs" / stage / "results.json").results[0] for stage in stages]
+        tested = [load(next(joined.glob(f"*/{stage}/results.json"))).results[0] for stage in stages]
         lengths = [result.scores["mean"]["acceptance_length"].value for result in tested]
         assert part.length(arm).value == pytest.approx(sum(lengths) / len(lengths))
+
+    others = tiny_of_two_prompts(joined)
+    with pytest.raises(SystemExit):
+        study.main(["join", "later", "--to", str(others), "--add"])
+    assert "has other sets" in capsys.readouterr().err
 
     study.main(["check", "--write"])
     written = (joined / "results.md").read_text()

@@ -35,3 +35,11 @@ def test_all_open_prompts_are_written_down_in_one_go(command, tmp_path, capsys):
     assert "to 16 of 16 prompts" in (said := capsys.readouterr().err)
     assert "to 4 of 4 prompts" in said
     assert len((tmp_path / "answers.jsonl.todo").read_text().splitlines()) == 16 + 4
+
+
+def test_only_the_texts_of_the_prompts_that_are_tested_are_written(command, tmp_path, capsys):
+    words = ("experiment=smoke/redraft", "texts.shard_size=1", f"texts.folder={tmp_path}/texts", "logger=none")
+    assert command(*words, "texts_only=true", "test.redraft=true", "test.prompts=3", "prompts.test=5") == 0
+    said = capsys.readouterr().out
+    assert "3 test texts" in said
+    assert sorted(len(list(folder.glob("*.safetensors"))) for folder in texts_of(tmp_path / "texts")) == [3, 4, 16]

@@ -131,9 +131,9 @@ class Texts(TextSet):
         with safe_open(self.path(shard), "pt") as file:
             return file.get_slice("features")[first : first + len(traces[place].tokens)]
 
-    def write(self, count: int) -> None:
-        """Makes sure that the first `count` texts exist; processes that call it at the same time share the writing."""
-        self._write(range(-(-count // self.shard_size)))
+    def write(self, count: int | None = None) -> None:
+        """Makes sure that the first `count` texts, default all, exist; processes that call it share the work."""
+        self._write(self._shards(count))
 
     def require_space(self) -> None:
         """Raises DraftError where the disk cannot hold the texts that are still to be written."""
@@ -147,8 +147,11 @@ class Texts(TextSet):
 
     def missing(self, count: int | None = None) -> list[Sequence[int]]:
         """Prompts of the first `count` texts, default all, that are still to be written; whole shards."""
-        shards = range(-(-min(len(self), count or len(self)) // self.shard_size))
-        return [self.prompts[i] for s in shards if not self.path(s).exists() for i in self.shard(s)]
+        return [self.prompts[i] for s in self._shards(count) if not self.path(s).exists() for i in self.shard(s)]
+
+    def _shards(self, count: int | None) -> range:
+        """Of the first `count` texts, default all."""
+        return range(-(-min(len(self), len(self) if count is None else count) // self.shard_size))
 
     def size(self, prompts: Sequence[Sequence[int]]) -> int:
         """Bytes that the texts of these prompts may need on disk."""

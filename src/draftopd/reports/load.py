@@ -67,7 +67,7 @@ def load(config: DictConfig, data: DraftDataModule, module: DraftModule, test: M
     """
     splits = ["train"] * _reads_texts(data) + ["val"] + ["test"] * bool(test["redraft"] and test["prompts"] != 0)
     found = {split: data.planned(split) for split in splits}
-    missing = {split: texts.missing() for split, texts in found.items()}
+    missing = {split: texts.missing(test["prompts"] if split == "test" else None) for split, texts in found.items()}
     there = [texts[i] for texts in found.values() if not texts.missing() for i in range(min(SAMPLE, len(texts)))]
     longest = data.decoding.max_new_tokens
     response = sum(t.response_length for t in there) / len(there) if there else longest

@@ -182,7 +182,7 @@ class AcceptanceLength(L.Callback):
 
 def _redrafted(data: DraftDataModule, drafter: Drafter, split: str, count: int, on_done: measure.Done) -> list[Trace]:
     """Along the target's texts of the first prompts of a split."""
-    texts = data.written(split)
+    texts = data.written(split, count)
     stored = [Rollout(texts[i], data.stored(texts, i)[0]) for i in range(count)]
     return measure.redrafted(data.module.target, drafter, stored, data.decoding, on_done)
 

@@ -176,7 +176,7 @@ class DraftDataModule(L.LightningDataModule):
     def written(self, split: str, count: int | None = None) -> Texts:
         """Texts of which the first `count` (default all) are on disk."""
         texts = self.texts(split)
-        texts.write(min(len(texts), count or len(texts)))
+        texts.write(count)
         return texts
 
     def pay(self, texts: Texts, index: Sequence[int]) -> None:

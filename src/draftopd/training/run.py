@@ -211,10 +211,11 @@ def write_texts(config: DictConfig) -> None:
     system.data.trainer = system.trainer
     system.module.to(system.trainer.strategy.root_device)
     missing: list[str] = []
-    for split in ("train", "val", *(["test"] if config.test.redraft else [])):
+    counts = {"train": None, "val": None} | ({"test": config.test.prompts} if config.test.redraft else {})
+    for split, count in counts.items():
         try:
-            texts = system.data.written(split)
-            print(f"{config.name}: {len(texts)} {split} texts in {texts.folder}")
+            texts = system.data.written(split, count)
+            print(f"{config.name}: {len(texts.prompts[:count])} {split} texts in {texts.folder}")
         except UnansweredError as error:  # the prompts of the other splits are to be written down too
             missing.append(str(error))
     if missing:
