@@ -186,8 +186,7 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     The folder is replaced by its sizes, so that the run's checkpoints do not need it. EAGLE's own files do not name
     the layers that they read: the target's depth tells them.
     """
-    path = config.drafter.get("path")
-    if path:
+    if path := config.drafter.get("path"):
         return drafter_config(path, target)
     return {name: value for name, value in config.drafter.items() if name != "path"}
 
