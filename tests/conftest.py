@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from draftopd.drafters.dflash import DFlash
+    from draftopd.drafters.dflash2 import DFlash2
     from draftopd.drafters.dspark import DSpark
     from draftopd.drafters.eagle3 import Eagle3
     from draftopd.target.model import Target
@@ -80,6 +81,15 @@ def eager_dspark(target: Target) -> Iterator[DSpark]:
     from pair import PROMPTS, Decoding, overfit_dspark, untouched
 
     with untouched(overfit_dspark(target, PROMPTS, Decoding(max_new_tokens=24))) as drafter:
+        yield drafter
+
+
+@pytest.fixture(scope="session")
+def eager_dflash2(target: Target) -> Iterator[DFlash2]:
+    """The same of DFlash2."""
+    from pair import PROMPTS, Decoding, overfit_dflash2, untouched
+
+    with untouched(overfit_dflash2(target, PROMPTS, Decoding(max_new_tokens=24))) as drafter:
         yield drafter
 
 

@@ -15,6 +15,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.model import Target
@@ -58,6 +59,13 @@ def overfit(target: Target, prompts: list[list[int]], decoding: Decoding, steps:
 def overfit_dspark(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DSpark:
     torch.manual_seed(2)
     drafter = DSpark(target.shape, num_layers=1, block_size=5, markov_rank=8)
+    fit_texts(drafter, target, prompts, decoding, steps)
+    return drafter
+
+
+def overfit_dflash2(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash2:
+    torch.manual_seed(2)
+    drafter = DFlash2(target.shape, num_layers=1, block_size=5, selector_rank=8)
     fit_texts(drafter, target, prompts, decoding, steps)
     return drafter
 

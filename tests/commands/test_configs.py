@@ -63,7 +63,8 @@ def test_options_of_a_mixed_step_run_together(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "expected"), [("eagle3_opd", True), ("smoke/dspark_opd", True), ("dflash_opd", False)]
+    ("experiment", "expected"),
+    [("eagle3_opd", True), ("smoke/dspark_opd", True), ("smoke/dflash2_opd", True), ("dflash_opd", False)],
 )
 def test_hard_labels_end_at_a_rejection_where_the_drafter_reads_its_drafts(experiment: str, expected: bool):
     for name in ("cross_entropy", "d_pace", "accept_until_fail", "decoding_rounds"):

@@ -217,11 +217,13 @@ ONE_STEP = "data.batching.batch_size=16"
         pytest.param("smoke/draft_opd objective=expected_length", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/dspark_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
+        pytest.param("smoke/dflash2_opd", "module.chunk_rows=7", marks=pytest.mark.slow),
         pytest.param("smoke/eagle3_sft", "texts.features_dtype=null", marks=pytest.mark.slow),
         # one step a phase: they take the prompts in unlike orders
         pytest.param(f"smoke/draft_opd {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
         pytest.param(f"smoke/eagle3_opd {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
         pytest.param(f"smoke/dspark_opd {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
+        pytest.param(f"smoke/dflash2_opd {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
         pytest.param(f"smoke/draft_opd {FIRST} {ONE_STEP}", "traces=redrafts", marks=pytest.mark.slow),
     ],
 )

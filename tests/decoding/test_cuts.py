@@ -16,7 +16,7 @@ from draftopd.target.model import Target
 from draftopd.trace import Trace
 from pair import PROMPTS
 
-KINDS = ["eager_drafter", "eager_eagle", "eager_dspark"]
+KINDS = ["eager_drafter", "eager_eagle", "eager_dspark", "eager_dflash2"]
 EVEN = Chance(1.0, (0.0,) * 4, (0.6,) * 4)
 
 

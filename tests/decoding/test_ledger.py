@@ -19,6 +19,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.cpu.linear import LIBRARY, MKL, OneDNN
@@ -44,12 +45,14 @@ OTHERS = {
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, *OTHERS)
 
 
-@pytest.fixture(params=["dflash", "dspark", "eagle3"])
+@pytest.fixture(params=["dflash", "dspark", "dflash2", "eagle3"])
 def drafter(request, target: Target) -> Drafter:
     """Untrained: hardly a draft is accepted, so that every block but a cut one has a tail."""
     torch.manual_seed(1)
     if request.param == "dflash":
         return DFlash(target.shape, num_layers=2, block_size=5)
+    if request.param == "dflash2":
+        return DFlash2(target.shape, num_layers=2, block_size=5, selector_rank=6)
     if request.param == "dspark":
         return DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6)
     drafter = Eagle3(target.shape, 5, EAGLE_LAYERS)

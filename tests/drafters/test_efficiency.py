@@ -16,6 +16,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
@@ -30,7 +31,7 @@ from draftopd.trace import ReplayBatch, collate
 from draftopd.training.module import DraftModule
 from pair import EAGLE_LAYERS, PROMPTS
 
-KINDS = ["dflash", "dspark", "eagle3"]
+KINDS = ["dflash", "dspark", "dflash2", "eagle3"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,8 @@ def new_drafter(target: Target, kind: str) -> Drafter:
         drafter = DFlash(target.shape, num_layers=2, block_size=5, layer_ids=EAGLE_LAYERS)
     elif kind == "dspark":
         drafter = DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6, layer_ids=EAGLE_LAYERS)
+    elif kind == "dflash2":
+        drafter = DFlash2(target.shape, num_layers=2, block_size=5, selector_rank=6, layer_ids=EAGLE_LAYERS)
     else:
         drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS)
     drafter.initialise(target.head)

@@ -7,20 +7,15 @@ from draftopd.decoding.redraft import redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
-from draftopd.drafters.dflash import DFlash
-from draftopd.drafters.dspark import DSpark
-from draftopd.drafters.eagle3 import Eagle3
 from draftopd.objectives.rows import flatten
 from draftopd.target.model import Target
 from draftopd.trace import collate_rollouts, text_blocks
 from pair import PROMPTS
 
 
-@pytest.mark.parametrize("kind", ["dflash", "dspark", "eagle3"])
-def test_up_to_the_first_rejection_an_own_block_is_the_texts_block(
-    target: Target, eager_drafter: DFlash, eager_dspark: DSpark, eager_eagle: Eagle3, kind: str
-):
-    drafter: Drafter = {"dflash": eager_drafter, "dspark": eager_dspark, "eagle3": eager_eagle}[kind]
+@pytest.mark.parametrize("kind", ["drafter", "dspark", "dflash2", "eagle"])
+def test_up_to_the_first_rejection_an_own_block_is_the_texts_block(target: Target, request, kind: str):
+    drafter: Drafter = request.getfixturevalue(f"eager_{kind}")
     decoding = Decoding(max_new_tokens=24)
     texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=drafter.layer_ids)
     own = redraft(target, drafter, texts, decoding)
@@ -36,4 +31,4 @@ def test_up_to_the_first_rejection_an_own_block_is_the_texts_block(
     later = valid & ~reached
     same = torch.isclose(mine[later], theirs[later], atol=1e-4).all(-1)
     # DFlash reads no drafts at all, the others read rejected ones
-    assert bool(same.all()) is (kind == "dflash")
+    assert bool(same.all()) is (kind == "drafter")

@@ -11,17 +11,15 @@ from draftopd.decoding.redraft import redraft
 from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter
-from draftopd.drafters.dflash import DFlash
-from draftopd.drafters.dspark import DSpark
-from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.model import Target
 from draftopd.trace import ReplayBatch, collate_rollouts
 from pair import PROMPTS
 
 
-@pytest.fixture(params=["dflash", "dspark", "eagle3"])
-def drafter(request, eager_drafter: DFlash, eager_dspark: DSpark, eager_eagle: Eagle3) -> Drafter:
-    return {"dflash": eager_drafter, "dspark": eager_dspark, "eagle3": eager_eagle}[request.param]
+@pytest.fixture(params=["drafter", "dspark", "dflash2", "eagle"])
+def drafter(request) -> Drafter:
+    found: Drafter = request.getfixturevalue(f"eager_{request.param}")
+    return found
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def test_packed_blocks_have_the_same_states_and_gradients(target: Target, drafte
     packed_states, packed_gradients = trained(target, drafter, folded)
     torch.testing.assert_close(packed_states, states, atol=1e-5, rtol=1e-5)
     for one, other in zip(packed_gradients, gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from draftopd.drafters.base import Drafter, Propose
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.head import Head
@@ -30,7 +31,7 @@ class Greedy(Propose):
         return super().__call__(logits)
 
 
-KINDS = ("dflash", "dspark", "eagle3")
+KINDS = ("dflash", "dspark", "dflash2", "eagle3")
 
 
 @pytest.fixture(params=[kind + how for kind in KINDS for how in ("", ", 10 tokens", ", window")])
@@ -44,6 +45,8 @@ def any_drafter(request, target: Target) -> Drafter:
         drafter = DFlash(target.shape, num_layers=2, block_size=5, draft_vocab_size=size, window=window)
     elif kind == "dspark":
         drafter = DSpark(target.shape, num_layers=2, block_size=5, markov_rank=6, draft_vocab_size=size, window=window)
+    elif kind == "dflash2":
+        drafter = DFlash2(target.shape, 2, 5, selector_rank=6, draft_vocab_size=size, window=window)
     else:
         drafter = Eagle3(target.shape, block_size=5, layer_ids=EAGLE_LAYERS, draft_vocab_size=size, window=window)
     if size:

@@ -10,6 +10,7 @@ from draftopd.decoding.rollout import rollout
 from draftopd.decoding.settings import Decoding
 from draftopd.drafters.base import Drafter, Propose
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
@@ -18,6 +19,7 @@ from pair import EAGLE_LAYERS, PROMPTS
 
 KINDS: dict[str, Callable[..., Drafter]] = {
     "dflash": lambda shape, **words: DFlash(shape, num_layers=2, block_size=5, **words),
+    "dflash2": lambda shape, **words: DFlash2(shape, num_layers=2, block_size=5, selector_rank=6, **words),
     "dspark": lambda shape, **words: DSpark(shape, num_layers=2, block_size=5, markov_rank=6, **words),
     "eagle3": lambda shape, **words: Eagle3(shape, block_size=5, layer_ids=EAGLE_LAYERS, **words),
 }

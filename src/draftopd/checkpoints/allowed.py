@@ -22,6 +22,7 @@ NAMES = {
     "target": ("draftopd.target.load.hf", "draftopd.target.load.smollm2", "draftopd.target.load.tiny"),
     "drafter": (
         "draftopd.drafters.dflash.DFlash",
+        "draftopd.drafters.dflash2.DFlash2",
         "draftopd.drafters.dspark.DSpark",
         "draftopd.drafters.eagle3.Eagle3",
     ),

@@ -38,11 +38,15 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
 
     def forward(self, x: Tensor, positions: Tensor, text: KeysValues, mask: Tensor | BlockMask) -> Tensor:
-        normed = self.input_layernorm(x)
-        # the same projections for text and block
-        seen = join(text, self.self_attn.keys_values(normed, positions))
-        x = x + self.self_attn(normed, positions, seen, mask)
+        """Rows of blocks x [B, N, W, D] at positions [B, N * W]."""
+        x = x + self.attend(self.input_layernorm(x), positions, text, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def attend(self, normed: Tensor, positions: Tensor, text: KeysValues, mask: Tensor | BlockMask) -> Tensor:
+        rows = normed.flatten(1, 2)
+        # the same projections for text and block
+        seen = join(text, self.self_attn.keys_values(rows, positions))
+        return self.self_attn(rows, positions, seen, mask).view_as(normed)
 
 
 @checked
@@ -154,10 +158,10 @@ class DFlash(Drafter):
             mask = flex_branch_mask(start, block, length, block, first)
         else:
             mask = branch_mask(start, block, length, causal=False, first=first)
-        x = embed(inputs.flatten(1)).to(self.norm.weight.dtype)
+        x = embed(inputs.flatten(1)).to(self.norm.weight.dtype).unflatten(1, inputs.shape[1:])
         for layer, text in zip(self.stack, texts, strict=True):
             x = self.run(layer, x, positions, text, mask)
-        return self.norm(x.unflatten(1, inputs.shape[1:])[:, :, self.first_slot :])
+        return self.norm(x[:, :, self.first_slot :])
 
     def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
         assert batch.features is not None, "replay the batch first"

@@ -1,0 +1,144 @@
+"""DFlash2: published names, the convolutions and the selector by hand, decoding as for DSpark."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftopd.decoding.redraft import redraft
+from draftopd.decoding.rollout import rollout
+from draftopd.decoding.settings import Decoding
+from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import BlockConv, DFlash2
+from draftopd.errors import DraftError
+from draftopd.target import load
+from draftopd.target.model import Target
+from draftopd.trace import collate
+from pair import EVERY_FAMILY, FAMILIES, PROMPTS, overfit_dflash2
+from runs import outputs
+
+
+def test_parameter_names_and_shapes_are_those_of_the_published_checkpoints(target: Target):
+    sizes = {"num_layers": 1, "block_size": 5, "draft_vocab_size": 10}
+    state, backbone = (
+        drafter.state_dict()
+        for drafter in (
+            DFlash2(target.shape, **sizes, selector_rank=6, conv_kernel_size=3, conv_group_size=8),
+            DFlash(target.shape, **sizes),
+        )
+    )
+    assert state.keys() >= backbone.keys()
+    assert {name: tuple(state[name].shape) for name in state.keys() - backbone.keys()} == {
+        "layers.0.attention_conv.base_kernel": (2, 3, 32),
+        "layers.0.attention_conv.kernel_projection.weight": (2 * 3 * 4, 32),
+        "layers.0.mlp_conv.base_kernel": (2, 3, 32),
+        "layers.0.mlp_conv.kernel_projection.weight": (2 * 3 * 4, 32),
+        "candidate_selector.hidden_projection.weight": (6, 32),
+        "candidate_selector.predecessor_codebook": (target.vocab_size, 6),
+        "candidate_selector.successor_codebook": (10, 6),
+    }
+
+
+def test_groups_must_divide_the_channels(target: Target):
+    with pytest.raises(DraftError, match="conv_group_size 5 must divide the target's hidden size 32"):
+        DFlash2(target.shape, 1, 5, selector_rank=6, conv_group_size=5)
+
+
+def test_a_convolution_by_hand():
+    """Row w, channel c: the sum over taps t of (base + what row w makes for c's group) times row w - t of its block."""
+    torch.manual_seed(0)
+    conv = BlockConv(size=6, taps=2, group_size=3)
+    conv.base_kernel.data.normal_()
+    conv.kernel_projection.weight.data.normal_()
+    x, later = torch.randn(2, 1, 2, 3, 4, 6)[:, 0]  # two texts, three blocks of four rows
+    first, after = conv(x)
+    made = (x @ conv.kernel_projection.weight.T).reshape(2, 3, 4, 2, 2, 2)  # side, tap, group
+
+    def by_hand(rows: Tensor, side: int) -> Tensor:
+        out = torch.zeros_like(rows)
+        for text, block, row, channel in torch.cartesian_prod(*map(torch.arange, rows.shape)).tolist():
+            for tap in range(min(2, row + 1)):
+                kernel = conv.base_kernel[side, tap, channel] + made[text, block, row, side, tap, channel // 3]
+                out[text, block, row, channel] += kernel * rows[text, block, row - tap, channel]
+        return out
+
+    with torch.no_grad():
+        torch.testing.assert_close(first, by_hand(x, 0))
+        torch.testing.assert_close(after(later), by_hand(later, 1))
+
+
+def test_without_what_it_learns_it_is_dflash(target: Target):
+    """New convolutions are the identity, and a selector of zeros is none."""
+    torch.manual_seed(1)
+    drafter = DFlash2(target.shape, 2, 5, selector_rank=6)
+    drafter.markov.data.zero_()
+    backbone = DFlash(target.shape, 2, 5)
+    backbone.load_state_dict({n: w for n, w in drafter.state_dict().items() if n in backbone.state_dict()})
+    ours, theirs = (rollout(target, d, PROMPTS, Decoding(16)) for d in (drafter, backbone))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.trace.drafts, other.trace.drafts)
+
+
+def test_the_selector_by_hand(target: Target, eager_dflash2: DFlash2):
+    results = rollout(target, eager_dflash2, PROMPTS, Decoding(24), keep_states=True)
+    batch = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+    with torch.no_grad():
+        rows = eager_dflash2(batch, target.embed)[batch.valid]
+        logits = eager_dflash2.head(target.head)(rows)
+    before = torch.cat([batch.tokens.gather(1, batch.anchors)[..., None], batch.drafts[..., :-1]], -1)[batch.valid]
+    hidden, selector = rows[:, :32], eager_dflash2.candidate_selector
+    codes = selector.predecessor_codebook[before] * (hidden @ selector.hidden_projection.weight.T)
+    expected = target.head()(hidden) + codes @ selector.successor_codebook.T
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_every_parameter_learns(target: Target, eager_dflash2: DFlash2):
+    texts = rollout(target, None, PROMPTS, Decoding(16), keep_states=True, layer_ids=eager_dflash2.layer_ids)
+    own = redraft(target, eager_dflash2, texts, Decoding(16))
+    batch = collate([r.trace for r in own], [r.features for r in own])
+    eager_dflash2.zero_grad()
+    eager_dflash2.head(target.head)(eager_dflash2(batch, target.embed)[batch.valid]).logsumexp(-1).sum().backward()
+    grads = {name: p.grad for name, p in eager_dflash2.named_parameters()}
+    eager_dflash2.zero_grad()
+    assert [name for name, grad in grads.items() if grad is None or not grad.abs().sum()] == []
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_greedy_text_is_the_targets_whatever_the_family(family: str):
+    target = load.tiny({"model_type": family, **FAMILIES[family]})
+    decoding = Decoding(max_new_tokens=16, batch_size=2)
+    drafter = overfit_dflash2(target, PROMPTS[:2], decoding, steps=40)
+    plain, speculative = (rollout(target, d, PROMPTS, decoding) for d in (None, drafter))
+    for one, other in zip(plain, speculative, strict=True):
+        assert torch.equal(one.trace.tokens, other.trace.tokens)
+    assert sum(int(r.trace.check().accepted.sum()) for r in speculative) > 5
+
+
+def test_replay_of_unchanged_weights_gives_back_the_drafts(target: Target, eager_dflash2: DFlash2):
+    results = rollout(target, eager_dflash2, PROMPTS, Decoding(24, 2), keep_states=True)
+    stored = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
+    head = eager_dflash2.head(target.head)
+    for batch in (stored, target.replay(stored, eager_dflash2.layer_ids)):
+        with torch.no_grad():
+            drafted = head.tokens(head(eager_dflash2(batch, target.embed)).argmax(-1))
+        assert torch.equal(drafted[batch.valid], batch.drafts[batch.valid])
+    assert (stored.valid & (torch.arange(4) > stored.accepted[..., None])).any()  # tails after a first rejection
+
+
+def test_redrafting_gives_the_traces_of_a_rollout(target: Target, eager_dflash2: DFlash2):
+    decoding = Decoding(24)
+    texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=eager_dflash2.layer_ids)
+    rolled = rollout(target, eager_dflash2, PROMPTS, decoding)
+    for a, b in zip(rolled, redraft(target, eager_dflash2, texts, decoding), strict=True):
+        for name in ("tokens", "anchors", "drafts", "accepted"):
+            assert torch.equal(getattr(a.trace, name), getattr(b.trace, name))
+
+
+@pytest.mark.slow
+def test_sft_and_then_draft_opd_run_through_the_command(command, tmp_path):
+    assert command("experiment=smoke/dflash2", "logger=none") == 0
+    folder = outputs(tmp_path)
+    states = [
+        torch.load(folder / stage / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for stage in ("sft", "draft_opd")
+    ]
+    assert all(not torch.equal(states[0][name], states[1][name]) for name in states[0] if name != "drafter.d2t")
