@@ -13,6 +13,7 @@ from torch import Tensor
 
 from draftopd.checkpoints.published import check_folder, read, write
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
@@ -37,6 +38,8 @@ def make(kind: str, target: Target, draft_vocab_size: int | None = None, window:
         drafter = DFlash(target.shape, 2, 5, layer_ids=[0, 2], **words)
     elif kind == "dspark":
         drafter = DSpark(target.shape, 2, 5, 6, layer_ids=[0, 2], **words)
+    elif kind == "dflash2":
+        drafter = DFlash2(target.shape, 2, 5, 6, layer_ids=[0, 2], conv_group_size=8, **words)
     else:
         drafter = Eagle3(target.shape, 5, layer_ids=EAGLE_LAYERS, **words)
     if draft_vocab_size:

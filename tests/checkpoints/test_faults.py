@@ -146,7 +146,7 @@ FAULTS = {
     "other t2d": ("dflash-speculators-40", tensor("t2d", lambda v: v.roll(1)), "t2d marks other tokens"),
     "float map": (R, tensor("d2t", lambda v: v.float()), "d2t is torch.float32"),
     # another drafter, another target
-    "architecture": (Z, put("architectures", value=["DFlash2DraftModel"]), "architectures is ['DFlash2DraftModel']"),
+    "architecture": (Z, put("architectures", value=["DominoDraftModel"]), "architectures is ['DominoDraftModel']"),
     "dflash2": (Z, put("dflash_config", "selector_rank", value=256), "DFlash2"),
     "eagle": (S, put("speculators_model_type", value="peagle"), "peagle is neither a DFlash drafter"),
     "anchor draft": (S, put("sample_from_anchor", value=True), "sample_from_anchor"),

@@ -9,6 +9,7 @@ from draftopd.checkpoints.files import Contents
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 
@@ -19,6 +20,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SILENT = "SGLang silently serves random weights in their place"
 MISSING: dict[Kind, str] = {
     DFlash: f"{SILENT}, vLLM stops",
+    DFlash2: f"{SILENT}, vLLM stops",
     DSpark: "vLLM and SGLang stop, DeepSpec fills in random numbers",
     Eagle3: f"{SILENT}, vLLM whatever its memory held",
 }
@@ -28,6 +30,8 @@ SIZES = {
     "fc.weight": "hidden_size and the layer ids",
     "markov_head": "markov_rank, vocab_size and draft_vocab_size",
     "confidence_head": "hidden_size and markov_rank",
+    "candidate_selector": "selector_rank and vocab_size",
+    "_conv.": "conv_kernel_size and conv_group_size",
     "self_attn": "num_attention_heads, num_key_value_heads and head_dim",
     "mlp.": "intermediate_size",
     "lm_head": "draft_vocab_size",

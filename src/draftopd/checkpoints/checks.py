@@ -15,9 +15,10 @@ from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.layouts import speculators
 from draftopd.checkpoints.layouts.deepspec import DEEPSPEC
 from draftopd.checkpoints.layouts.safeai import SAFEAI
-from draftopd.checkpoints.layouts.zlab import ZLAB
+from draftopd.checkpoints.layouts.zlab import DFLASH2, ZLAB
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
@@ -29,11 +30,12 @@ READS = "trained_to_read"
 A layer offset between two conventions leaves a config.json in which every key that engines read is valid (vllm#40727):
 without this key only lost acceptance shows it. Folders of others lack the key.
 """
-ARCHITECTURES = '["DFlashDraftModel"], ["Qwen3DSparkModel"] or ["LlamaForCausalLMEagle3"]'
-LAYOUTS = (DEEPSPEC, ZLAB, SAFEAI, speculators.DFLASH, speculators.DSPARK, speculators.EAGLE3)
+ARCHITECTURES = '["DFlashDraftModel"], ["DFlash2DraftModel"], ["Qwen3DSparkModel"] or ["LlamaForCausalLMEagle3"]'
+LAYOUTS = (DEEPSPEC, DFLASH2, ZLAB, SAFEAI, speculators.DFLASH, speculators.DSPARK, speculators.EAGLE3)
 OUTPUTS = "write target_layer_ids as 0-based layer outputs, aux_hidden_state_layer_ids as these plus one"
 LAYER_IDS: dict[Kind, str] = {
     DFlash: OUTPUTS,
+    DFlash2: OUTPUTS,
     DSpark: OUTPUTS,
     Eagle3: "write those of eagle_config as 0-based layer outputs, all others as these plus one",
 }
@@ -56,8 +58,8 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
     if layout is None:
         kind = config.get("speculators_model_type") or config.get("architectures") or config.get("model_type")
         findings.error(
-            f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor a DSpark one (DeepSpec's, or "
-            "speculators') nor an EAGLE-3 one (SafeAI's, or speculators')",
+            f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor a DFlash2 one (z-lab's) nor a "
+            "DSpark one (DeepSpec's, or speculators') nor an EAGLE-3 one (SafeAI's, or speculators')",
             "vLLM and SGLang build another model from these names, which is not supported here",
             f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash, dspark or "
             "eagle3",

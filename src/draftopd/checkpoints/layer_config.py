@@ -10,6 +10,7 @@ from draftopd.checkpoints.fields import OTHER, NamedTarget
 from draftopd.checkpoints.findings import Findings
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.target.head import LayerSizes, TargetShape
@@ -33,9 +34,11 @@ COUNTS = [name for name in (*SIZES, "num_hidden_layers", "vocab_size") if name !
 SLIDING = "sliding_attention"
 LARGEST = 2**20  # larger than any model's; the product of three still fits a tensor's size
 MOST = {name: MOST_LAYERS if name == "num_hidden_layers" else LARGEST for name in COUNTS}
-MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", DSpark: "qwen3", Eagle3: "llama"}
+MODEL_TYPE: dict[Kind, str] = {DFlash: "qwen3", DFlash2: "qwen3", DSpark: "qwen3", Eagle3: "llama"}
+NEITHER = "a DFlash drafter has neither embedding nor head; a loader that ties would look for both"
 TIED: dict[Kind, str] = {
-    DFlash: "a DFlash drafter has neither embedding nor head; a loader that ties would look for both",
+    DFlash: NEITHER,
+    DFlash2: NEITHER,
     DSpark: "a loader that ties drops the head of the file, which is not the embedding with every target",
     Eagle3: "SGLang drafts from the embedding and silently drops lm_head.weight",
 }

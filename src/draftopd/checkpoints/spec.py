@@ -9,6 +9,7 @@ import torch
 from draftopd.checkpoints.findings import Findings
 from draftopd.drafters.base import Drafter
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.errors import DraftError
@@ -44,6 +45,12 @@ class DrafterSpec:
     """of DSpark"""
     confidence: bool = False
     """it has a confidence head"""
+    selector_rank: int = 0
+    conv_kernel_size: int = 0
+    conv_group_size: int = 0
+    """of DFlash2, all three"""
+    logits: tuple[float, float | None] = (1.0, None)
+    """factor and soft cap of the target's logits: drafts do not depend on them, unless a bias is added"""
     window: int | None = None
     """`Drafter.window`"""
 
@@ -55,10 +62,12 @@ class DrafterSpec:
         """
         if not isinstance(drafter, DFlash | Eagle3):
             raise DraftError(
-                f"no published layout for {type(drafter).__name__} drafters: only DFlash, DSpark and Eagle3 have one"
+                f"no published layout for {type(drafter).__name__} drafters: only DFlash, DSpark, DFlash2 and Eagle3 "
+                "have one"
             )
         own = {**asdict(drafter.sizes), "mask_token_id": drafter.mask_token_id if isinstance(drafter, DFlash) else 0}
-        shape = replace(target.shape, **own)
+        shape, head = replace(target.shape, **own), target.head()
+        sizes = ("selector_rank", "conv_kernel_size", "conv_group_size") if isinstance(drafter, DFlash2) else ()
         return cls(
             kind=type(drafter),
             shape=shape,
@@ -73,6 +82,8 @@ class DrafterSpec:
             target_fingerprint=target.fingerprint,
             markov_rank=drafter.markov_rank if isinstance(drafter, DSpark) else 0,
             confidence=drafter.confidence_head is not None,
+            **{name: getattr(drafter, name) for name in sizes},
+            logits=(head.scale, head.softcap),
             window=drafter.window,
         )
 
@@ -89,6 +100,9 @@ class DrafterSpec:
             options |= {"num_layers": self.num_layers, "mask_token_id": self.shape.mask_token_id}
         if self.kind is DSpark:
             options |= {"markov_rank": self.markov_rank, "confidence": self.confidence}
+        if self.kind is DFlash2:
+            options |= {"selector_rank": self.selector_rank}
+            options |= {"conv_kernel_size": self.conv_kernel_size, "conv_group_size": self.conv_group_size}
         return options
 
     def build(self, device: str = "cpu") -> DFlash | Eagle3:

