@@ -84,6 +84,14 @@ def test_a_faulty_folder_is_refused_by_name(target, folder, tmp_path, fault):
     refused(changed(folder, tmp_path, change), target, expected)
 
 
+def test_a_window_comes_back_if_blocks_stay_in_both_directions(target, tmp_path):
+    path = tmp_path / "windowed"
+    (warning,) = write(make("dflash2", target, None, 8), path, "zlab", target)
+    assert "whether SGLang does" in warning.effect
+    assert read(path, target).drafter.window == 8
+    refused(changed(path, tmp_path, put("is_causal")), target, "is_causal is None beside sliding layers")
+
+
 def test_a_reduced_vocabulary_has_no_layout(target, tmp_path):
     with pytest.raises(DraftError, match="no DFlash2 with a reduced draft vocabulary"):
         write(make("dflash2", target, 40), tmp_path / "reduced", "zlab", target)

@@ -88,6 +88,8 @@ def parse_dflash2(config: dict[str, Any], findings: Findings, _depth: int | None
     sizes = [fields.agreed(name, place, effect, findings) for name, place in places.items()]
     if (scale := nested.get("input_embedding_scale", 1.0)) != 1.0:
         findings.error(f"input_embedding_scale is {scale}", "vLLM scales the embedding, ours does not", fields.OTHER)
+    if spec is not None and spec.window is not None:
+        _both_directions(config, findings)
     rank, taps, group, _ = sizes
     if spec is None or rank is None or taps is None or group is None:
         return None
@@ -101,6 +103,21 @@ def parse_dflash2(config: dict[str, Any], findings: Findings, _depth: int | None
     return replace(spec, selector_rank=rank, conv_kernel_size=taps, conv_group_size=group)
 
 
+def _both_directions(config: dict[str, Any], findings: Findings) -> None:
+    if config.get("is_causal") is not False:
+        findings.error(
+            f"is_causal is {config.get('is_causal')} beside sliding layers",
+            "vLLM and z-lab's code make them causal: a slot sees no later ones",
+            "write is_causal false, as z-lab's files do",
+        )
+    else:
+        findings.warning(
+            "layer_types holds sliding_attention",
+            "vLLM and z-lab's code read is_causal false beside it; whether SGLang does, we have not seen",
+            "in SGLang, compare acceptance with that of training",
+        )
+
+
 def _parse(kind: Kind, config: dict[str, Any], findings: Findings) -> DrafterSpec | None:
     nested = config.get("dflash_config")
     if not isinstance(nested, dict):
@@ -109,7 +126,8 @@ def _parse(kind: Kind, config: dict[str, Any], findings: Findings) -> DrafterSpe
         )
         return None
     _variants(kind, config, nested, findings)
-    base, theta = layer_config.parse(config, kind, findings), fields.rope_theta(config, findings)
+    base = layer_config.parse(config, kind, findings, windows=kind is DFlash2)
+    theta = fields.rope_theta(config, findings)
     block = _block_size(config, nested, findings)
     mask = fields.agreed(
         "mask_token_id",
@@ -191,4 +209,4 @@ def _layer_ids(config: dict[str, Any], nested: dict[str, Any], findings: Finding
 
 
 ZLAB = Layout("zlab", DFlash, recognises, parse, compose, reduced=("d2t", "lm_head.weight"))
-DFLASH2 = Layout("zlab", DFlash2, recognises_dflash2, parse_dflash2, compose_dflash2, reduced=())
+DFLASH2 = Layout("zlab", DFlash2, recognises_dflash2, parse_dflash2, compose_dflash2, reduced=(), windows=True)
