@@ -29,7 +29,7 @@ from draftopd.decoding.ledger import Ledger
 from draftopd.decoding.rollout import rollout
 from draftopd.drafters.base import Propose
 from draftopd.drafters.dflash import DFlash
-from draftopd.drafters.dspark import DSpark
+from draftopd.drafters.markov import MarkovDrafter
 from draftopd.evaluation import speed
 from draftopd.evaluation.results import place
 from draftopd.trace import Trace
@@ -151,7 +151,7 @@ class Known(Chance):
 def by_costs(run: Restored, texts: Sequence[Trace], sizes: Sequence[int], longest: int, cuts: Cuts) -> dict[str, Any]:
     """Every setting along the texts, which greedy decoding writes whatever the blocks are; `longest` ones are cut."""
     out = dict[str, Any]()
-    at_once = isinstance(run.drafter, DFlash) and not isinstance(run.drafter, DSpark)
+    at_once = isinstance(run.drafter, DFlash) and not isinstance(run.drafter, MarkovDrafter)
     walks: dict[str, list[tuple[int, int, float]]] = {**{str(size): [] for size in sizes}, CUT: [], KNOWING: []}
     for text in texts:
         _, features = run.target.read(text.tokens[None], run.drafter.layer_ids)

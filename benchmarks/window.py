@@ -30,6 +30,7 @@ from draftopd.data.texts import TextCache
 from draftopd.decoding.redraft import redraft
 from draftopd.drafters.base import Drafter, Propose
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
 from draftopd.evaluation.results import place
@@ -52,6 +53,7 @@ SHAPE = TargetShape(
 )
 KINDS: dict[str, Callable[..., Drafter]] = {
     "DFlash": lambda **words: DFlash(SHAPE, num_layers=2, block_size=8, num_taps=5, **words),
+    "DFlash2": lambda **words: DFlash2(SHAPE, num_layers=2, block_size=8, num_taps=5, selector_rank=64, **words),
     "DSpark": lambda **words: DSpark(SHAPE, num_layers=2, block_size=8, num_taps=5, markov_rank=64, **words),
     "EAGLE-3": lambda **words: Eagle3(SHAPE, block_size=8, **words),
 }
