@@ -38,7 +38,7 @@ Rows = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
-    """By the training forward, whose logits nothing returns: its head tells them."""
+    """By the training forward, whose logits nothing returns: its head tells them. DFlash2's selector corrects them."""
     from speculators import SpeculatorModel, SpeculatorModelConfig
     from speculators.losses import resolve_loss_config
 
@@ -46,7 +46,7 @@ def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
     config.transformer_layer_config._attn_implementation = "eager"  # as its draft_attn_impl; by default it compiles
     model = SpeculatorModel.from_pretrained(folder, config=config).eval()
     seen: list[Tensor] = []
-    model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    model.lm_head.register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
     result = {}
     for i, (tokens, features, anchors) in rows.items():
         supervised = torch.zeros_like(tokens).index_fill(0, anchors, 1)  # it draws anchors from these, all of them
@@ -59,8 +59,21 @@ def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
             loss_config=resolve_loss_config("ce", "eager"),
             max_anchors=len(anchors),
         )
-        result[f"logits.{i}"] = seen.pop().unflatten(1, (len(anchors), model.block_size))[0, :, 1:]
+        hidden, logits = (rows.unflatten(1, (len(anchors), model.block_size))[0, :, 1:] for rows in seen[-2:])
+        selects = config.speculators_model_type == "dflash2"
+        result[f"logits.{i}"] = (
+            selected(model.candidate_selector, hidden, logits, tokens[anchors]) if selects else logits
+        )
     return result, f"speculators {version('speculators')}"
+
+
+def selected(selector: torch.nn.Module, hidden: Tensor, logits: Tensor, anchors: Tensor) -> Tensor:
+    """Logits [N, K, V] with the scores of all tokens after the drafts that they choose, not of the best 16 alone."""
+    every, before, out = torch.arange(logits.shape[-1]).expand(len(anchors), -1), anchors, []
+    for rows, unary in zip(hidden.unbind(1), logits.unbind(1), strict=True):
+        out.append(selector.score_candidates(unary, rows, before, every))
+        before = out[-1].argmax(-1)
+    return torch.stack(out, 1)
 
 
 def zlab(folder: str, rows: Rows, file: str, target_name: str) -> tuple[dict[str, Tensor], str]:

@@ -1,6 +1,6 @@
 """Do the block drafters of others compute what ours compute? Block logits of one drafter, exported, on the same inputs.
 
-    python -m benchmarks.peer_logits CHECKPOINT --peer PYTHON [--zlab model.py]     # DFlash
+    python -m benchmarks.peer_logits CHECKPOINT --peer PYTHON [--zlab model.py]     # DFlash, DFlash2 (no --zlab)
     python -m benchmarks.peer_logits CHECKPOINT --peer PYTHON --deepspec CHECKOUT    # DSpark
 
 Ours: texts of the target, its features, anchors spread over each text, and the logits of each block by cached decoding.
@@ -141,7 +141,7 @@ def ask(args: argparse.Namespace, layout: str, scratch: Path, target: str) -> tu
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a DFlash or DSpark drafter's checkpoint file")
+    parser.add_argument("checkpoint", help="a DFlash, DFlash2 or DSpark drafter's checkpoint file")
     parser.add_argument("--peer", type=Path, required=True, help="Python of an environment with speculators 0.9")
     parser.add_argument("--deepspec", type=Path, help="a checkout of deepseek-ai/DeepSpec")
     parser.add_argument("--zlab", type=Path, help="z-lab's dflash/model.py")

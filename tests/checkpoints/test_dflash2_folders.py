@@ -43,6 +43,17 @@ def test_a_round_trip_changes_no_bit_and_no_draft(target, folder, tmp_path):
     assert all(torch.equal(a.trace.drafts, b.trace.drafts) for a, b in zip(*both, strict=True))
 
 
+def test_one_layout_becomes_the_other_and_back(target, folder, tmp_path):
+    write(read(folder, target).drafter, tmp_path / "there", "speculators", target, "org/target")
+    config, found = config_of(tmp_path / "there"), read(tmp_path / "there", target)
+    assert (config["speculators_model_type"], config["architectures"]) == ("dflash2", ["DFlash2DraftModel"])
+    assert (config["selector_rank"], config["selector_top_k"], config["conv_group_size"]) == (6, 16, 8)
+    assert (found.layout, found.warnings) == ("speculators", [])
+    write(found.drafter, tmp_path / "back", "zlab", target, "org/target")
+    assert files(tmp_path / "back") == files(folder)
+    refused(changed(tmp_path / "there", tmp_path, put("conv_group_size")), target, "no conv_group_size")
+
+
 def test_its_file_has_the_names_that_engines_look_for(target, folder):
     config, tensors = config_of(folder), tensors_of(folder)
     assert config["architectures"] == ["DFlash2DraftModel"]
@@ -93,7 +104,7 @@ def test_a_window_comes_back_if_blocks_stay_in_both_directions(target, tmp_path)
 
 
 def test_a_reduced_vocabulary_has_no_layout(target, tmp_path):
-    with pytest.raises(DraftError, match="no DFlash2 with a reduced draft vocabulary"):
+    with pytest.raises(DraftError, match="no layout has a DFlash2 with a reduced draft vocabulary"):
         write(make("dflash2", target, 40), tmp_path / "reduced", "zlab", target)
     assert list(tmp_path.iterdir()) == []
 
@@ -102,6 +113,8 @@ def test_a_targets_factor_of_its_logits_is_written_because_the_selector_adds_to_
     target = load.tiny({"model_type": "granite", **FAMILIES["granite"]})
     write(make("dflash2", target), tmp_path / "granite", "zlab", target)
     assert config_of(tmp_path / "granite")[NESTED]["output_multiplier"] == pytest.approx(1 / 3)
+    with pytest.raises(DraftError, match="take layout=zlab"):
+        write(make("dflash2", target), tmp_path / "other", "speculators", target)
 
 
 def test_engines_that_serve_it_are_named(target):

@@ -31,7 +31,16 @@ A layer offset between two conventions leaves a config.json in which every key t
 without this key only lost acceptance shows it. Folders of others lack the key.
 """
 ARCHITECTURES = '["DFlashDraftModel"], ["DFlash2DraftModel"], ["Qwen3DSparkModel"] or ["LlamaForCausalLMEagle3"]'
-LAYOUTS = (DEEPSPEC, DFLASH2, ZLAB, SAFEAI, speculators.DFLASH, speculators.DSPARK, speculators.EAGLE3)
+LAYOUTS = (
+    DEEPSPEC,
+    DFLASH2,
+    ZLAB,
+    SAFEAI,
+    speculators.DFLASH,
+    speculators.DFLASH2,
+    speculators.DSPARK,
+    speculators.EAGLE3,
+)
 OUTPUTS = "write target_layer_ids as 0-based layer outputs, aux_hidden_state_layer_ids as these plus one"
 LAYER_IDS: dict[Kind, str] = {
     DFlash: OUTPUTS,
@@ -58,11 +67,11 @@ def inspect(contents: Contents, findings: Findings, target: Target | None = None
     if layout is None:
         kind = config.get("speculators_model_type") or config.get("architectures") or config.get("model_type")
         findings.error(
-            f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor a DFlash2 one (z-lab's) nor a "
+            f"{kind} is neither a DFlash drafter (z-lab's layout, or speculators') nor a DFlash2 one (likewise) nor a "
             "DSpark one (DeepSpec's, or speculators') nor an EAGLE-3 one (SafeAI's, or speculators')",
             "vLLM and SGLang build another model from these names, which is not supported here",
-            f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash, dspark or "
-            "eagle3",
+            f"if it is one of these, write architectures {ARCHITECTURES}, or speculators_model_type dflash, dflash2, "
+            "dspark or eagle3",
         )
         return None
     spec = layout.parse(config, findings, None if target is None else target.shape.num_layers)

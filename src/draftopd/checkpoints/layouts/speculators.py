@@ -1,8 +1,8 @@
 """The layouts of vLLM's speculators package (version 0.9), one envelope around any kind of drafter.
 
 Their `aux_hidden_state_layer_ids` count the hidden states *before* a layer: ours plus one. The embedding is the
-verifier's and stays out of the file, and so does the head of DFlash and DSpark; a reduced vocabulary adds `d2t`, `t2d`
-and the head's rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to
+verifier's and stays out of the file, and so is the head of all but EAGLE-3; a reduced vocabulary adds `d2t`, `t2d` and
+the head's rows. EAGLE-3's layer is `layers.0` instead of `midlayer`, and its block size is the number of tokens to
 speculate; so is DSpark's `block_size`.
 
 A sliding window is in the config of the layer, as in transformers. vLLM 0.32 lets a row see as many positions as
@@ -14,11 +14,13 @@ from typing import Any
 
 from draftopd.checkpoints import fields, layer_config
 from draftopd.checkpoints.findings import Findings
-from draftopd.checkpoints.layouts import dspark_common, eagle3_common
+from draftopd.checkpoints.layouts import dflash2_common, dspark_common, eagle3_common
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
+from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.errors import DraftError
 
 MODEL = "speculators_model_type"
 VERSION = "0.9.0"  # of the layout
@@ -34,6 +36,13 @@ def compose_dflash(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
         "sliding_window_non_causal": True,  # false makes vLLM 0.32 causal in every layer, full attention too
         "sample_from_anchor": False,
     }
+
+
+def compose_dflash2(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
+    if spec.logits != (1.0, None):
+        raise DraftError("speculators' layout cannot say that the target scales or caps its logits: take layout=zlab")
+    own = {**dflash2_common.compose(spec), **_envelope(spec, "dflash2", dflash2_common.ARCHITECTURE, dtype)}
+    return compose_dflash(spec, dtype) | own
 
 
 def compose_dspark(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
@@ -87,6 +96,16 @@ def _envelope(spec: DrafterSpec, algorithm: str, architecture: str, dtype: str) 
 
 
 def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> DrafterSpec | None:
+    return _parse_dflash(DFlash, config, findings)
+
+
+def parse_dflash2(config: dict[str, Any], findings: Findings, _depth: int | None = None) -> DrafterSpec | None:
+    spec = _parse_dflash(DFlash2, config, findings)
+    effect = "vLLM stops, speculators takes a default"
+    return dflash2_common.with_sizes(spec, config, "config.json", effect, findings)
+
+
+def _parse_dflash(kind: Kind, config: dict[str, Any], findings: Findings) -> DrafterSpec | None:
     layer = _layer(config, findings)
     if layer is None:
         return None
@@ -95,7 +114,7 @@ def parse_dflash(config: dict[str, Any], findings: Findings, _depth: int | None 
     block = fields.agreed(
         "block_size", {"config.json": config.get("block_size")}, "speculators takes 8 by default", findings
     )
-    spec, tokens = _parse_block(DFlash, config, layer, block, findings)
+    spec, tokens = _parse_block(kind, config, layer, block, findings)
     fields.drafts("speculative_tokens", tokens, block, findings)
     return spec
 
@@ -246,6 +265,9 @@ REDUCED = ("d2t", "t2d", "lm_head.weight")
 RENAMED = ("midlayer.", "layers.0.")
 DFLASH = Layout(
     "speculators", DFlash, lambda c: c.get(MODEL) == "dflash", parse_dflash, compose_dflash, REDUCED, windows=True
+)
+DFLASH2 = Layout(
+    "speculators", DFlash2, lambda c: c.get(MODEL) == "dflash2", parse_dflash2, compose_dflash2, (), windows=True
 )
 DSPARK = Layout(
     "speculators", DSpark, lambda c: c.get(MODEL) == "dspark", parse_dspark, compose_dspark, REDUCED, windows=True

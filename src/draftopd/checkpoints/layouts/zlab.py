@@ -4,22 +4,19 @@ Read with block size and mask token at the top level, in `dflash_config`, or in 
 0-based layer outputs, as ours. DFlash2's sizes stand in `dflash_config`, and it has no reduced draft vocabulary.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from draftopd.checkpoints import fields, layer_config
 from draftopd.checkpoints.findings import Findings
+from draftopd.checkpoints.layouts import dflash2_common
 from draftopd.checkpoints.spec import DrafterSpec, Kind, Layout
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dflash2 import DFlash2
-from draftopd.errors import DraftError
 
-ARCHITECTURE: dict[Kind, str] = {DFlash: "DFlashDraftModel", DFlash2: "DFlash2DraftModel"}
-OWN = ("selector_rank", "conv_kernel_size", "conv_group_size")
-TOP_K = 16  # the candidates to which z-lab's drafters and engines apply the selector; here all tokens are
+ARCHITECTURE: dict[Kind, str] = {DFlash: "DFlashDraftModel", DFlash2: dflash2_common.ARCHITECTURE}
 # variants of DFlash that are not supported
 VARIANTS = {
-    **dict.fromkeys(OWN, "DFlash2"),
+    **dict.fromkeys(dflash2_common.SIZES, "DFlash2"),
     "projector_type": "Domino",
     "markov_rank": "DSpark",
     "use_swa": "sliding windows",
@@ -38,7 +35,10 @@ def recognises(config: dict[str, Any]) -> bool:
 
 
 def recognises_dflash2(config: dict[str, Any]) -> bool:
-    return ARCHITECTURE[DFlash2] in fields.names(config.get("architectures"))
+    return (
+        dflash2_common.ARCHITECTURE in fields.names(config.get("architectures"))
+        and "speculators_model_type" not in config
+    )
 
 
 def compose(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
@@ -62,14 +62,9 @@ def compose(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
 
 
 def compose_dflash2(spec: DrafterSpec, dtype: str) -> dict[str, Any]:
-    if spec.draft_vocab_size is not None:
-        raise DraftError(
-            f"layout 'zlab' has no DFlash2 with a reduced draft vocabulary ({spec.draft_vocab_size} tokens): engines "
-            "take candidates from the target's own head; train with drafter.draft_vocab_size=null"
-        )
-    config, (scale, softcap) = compose(spec, dtype), spec.logits
+    own, config, (scale, softcap) = dflash2_common.compose(spec), compose(spec, dtype), spec.logits
     config["is_causal"] = False
-    config["dflash_config"] |= {name: getattr(spec, name) for name in OWN} | {"selector_top_k": TOP_K}
+    config["dflash_config"] |= own
     config["dflash_config"] |= {"output_multiplier": scale} if scale != 1.0 else {}
     config["dflash_config"] |= {"final_logit_softcapping": softcap} if softcap else {}
     return config
@@ -83,24 +78,12 @@ def parse_dflash2(config: dict[str, Any], findings: Findings, _depth: int | None
     spec, nested = _parse(DFlash2, config, findings), config.get("dflash_config")
     if not isinstance(nested, dict):
         return None
-    effect = "vLLM stops, SGLang serves a plain DFlash drafter"
-    places = {name: {"dflash_config": nested.get(name)} for name in (*OWN, "selector_top_k")}
-    sizes = [fields.agreed(name, place, effect, findings) for name, place in places.items()]
     if (scale := nested.get("input_embedding_scale", 1.0)) != 1.0:
         findings.error(f"input_embedding_scale is {scale}", "vLLM scales the embedding, ours does not", fields.OTHER)
     if spec is not None and spec.window is not None:
         _both_directions(config, findings)
-    rank, taps, group, _ = sizes
-    if spec is None or rank is None or taps is None or group is None:
-        return None
-    if min(rank, taps, group) < 1 or spec.shape.hidden_size % group:
-        findings.error(
-            f"{', '.join(OWN)} are {rank}, {taps}, {group} beside hidden_size {spec.shape.hidden_size}",
-            "vLLM stops",
-            "write those of the tensors: a conv_group_size that divides hidden_size",
-        )
-        return None
-    return replace(spec, selector_rank=rank, conv_kernel_size=taps, conv_group_size=group)
+    effect = "vLLM stops, SGLang serves a plain DFlash drafter"
+    return dflash2_common.with_sizes(spec, nested, "dflash_config", effect, findings)
 
 
 def _both_directions(config: dict[str, Any], findings: Findings) -> None:
@@ -166,7 +149,7 @@ def _variants(kind: Kind, config: dict[str, Any], nested: dict[str, Any], findin
             "speculators)",
         )
     for key, variant in VARIANTS.items():
-        if (nested.get(key) or config.get(key)) and not (kind is DFlash2 and key in OWN):
+        if (nested.get(key) or config.get(key)) and not (kind is DFlash2 and key in dflash2_common.SIZES):
             findings.error(f"{key} is set: {variant}", f"only plain {kind.__name__} is supported here", fields.OTHER)
     if config.get("is_neox_style") is False:
         findings.error("is_neox_style is false", "only half-split rope is supported here", fields.OTHER)
