@@ -45,6 +45,8 @@ def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
     config = SpeculatorModelConfig.from_pretrained(folder)
     config.transformer_layer_config._attn_implementation = "eager"  # as its draft_attn_impl; by default it compiles
     model = SpeculatorModel.from_pretrained(folder, config=config).eval()
+    selects = config.speculators_model_type == "dflash2"
+    eager = {"tv_loss_fn": resolve_loss_config("tv", "eager")["tv"][0]} if selects else {}
     seen: list[Tensor] = []
     model.lm_head.register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
     result = {}
@@ -58,9 +60,9 @@ def speculators(folder: str, rows: Rows) -> tuple[dict[str, Tensor], str]:
             document_ids=torch.zeros_like(tokens)[None],
             loss_config=resolve_loss_config("ce", "eager"),
             max_anchors=len(anchors),
+            **eager,
         )
         hidden, logits = (rows.unflatten(1, (len(anchors), model.block_size))[0, :, 1:] for rows in seen[-2:])
-        selects = config.speculators_model_type == "dflash2"
         result[f"logits.{i}"] = (
             selected(model.candidate_selector, hidden, logits, tokens[anchors]) if selects else logits
         )
