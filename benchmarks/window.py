@@ -33,6 +33,7 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dflash2 import DFlash2
 from draftopd.drafters.dspark import DSpark
 from draftopd.drafters.eagle3 import Eagle3
+from draftopd.errors import DraftError
 from draftopd.evaluation.results import place
 from draftopd.evaluation.stats import Bootstrap, ratio
 from draftopd.target.head import Head, TargetShape
@@ -101,8 +102,8 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def texts_of(run: Restored, args: argparse.Namespace) -> list[Rollout]:
-    """The target's greedy texts of test prompts, each ended after times * length tokens."""
-    cache = TextCache(str(args.cache_dir), features_dtype=None)
+    """The target's greedy texts of test prompts with features, each ended after times * length tokens."""
+    cache = TextCache(str(args.cache_dir))  # those of the run's own test, where it was one by redrafts
     decoding = replace(run.decoding, max_new_tokens=args.written or args.times * args.length)
     texts = cache.open(run.target, run.encoded("test", args.prompts), decoding, run.drafter.layer_ids)
     found = [ended(Rollout(texts[i], texts.features(i)), args.times * args.length) for i in range(len(texts))]
@@ -159,6 +160,10 @@ def tau(args: argparse.Namespace) -> dict[str, Any]:
     texts = texts_of(first, args)
     for checkpoint in args.trained:
         run = restore(checkpoint, target=first.target)
+        if run.drafter.layer_ids != first.drafter.layer_ids:
+            raise DraftError(
+                f"{checkpoint} reads other layers than {args.trained[0]}: the texts' features are not its own"
+            )
         found.append(beyond(run, texts, args.length, args.times))
         compared = {name: of / found[0][name] for name, of in found[-1].items()}
         drafters.append(
