@@ -65,7 +65,7 @@ def overfit_dspark(target: Target, prompts: list[list[int]], decoding: Decoding,
 
 def overfit_dflash2(target: Target, prompts: list[list[int]], decoding: Decoding, steps: int = 60) -> DFlash2:
     torch.manual_seed(2)
-    drafter = DFlash2(target.shape, num_layers=1, block_size=5, selector_rank=8)
+    drafter = DFlash2(target.shape, num_layers=1, block_size=5, selector_rank=8, train_unary=False)
     fit_texts(drafter, target, prompts, decoding, steps)
     return drafter
 

@@ -91,6 +91,20 @@ def test_the_selector_by_hand(target: Target, eager_dflash2: DFlash2):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_half_of_the_training_blocks_are_without_the_selector(target: Target, eager_dflash2: DFlash2):
+    torch.manual_seed(1)
+    drafter = DFlash2(target.shape, 1, 5, selector_rank=8)
+    results = rollout(target, eager_dflash2, PROMPTS, Decoding(24), keep_states=True)
+    batch = collate([r.trace for r in results], [r.features for r in results])
+    training = drafter.train()(batch, target.embed)[..., 32:]
+    decoding = drafter.eval()(batch, target.embed)[..., 32:]
+    odd = batch.anchors % 2 == 1
+    assert 0 < odd.sum() < odd.numel()
+    assert not training[odd].any()
+    assert torch.equal(training[~odd], decoding[~odd])
+    assert decoding[odd].any()
+
+
 def test_every_parameter_learns(target: Target, eager_dflash2: DFlash2):
     texts = rollout(target, None, PROMPTS, Decoding(16), keep_states=True, layer_ids=eager_dflash2.layer_ids)
     own = redraft(target, eager_dflash2, texts, Decoding(16))

@@ -7,7 +7,8 @@ multiplied channel by channel with its own projected hidden state:
 
     logits_k = head(h_k) + S (P[x_{k-1}] * U h_k),  x_0 the anchor, then the drafts
 
-Engines compute the second term for the 16 candidates with the largest head(h_k) only; here all tokens have it.
+Engines compute the second term for the 16 candidates with the largest head(h_k) only; here all tokens have it. So that
+these 16 hold what the sum would choose, half of the training blocks are without the second term (`train_unary`).
 Parameter names are those of the published checkpoints, whose embedding and head are the target's.
 """
 
@@ -19,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from draftopd.drafters.base import Embed
 from draftopd.drafters.dflash import Layer
 from draftopd.drafters.layers import KeysValues, init_linear
 from draftopd.drafters.markov import MarkovDrafter
 from draftopd.errors import DraftError
 from draftopd.target.head import LayerSizes, TargetShape
+from draftopd.trace import ReplayBatch
 from draftopd.values.checked import checked
 from draftopd.values.types import BlockSize, Count, Depth, Layers, Natural, Positive
 
@@ -95,6 +98,7 @@ class DFlash2(MarkovDrafter):
         selector_rank: r.
         conv_kernel_size: rows of a block that a convolution reads, a row's own among them.
         conv_group_size: channels that share the part of a kernel that is made of the row.
+        train_unary: blocks with odd anchors train head(h_k) alone: no random numbers, whatever the micro-batches are.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class DFlash2(MarkovDrafter):
         init: Literal["random", "target"] = "random",
         conv_kernel_size: Count = 2,
         conv_group_size: Count = 16,
+        train_unary: bool = True,
         window: Count | None = None,
     ) -> None:
         if target.hidden_size % conv_group_size:
@@ -139,7 +144,7 @@ class DFlash2(MarkovDrafter):
             init=init,
             window=window,
         )
-        self.selector_rank = selector_rank
+        self.selector_rank, self.train_unary = selector_rank, train_unary
         self.conv_kernel_size, self.conv_group_size = conv_kernel_size, conv_group_size
         self.layers = nn.ModuleList(
             ConvolvedLayer(self.sizes, conv_kernel_size, conv_group_size) for _ in range(num_layers)
@@ -154,6 +159,14 @@ class DFlash2(MarkovDrafter):
     def codes(self, hidden: Tensor, before: Tensor) -> Tensor:
         codes: Tensor = self.candidate_selector(hidden, before)
         return codes
+
+    def forward(self, batch: ReplayBatch, embed: Embed) -> Tensor:
+        rows = super().forward(batch, embed)
+        if not (self.training and self.train_unary):
+            return rows
+        hidden, codes = rows.split([self.hidden_size, self.selector_rank], -1)
+        alone = batch.anchors % 2 == 1
+        return torch.cat([hidden, codes.masked_fill(alone[..., None, None], 0)], -1)
 
     def block_flops(self, blocks: float, length: float) -> float:
         projected = self.hidden_size * self.selector_rank * self.num_draft_tokens
