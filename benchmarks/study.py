@@ -120,7 +120,9 @@ def join(folders: Sequence[Path], to: Path, name: str, timed: Path | None, add: 
 
 def _keep(saved: dict[str, Any], document: dict[str, Any], to: Path) -> None:
     """Puts the runs of a small file into a new one."""
-    if unlike := [key for key in ("decoding", "sets") if saved[key] != document[key]]:
+    seed = {"seed": document["decoding"]["seed"]}  # that of the run, as in one study of several seeds
+    same = {"decoding": saved["decoding"] | seed == document["decoding"], "sets": saved["sets"] == document["sets"]}
+    if unlike := [key for key, alike in same.items() if not alike]:
         raise DraftError(f"{to} has other {' and '.join(unlike)}: name another file, or leave out --add")
     document["git_commit"] = sorted({*saved["git_commit"], *document["git_commit"]})
     document["runs"] = dict(sorted({**saved["runs"], **document["runs"]}.items()))
