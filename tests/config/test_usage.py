@@ -46,7 +46,7 @@ def test_words_of_the_examples_are_there(command: str):
 def test_default_choices_come_first_and_folders_have_lines_of_their_own(tmp_path: Path):
     page = usage.page("fit")
     assert "\n  target            smollm2_135m, hf," in page
-    assert "\n    smoke/...       draft_opd," in page
+    assert "\n    smoke/...       dflash2," in page
     (tmp_path / "objective").mkdir()
     (tmp_path / "objective" / "my_loss.yaml").touch()
     assert "my_loss" in usage.page("fit", [CONFIG_DIR, tmp_path])
