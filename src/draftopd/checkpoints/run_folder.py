@@ -124,6 +124,12 @@ def of_cluster(folder: Path) -> list[Path]:
     return list(folder.glob("hpc_ckpt_*.ckpt"))
 
 
+def forget_cluster(folder: Path) -> None:
+    """Removes what a job that was queued again has gone on from."""
+    for path in of_cluster(folder):
+        path.unlink()
+
+
 def to_resume(folder: Path) -> Path | None:
     """The checkpoint from which the run in this folder goes on: the last, or a later one of a cluster."""
     found = [path for path in (folder / "checkpoints" / "last.ckpt", *of_cluster(folder)) if path.exists()]

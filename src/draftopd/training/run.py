@@ -21,7 +21,7 @@ from rich import get_console
 from draftopd.checkpoints.files import locate
 from draftopd.checkpoints.native import find_checkpoint, load_drafter, optimizer_state, spent
 from draftopd.checkpoints.published import drafter_config
-from draftopd.checkpoints.run_folder import of_cluster
+from draftopd.checkpoints.run_folder import forget_cluster
 from draftopd.console import Terminated
 from draftopd.data.answers import UnansweredError
 from draftopd.drafters.base import Drafter
@@ -88,6 +88,7 @@ def build(config: DictConfig) -> System:
     logger = RunLogger() if config.logger else None
     others = [OtherLogger(name, instantiate(of)) for name, of in (config.get("loggers") or {}).items()]
     trainer = make_trainer(config, callbacks, [*([logger] if logger else []), *others])
+    _warn_of_precision(trainer)  # not as it is made: that is tried for all of a study's stages first
     get_console().quiet = not trainer.is_global_zero
     return System(config, module, data, trainer, logger, others, observed, before)
 
@@ -138,14 +139,17 @@ def make_trainer(config: DictConfig, callbacks: list[L.Callback], loggers: Seque
     if trainer.precision == "16-mixed":
         # gradients would be clipped while they are scaled up, to a norm 65,536 times too small
         raise DraftError("trainer.precision=16-mixed scales gradients: take bf16-mixed or bf16-true")
-    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
-    if on_cpu and config.module.attention == "flex_attention":
+    if config.module.attention == "flex_attention" and isinstance(trainer.accelerator, CPUAccelerator):
         raise DraftError("module.attention=flex_attention needs a GPU: on CPUs torch has no gradient for it")
+    return trainer
+
+
+def _warn_of_precision(trainer: L.Trainer) -> None:
+    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if on_cpu and trainer.precision.startswith("bf16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         slow = "this processor has no bfloat16 products, and a step may take ten times as long"
-        message = "trainer.precision=%s: %s: take trainer.precision=32-true"
-        logging.getLogger(__name__).warning(message, trainer.precision, slow)
-    return trainer
+        advice = "trainer.precision=%s: %s: take trainer.precision=32-true"
+        logging.getLogger(__name__).warning(advice, trainer.precision, slow)
 
 
 def _start(system: System) -> Start | None:
@@ -189,14 +193,6 @@ def drafter_group(config: DictConfig, target: Target) -> dict[str, Any]:
     if path := config.drafter.get("path"):
         return drafter_config(path, target)
     return {name: value for name, value in config.drafter.items() if name != "path"}
-
-
-def _forget_cluster(trainer: L.Trainer) -> None:
-    """Removes what a job that was queued again has gone on from: on SLURM, Lightning would load it for the test."""
-    if trainer.is_global_zero:
-        for path in of_cluster(Path(trainer.default_root_dir)):
-            path.unlink()
-    trainer.strategy.barrier()
 
 
 def write_texts(config: DictConfig) -> None:
@@ -249,16 +245,17 @@ def run_stage(
     status: Status = "FAILED"
     try:
         trainer.fit(module, datamodule=system.data, ckpt_path=resume, weights_only=True)
-        _forget_cluster(trainer)
-        costs = module.budget.costs(module.ledger)
-        curve, flops = system.observed.history, module.ledger.training_flops
+        if trainer.is_global_zero:
+            forget_cluster(Path(trainer.default_root_dir))  # on SLURM, Lightning would load what is there for the test
+        trainer.strategy.barrier()
+        minutes, flops = module.budget.costs(module.ledger)["minutes"], module.ledger.training_flops
         others: list[Result] = []
         if config.test.prompts != 0:
             system.observed.start = None if start else _start(system)
             trainer.test(module, datamodule=system.data, verbose=False)
             others = _tested_start(system)
         first = start.name if start else others[0].name if others else None
-        training = Training(first, flops, 60 * costs["minutes"], curve, system.before)
+        training = Training(first, flops, 60 * minutes, system.observed.history, system.before)
         place = trainer.strategy.broadcast(str(checkpoint.resolve()))  # processes may have folders of their own
         result = Result(config.name, system.observed.answers, place, run.id if run else None, training)
         results = Results(module.target.fingerprint, system.data.decoding, [*others, result])
