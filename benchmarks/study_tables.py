@@ -86,6 +86,32 @@ def _difference(difference: stats.Estimate, base: float) -> tuple[str, str, str]
     return difference.text("+.3f"), f"{difference.mean / base:+.1%}", difference.p_text
 
 
+def gains(*rows: str) -> Iterator[str]:
+    """Several studies in one table: what new prompts gain over more SFT, in percent of its τ.
+
+    Args:
+        rows: `DRAFTER/START/PROMPTS=FILE:SFT:RANDOM:OWN:PAPER`, "_" for a space; the last four are names of arms, "-"
+            for one that was not run.
+    """
+    titles = ("drafter", "texts × starts", "test prompts", "seeds", "more SFT, τ", "random anchors", "own blocks")
+    yield "| " + " | ".join([*titles, "own blocks over random anchors", "Draft-OPD as in the paper"]) + " |"
+    yield "|---" * 9 + "|"
+    for row in rows:
+        label, _, names = row.rpartition("=")
+        name, sft, random, own, paper = names.split(":")
+        part = Part.read(name)
+        counts = sorted({len(part.members(arm)) for arm in (sft, random, own, paper) if arm != "-"})
+        pairs = ((random, sft), (own, sft), (own, random), (paper, sft))
+        cells = ["–".join(str(n) for n in sorted({counts[0], counts[-1]})), f"{part.length(sft).value:.2f}"]
+        cells += [_gain(part, arm, over) if arm != "-" else "-" for arm, over in pairs]
+        yield "| " + " | ".join([*label.replace("_", " ").split("/"), *cells]) + " |"
+
+
+def _gain(part: Part, arm: str, reference: str) -> str:
+    gain, base = part.difference(arm, reference).estimate(), part.length(reference).value / 100
+    return f"{gain.mean / base:+.1f} % [{gain.low / base:+.1f}, {gain.high / base:+.1f}]"
+
+
 def positions(name: str, *names: str) -> Iterator[str]:
     """A row an arm: the share of blocks whose first k drafts held, among those that drafted k, and the speedup."""
     part = Part.read(name)
@@ -191,4 +217,12 @@ def curve(name: str, run_name: str) -> Iterator[str]:
     yield f"Over the last third τ changes by {slope:+.2%} per 10 % of the compute."
 
 
-TABLES = {"arms": arms, "rates": rates, "curve": curve, "stages": stages, "border": border, "positions": positions}
+TABLES = {
+    "arms": arms,
+    "gains": gains,
+    "rates": rates,
+    "curve": curve,
+    "stages": stages,
+    "border": border,
+    "positions": positions,
+}

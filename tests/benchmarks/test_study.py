@@ -88,6 +88,16 @@ def test_small_files_make_the_tables_and_a_changed_number_is_found(joined: Path,
     drafters_are_tested_at_a_temperature_along_sampled_texts(joined)
 
 
+def test_gains_are_in_percent_of_more_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study_tables, "FOLDER", tmp_path)
+    committed = {"sft-seed0": 20, "sft-seed1": 20, "new-seed0": 25, "new-seed1": 25, "own-seed0": 24}
+    runs = {name: {"committed": [count] * 3, "blocks": [10] * 3} for name, count in committed.items()}
+    (tmp_path / "tiny.json").write_text(json.dumps({"sets": ["a", "a", "a"], "runs": runs}))
+    *_, row = study_tables.gains("DFlash/96_×_2/mix=tiny:sft:new:own:-")
+    gains = "+25.0 % [+25.0, +25.0] | +20.0 % [+20.0, +20.0] | -4.0 % [-4.0, -4.0] | - |"
+    assert row == f"| DFlash | 96 × 2 | mix | 1–2 | 2.00 | {gains}"
+
+
 def test_the_border_map_is_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(study_tables, "FOLDER", tmp_path)
     committed = {"warm": [20, 30, 40, 20], "sft": [22, 33, 40, 25], "new": [24, 36, 44, 26]}
