@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 KNOWN, DONE = ROOT / "docs/mutants.md", ROOT / "outputs/mutants.jsonl"
 RULES = ("decoding/test_sampling.py", "decoding/test_acceptance.py")
 LOSSES = ("objectives/test_losses.py",)
-ROLLOUTS = ("decoding/test_rollout.py", "decoding/test_sampled_rollout.py")
+ROLLOUTS = ("decoding/test_rollout.py", "decoding/test_sampled_rollout.py", "drafters/test_every_kind.py")
 TESTS = {
     "decoding/acceptance.py": RULES,
     "decoding/sampling.py": RULES,

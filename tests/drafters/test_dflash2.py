@@ -10,11 +10,9 @@ from draftopd.decoding.settings import Decoding
 from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dflash2 import BlockConv, DFlash2
 from draftopd.errors import DraftError
-from draftopd.target import load
 from draftopd.target.model import Target
 from draftopd.trace import collate
-from pair import EVERY_FAMILY, FAMILIES, PROMPTS, overfit_dflash2
-from runs import outputs
+from pair import PROMPTS
 
 
 def test_parameter_names_and_shapes_are_those_of_the_published_checkpoints(target: Target):
@@ -114,45 +112,3 @@ def test_every_parameter_learns(target: Target, eager_dflash2: DFlash2):
     grads = {name: p.grad for name, p in eager_dflash2.named_parameters()}
     eager_dflash2.zero_grad()
     assert [name for name, grad in grads.items() if grad is None or not grad.abs().sum()] == []
-
-
-@pytest.mark.parametrize("family", EVERY_FAMILY)
-def test_greedy_text_is_the_targets_whatever_the_family(family: str):
-    target = load.tiny({"model_type": family, **FAMILIES[family]})
-    decoding = Decoding(max_new_tokens=16, batch_size=2)
-    drafter = overfit_dflash2(target, PROMPTS[:2], decoding, steps=40)
-    plain, speculative = (rollout(target, d, PROMPTS, decoding) for d in (None, drafter))
-    for one, other in zip(plain, speculative, strict=True):
-        assert torch.equal(one.trace.tokens, other.trace.tokens)
-    assert sum(int(r.trace.check().accepted.sum()) for r in speculative) > 5
-
-
-def test_replay_of_unchanged_weights_gives_back_the_drafts(target: Target, eager_dflash2: DFlash2):
-    results = rollout(target, eager_dflash2, PROMPTS, Decoding(24, 2), keep_states=True)
-    stored = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
-    head = eager_dflash2.head(target.head)
-    for batch in (stored, target.replay(stored, eager_dflash2.layer_ids)):
-        with torch.no_grad():
-            drafted = head.tokens(head(eager_dflash2(batch, target.embed)).argmax(-1))
-        assert torch.equal(drafted[batch.valid], batch.drafts[batch.valid])
-    assert (stored.valid & (torch.arange(4) > stored.accepted[..., None])).any()  # tails after a first rejection
-
-
-def test_redrafting_gives_the_traces_of_a_rollout(target: Target, eager_dflash2: DFlash2):
-    decoding = Decoding(24)
-    texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=eager_dflash2.layer_ids)
-    rolled = rollout(target, eager_dflash2, PROMPTS, decoding)
-    for a, b in zip(rolled, redraft(target, eager_dflash2, texts, decoding), strict=True):
-        for name in ("tokens", "anchors", "drafts", "accepted"):
-            assert torch.equal(getattr(a.trace, name), getattr(b.trace, name))
-
-
-@pytest.mark.slow
-def test_sft_and_then_draft_opd_run_through_the_command(command, tmp_path):
-    assert command("experiment=smoke/dflash2", "logger=none") == 0
-    folder = outputs(tmp_path)
-    states = [
-        torch.load(folder / stage / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for stage in ("sft", "draft_opd")
-    ]
-    assert all(not torch.equal(states[0][name], states[1][name]) for name in states[0] if name != "drafter.d2t")

@@ -12,12 +12,10 @@ from draftopd.drafters.dflash import DFlash
 from draftopd.drafters.dspark import DSpark
 from draftopd.errors import DraftError
 from draftopd.objectives.confidence import WithConfidence
-from draftopd.target import load
 from draftopd.target.model import Target
-from draftopd.trace import ReplayBatch, collate, collate_rollouts, text_blocks
+from draftopd.trace import ReplayBatch, collate_rollouts, text_blocks
 from draftopd.training.module import DraftModule
-from pair import EVERY_FAMILY, FAMILIES, PROMPTS, overfit_dspark
-from runs import outputs
+from pair import PROMPTS
 
 SAMPLED = Decoding(24, temperature=1.0, rule="rejection")
 
@@ -119,47 +117,6 @@ def test_the_confidence_heads_loss_by_hand(target: Target, eager_dspark: DSpark,
     assert float(denominators["confidence"]) == pytest.approx(float(weight.sum()), rel=1e-5)
 
 
-def tokens_of(results) -> list[list[int]]:
-    return [r.trace.tokens.tolist() for r in results]
-
-
-@pytest.mark.parametrize("family", EVERY_FAMILY)
-def test_greedy_text_is_the_targets_whatever_the_family(family: str):
-    target = load.tiny({"model_type": family, **FAMILIES[family]})
-    decoding = Decoding(max_new_tokens=16, batch_size=2)
-    drafter = overfit_dspark(target, PROMPTS[:2], decoding, steps=40)
-    plain, speculative = (rollout(target, d, PROMPTS, decoding) for d in (None, drafter))
-    assert tokens_of(speculative) == tokens_of(plain)
-    assert sum(int(r.trace.check().accepted.sum()) for r in speculative) > 5
-
-
-def test_a_trained_drafter_exercises_every_length_of_acceptance(target: Target, eager_dspark: DSpark):
-    accepted = torch.cat([r.trace.accepted for r in rollout(target, eager_dspark, PROMPTS, Decoding(24))])
-    assert set(accepted.tolist()) == {0, 1, 2, 3, 4}
-
-
-def test_replay_of_unchanged_weights_gives_back_the_drafts(target: Target, eager_dspark: DSpark):
-    results = rollout(target, eager_dspark, PROMPTS, Decoding(24, 2), keep_states=True)
-    stored = collate([r.trace for r in results], [r.features for r in results], [r.target_hidden for r in results])
-    head = eager_dspark.head(target.head)
-    for batch in (stored, target.replay(stored, eager_dspark.layer_ids)):
-        with torch.no_grad():
-            drafted = head.tokens(head(eager_dspark(batch, target.embed)).argmax(-1))
-        assert torch.equal(drafted[batch.valid], batch.drafts[batch.valid])
-    rejected = stored.valid & (torch.arange(4) > stored.accepted[..., None])  # tails after a first rejection
-    assert rejected.any()
-
-
-def test_redrafting_gives_the_traces_of_a_rollout(target: Target, eager_dspark: DSpark):
-    decoding = Decoding(24)
-    texts = rollout(target, None, PROMPTS, decoding, keep_states=True, layer_ids=eager_dspark.layer_ids)
-    for a, b in zip(
-        rollout(target, eager_dspark, PROMPTS, decoding), redraft(target, eager_dspark, texts, decoding), strict=True
-    ):
-        for name in ("tokens", "anchors", "drafts", "accepted"):
-            assert torch.equal(getattr(a.trace, name), getattr(b.trace, name))
-
-
 def test_on_texts_the_text_is_forced(target: Target, eager_dspark: DSpark):
     """SFT's case: the token before each slot is the text's."""
     (text,) = rollout(target, None, PROMPTS[:1], Decoding(12), keep_states=True, layer_ids=eager_dspark.layer_ids)
@@ -168,26 +125,3 @@ def test_on_texts_the_text_is_forced(target: Target, eager_dspark: DSpark):
     for block, anchor in enumerate((8, 10)):
         expected = eager_dspark.markov_head.markov_w1(text.trace.tokens[anchor : anchor + 4])
         assert torch.equal(embedded[block], expected)
-
-
-def test_a_reduced_vocabulary_drafts_its_own_tokens_and_stays_lossless(target: Target):
-    torch.manual_seed(3)
-    drafter = DSpark(target.shape, 1, 4, 6, draft_vocab_size=10)
-    drafter.set_vocabulary(torch.arange(20, 40, 2))
-    for decoding in (Decoding(16), SAMPLED):
-        results = rollout(target, drafter, PROMPTS, decoding)
-        drafted = torch.cat([r.trace.check().drafts.flatten() for r in results])
-        assert set(drafted.tolist()) <= set(range(20, 40, 2))
-    plain = rollout(target, None, PROMPTS, Decoding(16))
-    assert tokens_of(rollout(target, drafter, PROMPTS, Decoding(16))) == tokens_of(plain)
-
-
-@pytest.mark.slow
-def test_sft_and_then_draft_opd_run_through_the_command(command, tmp_path):
-    assert command("experiment=smoke/dspark", "logger=none") == 0
-    folder = outputs(tmp_path)
-    states = [
-        torch.load(folder / stage / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for stage in ("sft", "draft_opd")
-    ]
-    assert all(not torch.equal(states[0][name], states[1][name]) for name in states[0] if name != "drafter.d2t")

@@ -1,8 +1,5 @@
 """EAGLE-3 in training: its SFT objective, and both stages through the command."""
 
-import json
-
-import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -10,7 +7,6 @@ from hydra.utils import instantiate
 
 from draftopd.command import CONFIG_DIR
 from draftopd.objectives.rows import Rows
-from runs import outputs
 
 
 def test_the_sft_objective_by_hand():
@@ -28,16 +24,3 @@ def test_the_sft_objective_by_hand():
     soft = -(target.softmax(-1) * F.log_softmax(draft, -1)).sum(-1)
     (expected,) = torch.autograd.grad((soft * weights).sum(), draft)
     torch.testing.assert_close(gradient, expected)
-
-
-@pytest.mark.slow
-def test_sft_and_then_draft_opd_run_through_the_command(command, tmp_path):
-    assert command("experiment=smoke/eagle3", "logger=none") == 0
-    folder = outputs(tmp_path)
-    stages = json.loads((folder / "results.json").read_text())["results"]
-    assert [s["name"] for s in stages] == ["sft", "draft_opd"]
-    states = [
-        torch.load(folder / s["name"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for s in stages
-    ]
-    assert torch.equal(states[0]["drafter.d2t"], states[1]["drafter.d2t"])
-    assert all(not torch.equal(states[0][n], states[1][n]) for n in states[0] if n != "drafter.d2t")
